@@ -1,0 +1,266 @@
+"""`Phi3Config` (what config.json says of a model) and `LoraConfig` (PEFT's field names)."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from phi3_jax.errors import InputError
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of a Phi-3 model.
+
+    `short_factor` and `long_factor` are LongRoPE's divisors of the frequencies, one for each
+    rotated pair of dimensions; both are None for the default RoPE. `attention_factor` multiplies
+    cos and sin (1 for the default RoPE).
+    """
+
+    theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    original_max_position_embeddings: int = 4096
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+    attention_factor: float = 1.0
+
+    @property
+    def is_longrope(self) -> bool:
+        return self.long_factor is not None
+
+
+@dataclass(frozen=True)
+class Phi3Config:
+    """A model of Hugging Face's model_type `phi3`; field names are config.json's.
+
+    `source` keeps the JSON text that the configuration was read from, so that saving writes back
+    every key, also those that mean nothing here.
+    """
+
+    vocab_size: int = 32064
+    hidden_size: int = 3072
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 96
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    hidden_act: str = "silu"
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    resid_pdrop: float = 0.0
+    attention_dropout: float = 0.0
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 32000
+    pad_token_id: int | None = 32000
+    rope: RopeConfig = RopeConfig()
+    source: str = field(default="{}", compare=False, repr=False)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of each head that are rotated (the first ones)."""
+        return int(self.head_dim * self.rope.partial_rotary_factor)
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Rows of `qkv_proj` that make up q, k and v."""
+        kv = self.num_key_value_heads * self.head_dim
+        return self.num_attention_heads * self.head_dim, kv, kv
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config.json") -> "Phi3Config":
+        """Reads the contents of a config.json, in the old style (`rope_theta`, `rope_scaling`)
+        or that of transformers 5 (`rope_parameters`).
+
+        Raises `InputError` for another model_type, missing or impossible sizes, unknown kinds of
+        RoPE and LongRoPE factors of the wrong number.
+        """
+        if raw.get("model_type") != "phi3":
+            raise InputError(
+                f"{where}: model_type is {raw.get('model_type')!r}, expected 'phi3'; "
+                "give a checkpoint of the Phi-3 family"
+            )
+        # transformers fills what config.json leaves out with Phi-3-mini's values; so do we.
+        values = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
+        for name in ("rope", "source"):
+            values.pop(name, None)
+        values["num_attention_heads"] = heads = raw.get("num_attention_heads", 32)
+        values["num_key_value_heads"] = raw.get("num_key_value_heads") or heads
+        values["pad_token_id"] = raw.get("pad_token_id", 32000)
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        _check_sizes(values, where)
+        values["head_dim"] = raw.get("head_dim") or values.get("hidden_size", 3072) // heads
+        config = cls(**values, source=json.dumps(dict(raw)))
+        return replace(config, rope=_read_rope(raw, config, where))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Phi3Config":
+        """Reads `folder/config.json`."""
+        path = Path(folder) / "config.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); expected a checkpoint folder with config.json"
+            ) from error
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{path}: is not JSON ({error}); download it again") from error
+        if not isinstance(raw, dict):
+            raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
+        return cls.from_dict(raw, where=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What to write as config.json: loads in transformers 4 and 5, and reads back equal."""
+        raw: dict[str, Any] = json.loads(self.source)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("rope", "source") or (f.name == "head_dim" and "head_dim" not in raw):
+                continue
+            raw[f.name] = list(value) if isinstance(value, tuple) else value
+        if self.head_dim * self.num_attention_heads != self.hidden_size:
+            raw["head_dim"] = self.head_dim
+        rope = self.rope
+        raw["architectures"] = ["Phi3ForCausalLM"]
+        raw["model_type"] = "phi3"
+        # One style, the old one: every transformers release since 4.41 reads it, `su` no longer.
+        raw.pop("rope_parameters", None)
+        raw["rope_theta"] = rope.theta
+        raw["partial_rotary_factor"] = rope.partial_rotary_factor
+        raw["original_max_position_embeddings"] = rope.original_max_position_embeddings
+        raw["rope_scaling"] = None
+        if rope.short_factor is not None and rope.long_factor is not None:
+            raw["rope_scaling"] = {
+                "type": "longrope",
+                "short_factor": list(rope.short_factor),
+                "long_factor": list(rope.long_factor),
+            }
+            if rope.attention_factor != _attention_factor(
+                self.max_position_embeddings / rope.original_max_position_embeddings,
+                rope.original_max_position_embeddings,
+            ):
+                raw["rope_scaling"]["attention_factor"] = rope.attention_factor
+        return raw
+
+
+def _check_sizes(values: Mapping[str, Any], where: str) -> None:
+    sizes = [f.name for f in fields(Phi3Config) if f.type in (int, "int")]
+    for name in sizes:
+        value = values.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{where}: {name} is {value!r}, expected a positive whole number")
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    hidden = values.get("hidden_size", 3072)
+    if heads % kv_heads:
+        raise InputError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    if "head_dim" not in values and hidden % heads:
+        raise InputError(f"{where}: hidden_size {hidden} is no multiple of {heads} attention heads")
+    act = values.get("hidden_act", "silu")
+    if act not in ACTIVATIONS:
+        raise InputError(f"{where}: hidden_act is {act!r}, expected one of {', '.join(ACTIVATIONS)}")
+
+
+def _attention_factor(scale: float, original: int) -> float:
+    """LongRoPE's factor on cos and sin: sqrt(1 + ln(scale) / ln(original)), 1 without extension."""
+    return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original))
+
+
+def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeConfig:
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise InputError(f"{where}: rope parameters are a {type(rope).__name__}, expected an object")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    # Phi-3's first files said `su` (and, for a while, `yarn`) for what is now called `longrope`.
+    if kind not in ("default", "longrope", "su", "yarn"):
+        raise InputError(f"{where}: rope type {kind!r} is not Phi-3's; expected 'default' or 'longrope'")
+    original = (
+        rope.get("original_max_position_embeddings")
+        or raw.get("original_max_position_embeddings")
+        or (config.max_position_embeddings if kind == "default" else 4096)
+    )
+    common: dict[str, Any] = {
+        "theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        "partial_rotary_factor": float(rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0),
+        "original_max_position_embeddings": int(original),
+    }
+    plain = RopeConfig(**common)
+    pairs = replace(config, rope=plain).rotary_dim // 2
+    if kind == "default":
+        return plain
+    factors: dict[str, tuple[float, ...]] = {}
+    for name in ("short_factor", "long_factor"):
+        values = rope.get(name)
+        if not isinstance(values, Sequence) or not all(isinstance(v, int | float) for v in values):
+            raise InputError(f"{where}: {name} is {type(values).__name__}, expected a list of {pairs} numbers")
+        if len(values) != pairs:
+            raise InputError(
+                f"{where}: {name} has {len(values)} numbers, expected {pairs} (half the rotated dimensions)"
+            )
+        factors[name] = tuple(float(v) for v in values)
+    scale = rope.get("factor") or config.max_position_embeddings / original
+    attention_factor = rope.get("attention_factor") or _attention_factor(scale, original)
+    return RopeConfig(**common, **factors, attention_factor=float(attention_factor))
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What PEFT's `LoraConfig` calls these things; hashable, so that it can ride in a pytree.
+
+    **Fields**
+    - `r`: rank. `lora_alpha`: the update is scaled by `lora_alpha / r`, with `use_rslora` by
+      `lora_alpha / sqrt(r)`. `lora_dropout`: probability of dropping an adapter input in training.
+    - `target_modules`: a list of whole names or `.suffixes`, a regular expression that must match
+      the whole name, or `"all-linear"` (every linear layer but the output head).
+    - `init_lora_weights`: True (Kaiming-uniform A, zero B), `"gaussian"` (A ~ N(0, 1/r), zero B)
+      or False (both random: for tests only, as in PEFT).
+    - `bias`, `modules_to_save`, `task_type`, `base_model_name_or_path`: as in PEFT; carried so
+      that both dictionaries of a PEFT script can be handed over unchanged.
+    """
+
+    r: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | str = "all-linear"
+    use_rslora: bool = False
+    init_lora_weights: bool | Literal["gaussian"] = True
+    bias: Literal["none"] = "none"
+    modules_to_save: tuple[str, ...] | None = None
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    base_model_name_or_path: str | None = None
+
+    def __post_init__(self) -> None:
+        # YAML and PEFT give lists; a pytree's static part must be hashable.
+        for name in ("target_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, list | set | frozenset):
+                object.__setattr__(self, name, tuple(sorted(value) if isinstance(value, set) else value))
+        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
+            raise InputError(f"peft.r is {self.r!r}, expected a whole number of at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"peft.lora_dropout is {self.lora_dropout}, expected 0 <= p < 1")
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise InputError(
+                f"peft.init_lora_weights is {self.init_lora_weights!r}, expected true, false or 'gaussian'"
+            )
+        if self.bias != "none":
+            raise InputError(f"peft.bias is {self.bias!r}; Phi-3 has no biases, expected 'none'")
+        if self.modules_to_save:
+            raise InputError(
+                f"peft.modules_to_save names {', '.join(self.modules_to_save)}, which is not supported yet; "
+                "leave it out"
+            )
+        if self.task_type != "CAUSAL_LM":
+            raise InputError(f"peft.task_type is {self.task_type!r}, expected 'CAUSAL_LM'")
+        if not self.target_modules:
+            raise InputError("peft.target_modules is empty; name layers, or give 'all-linear'")
+
+    @property
+    def scaling(self) -> float:
+        """α/r, or α/√r with rsLoRA."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)

@@ -1,0 +1,5 @@
+"""Answers from a model."""
+
+from phi3_jax.generate.decode import generate
+
+__all__ = ["generate"]

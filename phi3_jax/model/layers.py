@@ -1,0 +1,171 @@
+"""The layers that Phi-3 is built of. Weights keep the checkpoint's names and `[out, in]` layout.
+
+A layer made with `stack=(L,)` holds L layers' weights in one array; the model slices them while it
+scans, and what runs is always a single layer.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.lora.adapters import Adapter, EmbeddingAdapter
+from phi3_jax.model.attention import attend
+from phi3_jax.model.rope import apply_rope
+
+Adapters = Mapping[str, Any]  # module name -> Adapter, or the Adapters of a submodule
+Stack = tuple[int, ...]
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+def split_key(key: PRNGKeyArray | None, number: int) -> Any:
+    """`number` keys, or as many None where there is no randomness."""
+    return [None] * number if key is None else jax.random.split(key, number)
+
+
+def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
+    """Inverted dropout; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def project(
+    x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: jnp.dtype | None = None
+) -> Float[Array, "*batch out"]:
+    """x Wᵀ, accumulated in float32 and returned as `dtype` (default: that of x)."""
+    contract = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype or x.dtype)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> nnx.Param:
+    return nnx.Param((std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype))
+
+
+class Linear(nnx.Module):
+    """x Wᵀ without a bias, and an optional adapter's update."""
+
+    def __init__(
+        self, in_features: int, out_features: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack = ()
+    ):
+        self.weight = _normal(rngs, (*stack, out_features, in_features), std, dtype)
+
+    def __call__(
+        self, x: Float[Array, "*batch in"], adapter: Adapter | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*batch out"]:
+        y = project(x, self.weight[...])
+        return y if adapter is None else adapter(y, x, self.weight[...], key)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table; the padding token's row gets no gradient, as in PyTorch."""
+
+    def __init__(self, vocab: int, hidden: int, padding_idx: int | None, std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.weight = _normal(rngs, (vocab, hidden), std, dtype)
+        self.padding_idx = padding_idx
+
+    def __call__(
+        self, ids: Int[Array, "batch seq"], adapter: EmbeddingAdapter | None = None
+    ) -> Float[Array, "batch seq hidden"]:
+        rows = self.weight[...][ids]
+        if adapter is not None:
+            rows = adapter(rows, ids)
+        if self.padding_idx is None:
+            return rows
+        return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) · weight: normalised in float32, cast back, then multiplied."""
+
+    def __init__(self, size: int, eps: float, dtype: jnp.dtype, stack: Stack = ()):
+        self.weight = nnx.Param(jnp.ones((*stack, size), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...] * normed.astype(x.dtype)
+
+
+class Phi3Attention(nnx.Module):
+    """Self-attention with q, k and v fused in one projection, and grouped key-value heads."""
+
+    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack):
+        std, width = config.initializer_range, config.num_attention_heads * config.head_dim
+        self.qkv_proj = Linear(config.hidden_size, sum(config.qkv_sizes), std, dtype, rngs, stack)
+        self.o_proj = Linear(width, config.hidden_size, std, dtype, rngs, stack)
+        self.head_dim = config.head_dim
+        self.qkv_sizes = config.qkv_sizes
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq hidden"],
+        cos_sin: tuple[Float[Array, "batch seq pairs"], Float[Array, "batch seq pairs"]],
+        mask: Bool[Array, "batch 1 seq seq"],
+        adapters: Adapters,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "batch seq hidden"]:
+        qkv_key, o_key = split_key(key, 2)
+        qkv = self.qkv_proj(x, adapters.get("qkv_proj"), qkv_key)  # [B, T, (N + 2K) H]
+        q_size, k_size, _ = self.qkv_sizes
+        q, k, v = (
+            part.reshape(*x.shape[:2], -1, self.head_dim) for part in jnp.split(qkv, (q_size, q_size + k_size), axis=-1)
+        )  # [B, T, N, H], [B, T, K, H] twice
+        out = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v, mask)
+        return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key)
+
+
+class Phi3MLP(nnx.Module):
+    """down(up · act(gate)), gate and up fused in one projection."""
+
+    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack):
+        std, inner = config.initializer_range, config.intermediate_size
+        self.gate_up_proj = Linear(config.hidden_size, 2 * inner, std, dtype, rngs, stack)
+        self.down_proj = Linear(inner, config.hidden_size, std, dtype, rngs, stack)
+        self.hidden_act = config.hidden_act
+
+    def __call__(
+        self, x: Float[Array, "batch seq hidden"], adapters: Adapters, key: PRNGKeyArray | None
+    ) -> Float[Array, "batch seq hidden"]:
+        up_key, down_key = split_key(key, 2)
+        gate, up = jnp.split(self.gate_up_proj(x, adapters.get("gate_up_proj"), up_key), 2, axis=-1)
+        return self.down_proj(up * ACTIVATIONS[self.hidden_act](gate), adapters.get("down_proj"), down_key)
+
+
+class Phi3DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP, each with dropout (`resid_pdrop`) on its branch."""
+
+    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack = ()):
+        self.self_attn = Phi3Attention(config, dtype, rngs, stack)
+        self.mlp = Phi3MLP(config, dtype, rngs, stack)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, stack)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, stack)
+        self.resid_pdrop = config.resid_pdrop
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq hidden"],
+        cos_sin: tuple[Array, Array],
+        mask: Bool[Array, "batch 1 seq seq"],
+        adapters: Adapters,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "batch seq hidden"]:
+        attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
+        attn = self.self_attn(self.input_layernorm(x), cos_sin, mask, adapters.get("self_attn", {}), attn_key)
+        x = x + dropout(attn, self.resid_pdrop, attn_drop)
+        mlp = self.mlp(self.post_attention_layernorm(x), adapters.get("mlp", {}), mlp_key)
+        return x + dropout(mlp, self.resid_pdrop, mlp_drop)

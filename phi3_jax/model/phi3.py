@@ -1,0 +1,216 @@
+"""`Phi3ForCausalLM`: the frozen model; an adapter, where there is one, is an argument beside it."""
+
+import contextlib
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.errors import InputError
+from phi3_jax.lora.adapters import Lora
+from phi3_jax.model.attention import attention_mask as visible_keys
+from phi3_jax.model.layers import Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, project
+from phi3_jax.model.rope import rope_cos_sin
+
+
+class Phi3Model(nnx.Module):
+    """Embedding, the stacked decoder layers, and the final norm."""
+
+    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embed_tokens = Embedding(
+            config.vocab_size, config.hidden_size, config.pad_token_id, config.initializer_range, dtype, rngs
+        )
+        self.layers = Phi3DecoderLayer(config, dtype, rngs, stack=(config.num_hidden_layers,))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.config = config
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq hidden"],
+        positions: Int[Array, "batch seq"],
+        segment_ids: Int[Array, "batch seq"],
+        adapters: Adapters,
+        dropout_key: PRNGKeyArray | None,
+        remat: bool,
+        collect: bool,
+    ) -> tuple[Float[Array, "batch seq hidden"], Float[Array, "layers batch seq hidden"] | None]:
+        """The normed output of the last layer, and every layer's input if `collect`."""
+        config = self.config
+        cos_sin = rope_cos_sin(config, positions, segment_ids, x.dtype)
+        mask = visible_keys(segment_ids, config.sliding_window)
+        graph, weights = nnx.split(self.layers)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
+
+        def layer(x: Array, scanned: tuple[Any, Adapters, Any]) -> tuple[Array, Array | None]:
+            weights, adapters, key = scanned
+            return nnx.merge(graph, weights)(x, cos_sin, mask, adapters, key), x if collect else None
+
+        # Inside a scan XLA cannot undo the rematerialisation, so no barrier against that is needed.
+        body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+        x, inputs = jax.lax.scan(body, x, (weights, adapters.get("layers", {}), keys))
+        return self.norm(x), inputs
+
+
+class Phi3ForCausalLM(nnx.Module):
+    """Phi-3 with its language-model head.
+
+    **Arguments**
+    - `config`: the architecture.
+    - `dtype`: of the weights and activations; norms' statistics, RoPE, softmax and logits are
+      float32 in any case.
+    - `rngs`: `nnx.Rngs` for random weights; `from_pretrained` loads a checkpoint instead.
+    """
+
+    def __init__(self, config: Phi3Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.model = Phi3Model(config, dtype, rngs)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, config.initializer_range, dtype, rngs)
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str,
+        *,
+        dtype: Any = jnp.bfloat16,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+    ) -> "Phi3ForCausalLM":
+        """Loads a Hugging Face checkpoint: a folder, or a hub id that is downloaded and cached.
+
+        **Arguments**: `dtype`, of the weights in memory; `revision`, `token`, `cache_dir` and
+        `local_files_only` as in huggingface_hub.
+
+        Raises `InputError` with everything that is wrong with the checkpoint at once.
+        """
+        from phi3_jax.hf.checkpoint import load_model
+
+        return load_model(
+            path_or_hub_id,
+            dtype=dtype,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+
+    def save_pretrained(self, folder: str, *, max_shard_size: int = 5 * 10**9) -> None:
+        """Writes config.json and safetensors shards that transformers loads, bit for bit."""
+        from phi3_jax.hf.checkpoint import save_model
+
+        save_model(self, folder, max_shard_size=max_shard_size)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """That of weights and activations."""
+        return self.model.embed_tokens.weight.dtype
+
+    def embed(self, input_ids: Int[Array, "batch seq"], lora: Lora | None = None) -> Float[Array, "batch seq hidden"]:
+        """The input embeddings, with the adapter's update where it has one for them."""
+        adapters = {} if lora is None else lora.adapters.get("model", {})
+        return self.model.embed_tokens(input_ids, adapters.get("embed_tokens"))
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch seq"],
+        *,
+        attention_mask: Int[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
+        segment_ids: Int[Array, "batch seq"] | None = None,
+        lora: Lora | None = None,
+        inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        remat: bool = False,
+    ) -> Float[Array, "batch seq vocab"]:
+        """Logits, float32.
+
+        **Arguments**
+        - `input_ids`: token ids.
+        - `attention_mask`: 1 at real tokens, 0 at padding, on either side.
+        - `positions`: default: counted from 0 at each row's (or segment's) first real token.
+        - `segment_ids`: documents of a packed row, counted from 1; 0 at padding. Attention stays
+          within a document.
+        - `lora`: adapters to apply.
+        - `inputs_embeds`: taken instead of `embed(input_ids, lora)`.
+        - `dropout_key`: training mode: dropout of the configuration and of the adapters.
+        - `remat`: recompute each layer in the backward pass instead of keeping its activations.
+        """
+        args = (input_ids, attention_mask, positions, segment_ids, lora, inputs_embeds, dropout_key)
+        return self._run(*args, remat=remat, collect=False)
+
+    def hidden_states(
+        self, input_ids: Int[Array, "batch seq"], **kwargs: Any
+    ) -> Float[Array, "layers_and_1 batch seq hidden"]:
+        """As transformers' `output_hidden_states`: each layer's input, then the normed output.
+
+        Takes the arguments of the call.
+        """
+        names = ("attention_mask", "positions", "segment_ids", "lora", "inputs_embeds", "dropout_key")
+        args = (kwargs.pop(name, None) for name in names)
+        return self._run(input_ids, *args, remat=False, collect=True, **kwargs)
+
+    def _run(self, input_ids: Array, attention_mask: Any, *args: Any, remat: bool, collect: bool) -> Array:
+        if attention_mask is not None and args[1] is not None:
+            raise InputError("attention_mask and segment_ids were both given; segment_ids are 0 at padding already")
+        if args[4] is not None and self.config.attention_dropout > 0:
+            raise InputError(
+                f"config.json has attention_dropout {self.config.attention_dropout}, which is not supported in "
+                "training; set it to 0"
+            )
+        # One compiled program a shape, also for those who call the model without jit.
+        graph, state = nnx.split(self)
+        return _forward(graph, state, input_ids, attention_mask, *args, remat=remat, collect=collect)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("remat", "collect"))
+def _forward(
+    graph: Any,
+    state: Any,
+    input_ids: Array,
+    attention_mask: Array | None,
+    positions: Array | None,
+    segment_ids: Array | None,
+    lora: Lora | None,
+    inputs_embeds: Array | None,
+    dropout_key: PRNGKeyArray | None,
+    remat: bool,
+    collect: bool,
+) -> Array:
+    self = nnx.merge(graph, state)
+    input_ids = jnp.asarray(input_ids)
+    if segment_ids is None:
+        segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
+    if positions is None:
+        positions = default_positions(segment_ids)
+    adapters: Adapters = {} if lora is None else lora.adapters
+    # "float32" means float32, also where the hardware's default for it is coarser (TPUs, TF32).
+    precise = jax.default_matmul_precision("highest") if self.dtype == jnp.float32 else contextlib.nullcontext()
+    with precise:
+        x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
+        x, inputs = self.model(x, positions, segment_ids, adapters.get("model", {}), dropout_key, remat, collect)
+        if inputs is not None:
+            return jnp.concatenate([inputs, x[None]])
+        head = (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight[...]
+        logits = project(x, head, jnp.float32)
+        if "lm_head" in adapters:
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
+            logits = adapters["lm_head"](logits, x, head, key)
+    return logits
+
+
+def default_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:
+    """Positions that restart at the first token of every document; 0 up to a row's first token."""
+    index = jnp.arange(segment_ids.shape[1])
+    starts = jnp.concatenate(
+        [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)

@@ -1,0 +1,72 @@
+"""Rotary position embeddings: the default kind and LongRoPE."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from phi3_jax.config import Phi3Config
+
+
+def inverse_frequencies(config: Phi3Config, factor: tuple[float, ...] | None = None) -> np.ndarray:
+    """1 / (factor_i · theta^(2i/d)), float32, one for each rotated pair of dimensions."""
+    dim = config.rotary_dim
+    # float32 throughout, as transformers: at position 100,000 the last bit is seen in cos.
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    periods = np.float32(config.rope.theta) ** exponents
+    if factor is not None:
+        periods = np.asarray(factor, np.float32) * periods
+    return np.float32(1) / periods
+
+
+def length_in_use(positions: Int[Array, "batch seq"], segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:
+    """Length of the document that each token belongs to: its largest position, plus one.
+
+    A row without packing is one document. Padding (segment 0) counts for nothing.
+    """
+    seq = positions.shape[1]
+
+    def row(positions: Array, segments: Array) -> Array:
+        last = jax.ops.segment_max(positions, segments, num_segments=seq + 1)
+        return last[segments] + 1
+
+    return jax.vmap(row)(positions, segment_ids)
+
+
+def rope_cos_sin(
+    config: Phi3Config,
+    positions: Int[Array, "batch seq"],
+    segment_ids: Int[Array, "batch seq"],
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, "batch seq pairs"], Float[Array, "batch seq pairs"]]:
+    """cos and sin of every rotated pair's angle, computed in float32, times the attention factor.
+
+    LongRoPE takes its long factors where the document in use is longer than the original
+    positions (4,096 tokens: short; 4,097: long), each row and each packed document by itself.
+    """
+    rope = config.rope
+    if rope.is_longrope:
+        long = length_in_use(positions, segment_ids) > rope.original_max_position_embeddings
+        inv_freq = jnp.where(
+            long[..., None],
+            inverse_frequencies(config, rope.long_factor),
+            inverse_frequencies(config, rope.short_factor),
+        )  # [B, T, D/2]
+    else:
+        inv_freq = jnp.asarray(inverse_frequencies(config))
+    angles = positions[..., None].astype(jnp.float32) * inv_freq  # [B, T, D/2]
+    cos = jnp.cos(angles) * rope.attention_factor
+    sin = jnp.sin(angles) * rope.attention_factor
+    return cos.astype(dtype), sin.astype(dtype)
+
+
+def apply_rope(
+    x: Float[Array, "batch seq heads head_dim"],
+    cos: Float[Array, "batch seq pairs"],
+    sin: Float[Array, "batch seq pairs"],
+) -> Float[Array, "batch seq heads head_dim"]:
+    """Rotates the first `2 · pairs` dimensions of each head, in rotate-half layout."""
+    pairs = cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]  # [B, T, 1, D/2]
+    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
