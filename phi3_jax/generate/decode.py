@@ -85,7 +85,7 @@ def _decode(
         # What is not written yet counts as padding, so that LongRoPE sees the length in use.
         written = jnp.pad(mask, ((0, 0), (0, max_new_tokens)), constant_values=1)
         written = jnp.where(jnp.arange(total) < length, written, 0)
-        logits = model(tokens, attention_mask=written, lora=lora, last=length - 1)[:, 0]
+        logits = model(tokens, attention_mask=written, lora=lora, logits_to_keep=length[None] - 1)[:, 0]
         chosen = jnp.where(done, pad, jnp.argmax(logits, axis=-1).astype(tokens.dtype))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], length, axis=1)
         return tokens, done | jnp.isin(chosen, end_ids), length + 1

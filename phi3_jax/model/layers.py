@@ -5,7 +5,7 @@ scans, and what runs is always a single layer.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,36 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
-from phi3_jax.lora.adapters import Adapter, EmbeddingAdapter
 from phi3_jax.model.attention import attend
 from phi3_jax.model.rope import apply_rope
 
 Adapters = Mapping[str, Any]  # module name -> Adapter, or the Adapters of a submodule
 Stack = tuple[int, ...]
+
+
+class Adapter(Protocol):
+    """What a linear layer takes beside its weight; the kinds are in `phi3_jax.lora.adapters`."""
+
+    def __call__(
+        self,
+        y: Float[Array, "*batch out"],
+        x: Float[Array, "*batch in"],
+        weight: Float[Array, "out in"],
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "*batch out"]:
+        """The layer's output, given the base's output `y` for the input `x`; dropout iff `key`."""
+        ...
+
+
+class EmbeddingAdapter(Protocol):
+    """What an embedding takes beside its table."""
+
+    def __call__(
+        self, rows: Float[Array, "batch seq hidden"], ids: Int[Array, "batch seq"], padding_idx: int | None
+    ) -> Float[Array, "batch seq hidden"]:
+        """The adapted rows, given the table's `rows` for `ids`."""
+        ...
+
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -41,6 +65,16 @@ def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+def look_up(
+    table: Float[Array, "vocab hidden"], ids: Int[Array, "batch seq"], padding_idx: int | None
+) -> Float[Array, "batch seq hidden"]:
+    """Rows of a table; the padding token's row gets no gradient, as in PyTorch."""
+    rows = table[ids]
+    if padding_idx is None:
+        return rows
+    return jnp.where((ids == padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
 
 
 def project(
@@ -71,7 +105,7 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table; the padding token's row gets no gradient, as in PyTorch."""
+    """Rows of a table, and an optional adapter's update."""
 
     def __init__(self, vocab: int, hidden: int, padding_idx: int | None, std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.weight = _normal(rngs, (vocab, hidden), std, dtype)
@@ -80,12 +114,8 @@ class Embedding(nnx.Module):
     def __call__(
         self, ids: Int[Array, "batch seq"], adapter: EmbeddingAdapter | None = None
     ) -> Float[Array, "batch seq hidden"]:
-        rows = self.weight[...][ids]
-        if adapter is not None:
-            rows = adapter(rows, ids)
-        if self.padding_idx is None:
-            return rows
-        return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
+        rows = look_up(self.weight[...], ids, self.padding_idx)
+        return rows if adapter is None else adapter(rows, ids, self.padding_idx)
 
 
 class RMSNorm(nnx.Module):

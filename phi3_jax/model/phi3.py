@@ -1,8 +1,10 @@
 """`Phi3ForCausalLM`: the frozen model; an adapter, where there is one, is an argument beside it."""
 
+from __future__ import annotations
+
 import contextlib
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.lora.adapters import Lora
 from phi3_jax.model.attention import attention_mask as visible_keys
 from phi3_jax.model.layers import Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, project
 from phi3_jax.model.rope import rope_cos_sin
+
+if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing else of it
+    from phi3_jax.lora.adapters import Lora
 
 
 class Phi3Model(nnx.Module):
@@ -84,7 +88,7 @@ class Phi3ForCausalLM(nnx.Module):
         token: str | None = None,
         cache_dir: str | None = None,
         local_files_only: bool = False,
-    ) -> "Phi3ForCausalLM":
+    ) -> Phi3ForCausalLM:
         """Loads a Hugging Face checkpoint: a folder, or a hub id that is downloaded and cached.
 
         **Arguments**: `dtype`, of the weights in memory; `revision`, `token`, `cache_dir` and
@@ -128,9 +132,10 @@ class Phi3ForCausalLM(nnx.Module):
         segment_ids: Int[Array, "batch seq"] | None = None,
         lora: Lora | None = None,
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
+        logits_to_keep: Int[Array, "kept"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool = False,
-    ) -> Float[Array, "batch seq vocab"]:
+    ) -> Float[Array, "batch kept vocab"]:
         """Logits, float32.
 
         **Arguments**
@@ -141,11 +146,22 @@ class Phi3ForCausalLM(nnx.Module):
           within a document.
         - `lora`: adapters to apply.
         - `inputs_embeds`: taken instead of `embed(input_ids, lora)`.
+        - `logits_to_keep`: the places in the sequence whose logits are wanted; default: all.
         - `dropout_key`: training mode: dropout of the configuration and of the adapters.
         - `remat`: recompute each layer in the backward pass instead of keeping its activations.
         """
-        args = (input_ids, attention_mask, positions, segment_ids, lora, inputs_embeds, dropout_key)
-        return self._run(*args, remat=remat, collect=False)
+        return _forward(
+            *nnx.split(self),
+            input_ids,
+            attention_mask=attention_mask,
+            positions=positions,
+            segment_ids=segment_ids,
+            lora=lora,
+            inputs_embeds=inputs_embeds,
+            logits_to_keep=logits_to_keep,
+            dropout_key=dropout_key,
+            remat=remat,
+        )
 
     def hidden_states(
         self, input_ids: Int[Array, "batch seq"], **kwargs: Any
@@ -154,39 +170,37 @@ class Phi3ForCausalLM(nnx.Module):
 
         Takes the arguments of the call.
         """
-        names = ("attention_mask", "positions", "segment_ids", "lora", "inputs_embeds", "dropout_key")
-        args = (kwargs.pop(name, None) for name in names)
-        return self._run(input_ids, *args, remat=False, collect=True, **kwargs)
-
-    def _run(self, input_ids: Array, attention_mask: Any, *args: Any, remat: bool, collect: bool) -> Array:
-        if attention_mask is not None and args[1] is not None:
-            raise InputError("attention_mask and segment_ids were both given; segment_ids are 0 at padding already")
-        if args[4] is not None and self.config.attention_dropout > 0:
-            raise InputError(
-                f"config.json has attention_dropout {self.config.attention_dropout}, which is not supported in "
-                "training; set it to 0"
-            )
-        # One compiled program a shape, also for those who call the model without jit.
-        graph, state = nnx.split(self)
-        return _forward(graph, state, input_ids, attention_mask, *args, remat=remat, collect=collect)
+        return _forward(*nnx.split(self), input_ids, collect=True, **kwargs)
 
 
+# Compiled here, so that also those who call the model without jit get one program a shape.
 @partial(jax.jit, static_argnums=0, static_argnames=("remat", "collect"))
 def _forward(
     graph: Any,
     state: Any,
     input_ids: Array,
-    attention_mask: Array | None,
-    positions: Array | None,
-    segment_ids: Array | None,
-    lora: Lora | None,
-    inputs_embeds: Array | None,
-    dropout_key: PRNGKeyArray | None,
-    remat: bool,
-    collect: bool,
+    *,
+    attention_mask: Array | None = None,
+    positions: Array | None = None,
+    segment_ids: Array | None = None,
+    lora: Lora | None = None,
+    inputs_embeds: Array | None = None,
+    logits_to_keep: Array | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+    remat: bool = False,
+    collect: bool = False,
 ) -> Array:
-    self = nnx.merge(graph, state)
+    """The logits, or every layer's input and the normed output if `collect`."""
+    self: Phi3ForCausalLM = nnx.merge(graph, state)
     input_ids = jnp.asarray(input_ids)
+    if input_ids.ndim != 2:
+        raise InputError(f"input_ids have shape {input_ids.shape}, expected [batch, seq]")
+    if attention_mask is not None and segment_ids is not None:
+        raise InputError("attention_mask and segment_ids were both given; segment_ids are 0 at padding already")
+    if dropout_key is not None and self.config.attention_dropout > 0:
+        raise InputError(
+            f"attention_dropout is {self.config.attention_dropout} in config.json, expected 0 in training; set it to 0"
+        )
     if segment_ids is None:
         segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     if positions is None:
@@ -199,6 +213,8 @@ def _forward(
         x, inputs = self.model(x, positions, segment_ids, adapters.get("model", {}), dropout_key, remat, collect)
         if inputs is not None:
             return jnp.concatenate([inputs, x[None]])
+        if logits_to_keep is not None:
+            x = x[:, logits_to_keep]
         head = (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight[...]
         logits = project(x, head, jnp.float32)
         if "lm_head" in adapters:

@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; nothing else is needed first.
+
+PYTHON ?= python3
+PYTHON_NEWEST ?= python3.13
+BIN := .venv/bin
+NEWEST := .venv-newest/bin
+
+.PHONY: demo test test-slow test-newest format clean
+
+## The main job on the built-in model and chat set, on a CPU.
+demo: .venv/installed
+	$(BIN)/phi3-jax demo --output_dir out/demo
+
+## Lint, format and type checks, then every test but the slow ones.
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+## The tests that need no PyTorch, on the newest Python, JAX and Flax.
+test-newest: .venv-newest/installed
+	$(NEWEST)/python -m pytest -n 2 -m "not slow"
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-newest out
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# PyTorch first and by itself: a resolver that meets it as a dependency may pick a build of several GB.
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[parity,dev]"
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	test -x $(NEWEST)/python || $(PYTHON_NEWEST) -m venv .venv-newest
+	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	touch $@
