@@ -35,7 +35,7 @@ def generate(
     on the right.
     """
     input_ids = jnp.asarray(input_ids)
-    batch, prompt = input_ids.shape
+    prompt = input_ids.shape[1]
     if prompt == 0:
         raise InputError("the prompt is empty; give at least one token")
     if max_new_tokens < 1:

@@ -21,6 +21,39 @@ if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing
     from phi3_jax.lora.adapters import Lora
 
 
+@jax.custom_vjp
+def layer_weight(stack: Array, own: Array, index: Array) -> Array:
+    """`stack[index]`, whose gradient belongs to `own`, the same slice as the scan hands it out.
+
+    XLA's CPU backend slices bfloat16 in float32, then moves the conversion of the whole stack out of
+    the loop: three times the weights' memory. Behind a barrier that depends on the index there is
+    nothing to move. Slicing the closed-over stack alone would do that, too, but the gradient of
+    each slice would then be added to one of the whole stack.
+    """
+    del own
+    if jax.default_backend() == "cpu":
+        stack, index = jax.lax.optimization_barrier((stack, index))
+    return jax.lax.squeeze(jax.lax.dynamic_slice_in_dim(stack, index, 1), (0,))
+
+
+def _layer_weight_forward(stack: Array, own: Array, index: Array) -> tuple[Array, None]:
+    return layer_weight(stack, own, index), None
+
+
+def _layer_weight_backward(_: None, gradient: Array) -> tuple[None, Array, None]:
+    return None, gradient, None
+
+
+layer_weight.defvjp(_layer_weight_forward, _layer_weight_backward)
+
+
+def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Rematerialisation policy: what the backward pass needs is kept, but for mere slices of what is
+    in memory anyway, such as a layer's weights out of the stack."""
+    slices = ("custom_vjp_call", "optimization_barrier", "dynamic_slice", "squeeze")  # of `layer_weight`
+    return primitive.name not in slices
+
+
 class Phi3Model(nnx.Module):
     """Embedding, the stacked decoder layers, and the final norm."""
 
@@ -47,15 +80,18 @@ class Phi3Model(nnx.Module):
         cos_sin = rope_cos_sin(config, positions, segment_ids, x.dtype)
         mask = visible_keys(segment_ids, config.sliding_window)
         graph, weights = nnx.split(self.layers)
+        indices = jnp.arange(config.num_hidden_layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
 
-        def layer(x: Array, scanned: tuple[Any, Adapters, Any]) -> tuple[Array, Array | None]:
-            weights, adapters, key = scanned
-            return nnx.merge(graph, weights)(x, cos_sin, mask, adapters, key), x if collect else None
+        def layer(x: Array, scanned: tuple[Array, Any, Adapters, Any]) -> tuple[Array, Array | None]:
+            index, sliced, adapters, key = scanned
+            own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
+            return nnx.merge(graph, own)(x, cos_sin, mask, adapters, key), x if collect else None
 
-        # Inside a scan XLA cannot undo the rematerialisation, so no barrier against that is needed.
-        body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-        x, inputs = jax.lax.scan(body, x, (weights, adapters.get("layers", {}), keys))
+        # Inside a scan XLA cannot undo rematerialisation, so no barrier against that is needed.
+        policy = jax.checkpoint_policies.nothing_saveable if remat else save_all_but_slices
+        body = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+        x, inputs = jax.lax.scan(body, x, (indices, weights, adapters.get("layers", {}), keys))
         return self.norm(x), inputs
 
 

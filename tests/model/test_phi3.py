@@ -94,3 +94,24 @@ def test_attention_dropout_is_not_silently_left_out() -> None:
     model(jnp.ones((1, 4), jnp.int32))
     with pytest.raises(InputError, match="attention_dropout is 0.1"):
         model(jnp.ones((1, 4), jnp.int32), dropout_key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_weights_are_never_copied_whole(remat: bool) -> None:
+    """A step needs the layer at work beside the stack, not a second stack in another type.
+
+    The bound is half the stack's size: eight layers, of which one or two are unpacked at a time.
+    """
+    from dataclasses import replace
+
+    config = replace(CONFIG, hidden_size=256, intermediate_size=512, num_hidden_layers=8)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Phi3ForCausalLM(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
+
+    def loss(embeds: jax.Array, state: Any) -> jax.Array:
+        ids = jnp.zeros((1, 4), jnp.int32)
+        return nnx.merge(graph, state)(ids, inputs_embeds=embeds, remat=remat).sum()
+
+    embeds = jax.ShapeDtypeStruct((1, 4, 256), jnp.bfloat16)
+    memory = jax.jit(jax.grad(loss)).lower(embeds, state).compile().memory_analysis()
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert memory.temp_size_in_bytes < 0.5 * weights

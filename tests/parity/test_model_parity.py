@@ -114,7 +114,7 @@ def test_packed_documents_are_alone(pair: tuple[Any, Phi3ForCausalLM]) -> None:
         assert relative(logits[:20], theirs(torch.tensor(first)[None]).logits[0]) < RTOL
         assert relative(logits[20:29], theirs(torch.tensor(second)[None]).logits[0]) < RTOL
     positions = np.array([[*range(20), *range(9), 0, 0, 0]])
-    np.testing.assert_array_equal(ours(row, segment_ids=segments, positions=positions)[0], logits)
+    np.testing.assert_array_equal(ours(row, segment_ids=segments, positions=positions)[0, :29], logits[:29])
 
 
 def test_longrope_factors_follow_each_row(tmp_path: Any) -> None:
