@@ -38,7 +38,8 @@ class Phi3Config:
     """A model of Hugging Face's model_type `phi3`; field names are config.json's.
 
     `source` keeps the JSON text that the configuration was read from, so that saving writes back
-    every key, also those that mean nothing here.
+    every key, also those that mean nothing here. `generation` is the text of generation_config.json,
+    which belongs to the checkpoint as well: without its end tokens a chat model does not stop.
     """
 
     vocab_size: int = 32064
@@ -61,6 +62,7 @@ class Phi3Config:
     pad_token_id: int | None = 32000
     rope: RopeConfig = RopeConfig()
     source: str = field(default="{}", compare=False, repr=False)
+    generation: str = field(default="{}", compare=False, repr=False)
 
     @property
     def rotary_dim(self) -> int:
@@ -88,7 +90,7 @@ class Phi3Config:
             )
         # transformers fills what config.json leaves out with Phi-3-mini's values; so do we.
         values = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
-        for name in ("rope", "source"):
+        for name in ("rope", "source", "generation"):
             values.pop(name, None)
         values["num_attention_heads"] = heads = raw.get("num_attention_heads", 32)
         values["num_key_value_heads"] = raw.get("num_key_value_heads") or heads
@@ -102,26 +104,18 @@ class Phi3Config:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Phi3Config":
-        """Reads `folder/config.json`."""
+        """Reads `folder/config.json`, and `folder/generation_config.json` where there is one."""
         path = Path(folder) / "config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); expected a checkpoint folder with config.json"
-            ) from error
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: is not JSON ({error}); download it again") from error
-        if not isinstance(raw, dict):
-            raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
-        return cls.from_dict(raw, where=str(path))
+        config = cls.from_dict(_read_json(path), where=str(path))
+        generation = Path(folder) / "generation_config.json"
+        return replace(config, generation=json.dumps(_read_json(generation))) if generation.exists() else config
 
     def to_dict(self) -> dict[str, Any]:
         """What to write as config.json: loads in transformers 4 and 5, and reads back equal."""
         raw: dict[str, Any] = json.loads(self.source)
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("rope", "source") or (f.name == "head_dim" and "head_dim" not in raw):
+            if f.name in ("rope", "source", "generation") or (f.name == "head_dim" and "head_dim" not in raw):
                 continue
             raw[f.name] = list(value) if isinstance(value, tuple) else value
         if self.head_dim * self.num_attention_heads != self.hidden_size:
@@ -147,6 +141,20 @@ class Phi3Config:
             ):
                 raw["rope_scaling"]["attention_factor"] = rope.attention_factor
         return raw
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); expected a checkpoint folder with config.json"
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON ({error}); download it again") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
+    return raw
 
 
 def _check_sizes(values: Mapping[str, Any], where: str) -> None:
@@ -238,13 +246,19 @@ class LoraConfig:
         # YAML and PEFT give lists; a pytree's static part must be hashable.
         for name in ("target_modules", "modules_to_save"):
             value = getattr(self, name)
-            if isinstance(value, list | set | frozenset):
-                object.__setattr__(self, name, tuple(sorted(value) if isinstance(value, set) else value))
+            if isinstance(value, set | frozenset):
+                value = sorted(value)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
             raise InputError(f"peft.r is {self.r!r}, expected a whole number of at least 1")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"peft.lora_dropout is {self.lora_dropout}, expected 0 <= p < 1")
-        if self.init_lora_weights not in (True, False, "gaussian"):
+        if not _is_number(self.lora_alpha):
+            raise InputError(f"peft.lora_alpha is {self.lora_alpha!r}, expected a number")
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            raise InputError(f"peft.lora_dropout is {self.lora_dropout!r}, expected 0 <= p < 1")
+        if not isinstance(self.use_rslora, bool):
+            raise InputError(f"peft.use_rslora is {self.use_rslora!r}, expected true or false")
+        if not (isinstance(self.init_lora_weights, bool) or self.init_lora_weights == "gaussian"):
             raise InputError(
                 f"peft.init_lora_weights is {self.init_lora_weights!r}, expected true, false or 'gaussian'"
             )
@@ -257,10 +271,17 @@ class LoraConfig:
             )
         if self.task_type != "CAUSAL_LM":
             raise InputError(f"peft.task_type is {self.task_type!r}, expected 'CAUSAL_LM'")
-        if not self.target_modules:
+        targets = self.target_modules
+        if not isinstance(targets, str | tuple) or not all(isinstance(name, str) and name for name in targets):
+            raise InputError(f"peft.target_modules is {targets!r}, expected names, an expression or 'all-linear'")
+        if not targets:
             raise InputError("peft.target_modules is empty; name layers, or give 'all-linear'")
 
     @property
     def scaling(self) -> float:
         """α/r, or α/√r with rsLoRA."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,45 +2,21 @@
 
 An adapter is a small pytree: its arrays are leaves, its scale and dropout static. The adapter of a
 stacked layer holds stacked arrays, `[L, r, in]`; the model slices it as it slices the weights.
+
+Each kind says what it adds to a layer (the call), and what the layer's weight becomes when base and
+adapter are made one (`merged`, in float32) and parted again (`unmerged`).
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from phi3_jax.config import LoraConfig
-
-
-class Adapter(Protocol):
-    """An adapter of a linear layer."""
-
-    def __call__(
-        self,
-        y: Float[Array, "*batch out"],
-        x: Float[Array, "*batch in"],
-        weight: Float[Array, "out in"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "*batch out"]:
-        """The layer's output, given the base's output `y` for the input `x`; dropout iff `key`."""
-        ...
-
-    def merged(self, weight: Float[Array, "*stack out in"]) -> Float[Array, "*stack out in"]:
-        """The weight, in float32, of the plain layer that does what base and adapter do together."""
-        ...
-
-
-class EmbeddingAdapter(Protocol):
-    """An adapter of an embedding table."""
-
-    def __call__(
-        self, rows: Float[Array, "batch seq hidden"], ids: Int[Array, "batch seq"]
-    ) -> Float[Array, "batch seq hidden"]: ...
-
-    def merged(self, weight: Float[Array, "vocab hidden"]) -> Float[Array, "vocab hidden"]: ...
+from phi3_jax.model.layers import dropout, look_up
 
 
 @jax.tree_util.register_dataclass
@@ -56,24 +32,30 @@ class LoraLinear:
     scaling: float = field(metadata={"static": True})
     dropout: float = field(default=0.0, metadata={"static": True})
 
-    def __call__(self, y: Array, x: Array, weight: Array, key: PRNGKeyArray | None = None) -> Array:
+    def __call__(self, y: Array, x: Array, weight: Array, key: jax.Array | None = None) -> Array:
         del weight  # a plain update does not look at the base
-        x = x.astype(self.lora_A.dtype)
-        if key is not None and self.dropout > 0:
-            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout), 0)
+        x = dropout(x.astype(self.lora_A.dtype), self.dropout, key)
         update = (x @ self.lora_A.T) @ self.lora_B.T
         return (y + update * self.scaling).astype(y.dtype)
 
-    def merged(self, weight: Array) -> Array:
-        update = self.lora_B.astype(jnp.float32) @ self.lora_A.astype(jnp.float32)
-        return weight.astype(jnp.float32) + update * self.scaling
+    def merged(self, weight: Float[Array, "*stack out in"]) -> Float[Array, "*stack out in"]:
+        """W + s · B A."""
+        return weight.astype(jnp.float32) + self._delta()
+
+    def unmerged(self, weight: Float[Array, "*stack out in"]) -> Float[Array, "*stack out in"]:
+        """W - s · B A."""
+        return weight.astype(jnp.float32) - self._delta()
+
+    def _delta(self) -> Array:
+        return self.scaling * _matmul(self.lora_B, self.lora_A)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LoraEmbedding:
     """E[ids] + s · A[:, ids]ᵀ Bᵀ; no dropout, as in PEFT and loralib.
+
+    As in PEFT, A's column of the padding token gets no gradient.
 
     **Fields**: `lora_A` `[r, vocab]`, `lora_B` `[hidden, r]`, `scaling` (s).
     """
@@ -82,13 +64,25 @@ class LoraEmbedding:
     lora_B: Float[Array, "hidden r"]
     scaling: float = field(metadata={"static": True})
 
-    def __call__(self, rows: Array, ids: Array) -> Array:
-        update = self.lora_A.T[ids] @ self.lora_B.T
+    def __call__(self, rows: Array, ids: Array, padding_idx: int | None) -> Array:
+        update = look_up(self.lora_A.T, ids, padding_idx) @ self.lora_B.T
         return (rows + update * self.scaling).astype(rows.dtype)
 
-    def merged(self, weight: Array) -> Array:
-        update = (self.lora_B.astype(jnp.float32) @ self.lora_A.astype(jnp.float32)).T
-        return weight.astype(jnp.float32) + update * self.scaling
+    def merged(self, weight: Float[Array, "vocab hidden"]) -> Float[Array, "vocab hidden"]:
+        """E + s · (B A)ᵀ."""
+        return weight.astype(jnp.float32) + self._delta()
+
+    def unmerged(self, weight: Float[Array, "vocab hidden"]) -> Float[Array, "vocab hidden"]:
+        """E - s · (B A)ᵀ."""
+        return weight.astype(jnp.float32) - self._delta()
+
+    def _delta(self) -> Array:
+        return self.scaling * _matmul(self.lora_A.T, self.lora_B.T)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    # A weight is made once and used for ever: full precision, also on TPUs and with TF32.
+    return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.tree_util.register_dataclass
@@ -104,6 +98,18 @@ class Lora:
 
     adapters: dict[str, Any]
     config: LoraConfig = field(metadata={"static": True})
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, Any], config: LoraConfig) -> "Lora":
+        """The reverse of `items()`: nests adapters by the parts of their dotted names."""
+        adapters: dict[str, Any] = {}
+        for name, adapter in items.items():
+            *parents, last = name.split(".")
+            level = adapters
+            for parent in parents:
+                level = level.setdefault(parent, {})
+            level[last] = adapter
+        return cls(adapters, config)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """(dotted module name, adapter) pairs: `("model.layers.mlp.down_proj", LoraLinear(...))`."""

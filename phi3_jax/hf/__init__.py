@@ -1,0 +1,1 @@
+"""Hugging Face's files, both ways: checkpoints, adapters, tokenizers, and the hub."""

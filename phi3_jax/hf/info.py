@@ -1,0 +1,200 @@
+"""What a folder holds, without loading it: `phi3-jax info`."""
+
+import collections
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.errors import InputError
+from phi3_jax.hf.checkpoint import INDEX, SINGLE, checkpoint_slots, read_weights
+from phi3_jax.hf.hub import TOKENIZER_FILES, load_tokenizer, resolve_checkpoint, tokenizer_config
+from phi3_jax.hf.safetensors_io import FLOATS, read_header
+
+CONFIG_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+    "tie_word_embeddings",
+)
+ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules")
+DTYPE_NAMES = {name: dtype.name for name, dtype in FLOATS.items()}
+
+
+def checkpoint_info(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> dict[str, Any]:
+    """What can be said of a checkpoint, an adapter, or a run's output folder; fit for JSON.
+
+    **Returns** `path`; `config`, `parameters`, `weights` (`files`, `bytes`, tensors by `dtypes`,
+    `problems`), `tokenizer` and `chat_template`, each None where there is none; and `adapters`, a
+    list of those in the folder and in its subfolders. Of a hub repository only the small files are
+    downloaded, so that its weights count as absent unless they are cached.
+
+    Raises `InputError` where there is neither a config.json nor an adapter.
+    """
+    folder = resolve_checkpoint(
+        path_or_hub_id,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        patterns=TOKENIZER_FILES,
+    )
+    adapters = [_adapter(file.parent) for file in _adapter_configs(folder)]
+    info: dict[str, Any] = {"path": str(path_or_hub_id), "config": None, "parameters": None, "weights": None}
+    if (folder / "config.json").exists():
+        config = Phi3Config.from_pretrained(folder)
+        info |= {"config": _config(config), "parameters": _parameters(config), "weights": _weights(folder, config)}
+    elif not adapters:
+        raise InputError(f"{path_or_hub_id}: no config.json and no adapter in it; give a checkpoint or adapter folder")
+    return {**info, "tokenizer": _tokenizer(folder), "chat_template": _chat_template(folder), "adapters": adapters}
+
+
+def _adapter_configs(folder: Path) -> list[Path]:
+    name = "adapter_config.json"
+    return [*folder.glob(name), *sorted(folder.glob(f"*/{name}"))]
+
+
+def _config(config: Phi3Config) -> dict[str, Any]:
+    rope = config.rope
+    return {
+        **{key: getattr(config, key) for key in CONFIG_KEYS},
+        "rope": "longrope" if rope.is_longrope else "default",
+        "rope_theta": rope.theta,
+        "rotary_dim": config.rotary_dim,
+        "original_max_position_embeddings": rope.original_max_position_embeddings,
+    }
+
+
+def _parameters(config: Phi3Config) -> dict[str, int]:
+    counts: collections.Counter[str] = collections.Counter()
+    for slot in checkpoint_slots(config):
+        counts[".".join(slot.path).removesuffix(".weight")] += math.prod(slot.shape)
+    return {"total": counts.total(), **counts}
+
+
+def _weights(folder: Path, config: Phi3Config) -> dict[str, Any] | None:
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        return None
+    weights = read_weights(folder, config)
+    dtypes = collections.Counter(DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in weights.tensors.values())
+    return {
+        "files": len(weights.files),
+        "bytes": sum(file.stat().st_size for file in weights.files),
+        "dtypes": dict(dtypes),
+        "problems": list(weights.problems),
+    }
+
+
+def _tokenizer(folder: Path) -> dict[str, Any] | None:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    try:
+        tokenizer = load_tokenizer(folder)
+    except InputError as error:
+        return {"problem": str(error)}
+    names = ("bos_token", "eos_token", "pad_token")
+    return {"tokens": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
+
+
+def _chat_template(folder: Path) -> dict[str, Any] | None:
+    """Read from the files, since a folder may have a template and no tokenizer."""
+    file = folder / "chat_template.jinja"  # goes first, as in transformers
+    text = file.read_text(encoding="utf-8") if file.is_file() else tokenizer_config(folder).get("chat_template")
+    if isinstance(text, list):  # several, by name
+        text = next((t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None)
+    if not isinstance(text, str):
+        return None
+    return {
+        "characters": len(text),
+        "starts_with_bos": text.lstrip("{-% \n").startswith("bos_token"),
+        "mentions_system": "system" in text,
+        "text": text,
+    }
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
+    info = {"path": str(folder), "base_model": raw.get("base_model_name_or_path")}
+    info |= {key: raw[key] for key in ADAPTER_KEYS if key in raw}
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return {**info, "trainable_parameters": None, "dtypes": None}
+    tensors = read_header(file).values()
+    return {
+        **info,
+        "trainable_parameters": sum(math.prod(entry.shape) for entry in tensors),
+        "dtypes": dict(collections.Counter(DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in tensors)),
+    }
+
+
+def print_info(info: dict[str, Any]) -> None:
+    """Prints what `checkpoint_info` found, for people."""
+    print(info["path"])
+    if info["config"] is not None:
+        _print_section("config", info["config"])
+        _print_section("parameters", {name: f"{count:,}" for name, count in info["parameters"].items()})
+        weights = info["weights"]
+        if weights is None:
+            print("\nweights: none in this folder")
+        else:
+            dtypes = ", ".join(f"{count} tensors of {dtype}" for dtype, count in weights["dtypes"].items())
+            print(f"\nweights: {dtypes or 'none'} in {weights['files']} file(s), {weights['bytes']:,} bytes")
+            for problem in weights["problems"]:
+                print(f"  problem: {problem}")
+    if info["tokenizer"] is None:
+        print("\ntokenizer: none")
+    else:
+        _print_section("tokenizer", info["tokenizer"])
+    template = info["chat_template"]
+    if template is None:
+        print("\nchat template: none")
+    else:
+        start = template["text"].splitlines()[0][:100]
+        print(f"\nchat template: {template['characters']} characters")
+        print(f"  begins with BOS: {_word(template['starts_with_bos'])}")
+        print(f"  knows a system role: {_word(template['mentions_system'])}")
+        print(f"  text: {start}{'' if start == template['text'] else ' ...'}")
+    if not info["adapters"]:
+        print("\nadapters: none")
+    for adapter in info["adapters"]:
+        parameters = adapter["trainable_parameters"]
+        shown = {key: value for key, value in adapter.items() if key not in ("path", "trainable_parameters")}
+        count = "no weights in this folder" if parameters is None else f"{parameters:,}"
+        _print_section(f"adapter {adapter['path']}", {**shown, "trainable_parameters": count})
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{count} tensors of {name}" for name, count in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _print_section(title: str, rows: dict[str, Any]) -> None:
+    print(f"\n{title}:")
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {_word(value)}")

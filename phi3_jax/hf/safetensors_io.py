@@ -1,0 +1,199 @@
+"""safetensors files, read and written straight between the file and an array's memory.
+
+The safetensors library maps a file into memory, so that the pages read count as the process's own
+beside the arrays they are copied to. Reading with `readinto` keeps one copy only.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from phi3_jax.errors import InputError
+
+# The kinds of number that weights come in.
+FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+ITEM_SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
+MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+MAX_RANK = 32
+CHUNK = 1 << 20  # numbers converted at a time
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor's bytes are: `start` counts from the file's first byte."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to write; `read` gives it when its turn comes, so that one at a time is in memory."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` for json: a name that stands twice is an error, not the last one's win."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {twice[:100]!r} stands twice")
+    return result
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, by name; their data is not read.
+
+    Raises `InputError` for a file that is cut off or too long, and for a header that is no JSON,
+    names a tensor twice, or has sizes and offsets that do not fit together.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise InputError(f"{path}: {size} bytes are no whole safetensors file; download it again")
+            text = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
+        if not isinstance(header, dict):
+            raise ValueError(f"a {type(header).__name__} instead of an object")
+        header.pop("__metadata__", None)
+        entries = [_entry(path, name, fields, 8 + length) for name, fields in header.items()]
+        end = _check_gapless(entries, 8 + length)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its safetensors header is broken ({error}); download it again") from error
+    if end != size:
+        state = "is cut off" if size < end else "is too long"
+        raise InputError(f"{path}: {state}: {size} bytes, but its header speaks of {end}; download it again")
+    return {entry.name: entry for entry in entries}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _nbytes(entry: TensorEntry) -> int:
+    return math.prod(entry.shape) * ITEM_SIZES[entry.dtype]
+
+
+def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
+    label = f"tensor {name[:100]!r}"
+    if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= set(fields):
+        raise ValueError(f"{label} lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise ValueError(f"{label} has the unknown dtype {str(dtype)[:40]!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_count, shape)):
+        raise ValueError(f"{label} has no proper shape")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise ValueError(f"{label} has no proper data_offsets")
+    entry = TensorEntry(path, name, dtype, tuple(shape), data_start + offsets[0])
+    if offsets[1] - offsets[0] != _nbytes(entry):
+        raise ValueError(f"{label} has {offsets[1] - offsets[0]} bytes, its shape needs {_nbytes(entry)}")
+    return entry
+
+
+def _check_gapless(entries: Sequence[TensorEntry], start: int) -> int:
+    """The format allows no overlap and no hole. Returns where the file must end."""
+    # An empty tensor starts where the next one does: it goes first.
+    for entry in sorted(entries, key=lambda e: (e.start, _nbytes(e))):
+        if entry.start != start:
+            raise ValueError(f"tensor {entry.name[:100]!r} {'overlaps' if entry.start < start else 'leaves a hole'}")
+        start += _nbytes(entry)
+    return start
+
+
+def read_tensor(entry: TensorEntry, out: np.ndarray) -> None:
+    """Fills `out`, a C-contiguous array of the entry's shape, converting to its dtype chunk by chunk."""
+    flat = out.reshape(-1)
+    if FLOATS[entry.dtype] == out.dtype:
+        with _opened(entry) as file:
+            _read_exactly(file, flat)
+        return
+    for start, part in _chunks(entry, flat.size):
+        flat[start : start + part.size] = part
+
+
+def equals(entry: TensorEntry, array: np.ndarray) -> bool:
+    """Whether the entry's tensor, converted to the array's dtype, is the array, bit for bit."""
+    flat = array.reshape(-1)
+    return entry.shape == array.shape and all(
+        np.array_equal(part.astype(flat.dtype).view(np.uint8), flat[start : start + part.size].view(np.uint8))
+        for start, part in _chunks(entry, flat.size)
+    )
+
+
+def _opened(entry: TensorEntry) -> FileIO:
+    file = FileIO(entry.path)
+    file.seek(entry.start)
+    return file
+
+
+def _chunks(entry: TensorEntry, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The tensor's numbers in pieces, each with its place; the memory of one piece serves the next."""
+    chunk = np.empty(min(CHUNK, size), FLOATS[entry.dtype])
+    with _opened(entry) as file:
+        for start in range(0, size, CHUNK):
+            part = chunk[: size - start]
+            _read_exactly(file, part)
+            yield start, part
+
+
+def _read_exactly(file: FileIO, out: np.ndarray) -> None:
+    view = memoryview(out.view(np.uint8))  # type: ignore[arg-type]
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise InputError(f"{file.name}: became shorter while it was read; download it again")
+        view = view[count:]
+
+
+def write_safetensors(path: Path, tensors: Sequence[TensorSource]) -> None:
+    """Writes the file that `safetensors.torch.save_file` would, one tensor in memory at a time."""
+    names = {dtype: name for name, dtype in FLOATS.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
+    with path.open("wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.read())
+            view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+            while view:
+                view = view[file.write(view) :]

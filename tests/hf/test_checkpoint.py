@@ -1,0 +1,540 @@
+"""Checkpoints: bits kept both ways, memory, and everything that can be wrong with the files."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
+from phi3_jax.hf import checkpoint, safetensors_io
+from phi3_jax.hf.checkpoint import checkpoint_slots, load_model, save_model
+
+TINY = {
+    "model_type": "phi3",
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+LONGROPE = {
+    "max_position_embeddings": 64,
+    "original_max_position_embeddings": 16,
+    "partial_rotary_factor": 0.5,
+    "rope_scaling": {"type": "su", "short_factor": [1.0, 1.5], "long_factor": [2.0, 7.5]},
+}
+KINDS = {"plain": {}, "tied": {"tie_word_embeddings": True}, "longrope": LONGROPE}
+
+
+def tiny_model(overrides=None, *, dtype=jnp.float32, seed=0) -> Phi3ForCausalLM:
+    config = Phi3Config.from_dict(TINY | (overrides or {}))
+    model = Phi3ForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(seed))
+    norms = iter(range(100))
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        if "norm" in path[-2]:  # all ones would hide a norm that is not loaded, or loaded to the wrong place
+            leaf.set_value((jax.random.uniform(jax.random.key(next(norms)), leaf.shape) + 0.5).astype(dtype))
+    return model
+
+
+def bits(model: Phi3ForCausalLM) -> dict[str, bytes]:
+    return {
+        "/".join(map(str, path)): np.asarray(leaf[...]).tobytes() for path, leaf in nnx.to_flat_state(nnx.state(model))
+    }
+
+
+def tensors_of(config: Phi3Config, dtype=np.float32) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {slot.name: random.normal(size=slot.shape).astype(dtype) for slot in checkpoint_slots(config)}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A checkpoint in two shards, written without this package: config.json, index, shards."""
+    tensors = tensors_of(Phi3Config.from_dict(TINY))
+    names = list(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    return tmp_path
+
+
+def edit_index(folder: Path, change) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def edit_shard(file: Path, change) -> None:
+    with safe_open(file, "np") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, file)
+
+
+def failure(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_model(folder, dtype=jnp.float32)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 4000
+    return message
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("config", "shapes"),
+        [("phi-3-mini-4k-instruct", "Phi3Mini4K"), ("phi-3-medium-128k-instruct", "Phi3Medium4K")],
+    )
+    def test_names_and_shapes_of_the_released_models(self, testdata, config, shapes):
+        text = (testdata / "shapes" / f"{shapes}ShapeTest.approved.txt").read_text()
+        rows = re.findall(r"^\d+: (\S+) shape: \[([\d, ]+)\]$", text, re.MULTILINE)
+        expected = {name: tuple(map(int, shape.split(", "))) for name, shape in rows}
+        slots = checkpoint_slots(Phi3Config.from_pretrained(testdata / "models" / config))
+        assert {slot.name: slot.shape for slot in slots} == expected
+        assert len(slots) == len(expected)
+
+    def test_names_and_shapes_of_phi_4_mini(self, testdata):
+        skeleton = json.loads((testdata / "shapes" / "phi-4-mini.weights_skeleton.json").read_text())
+        raw = json.loads((testdata / "models" / "phi-4-mini-instruct" / "config.json").read_text())
+        slots = checkpoint_slots(Phi3Config.from_dict(raw | {"num_hidden_layers": 1}))
+        assert {slot.name: list(slot.shape) for slot in slots} == skeleton["tensors"]
+
+    @pytest.mark.parametrize("name", ["phi-3-mini-4k-instruct", "phi-3.5-mini-instruct"])
+    def test_names_and_bytes_of_the_released_index(self, testdata, name):
+        released = testdata / "models" / name
+        index = json.loads((released / "model.safetensors.index.json").read_text())
+        slots = checkpoint_slots(Phi3Config.from_pretrained(released))
+        assert {slot.name for slot in slots} == set(index["weight_map"])
+        assert 2 * sum(int(np.prod(slot.shape)) for slot in slots) == index["metadata"]["total_size"]
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("max_shard_size", [5 * 10**9, 10_000])
+    def test_bits_are_kept(self, tmp_path, kind, dtype, max_shard_size):
+        model = tiny_model(KINDS[kind], dtype=dtype)
+        save_model(model, tmp_path / "saved", max_shard_size=max_shard_size)
+        loaded = load_model(tmp_path / "saved", dtype=dtype)
+        assert bits(loaded) == bits(model)
+        assert loaded.config == model.config
+        assert loaded.dtype == dtype
+
+    def test_real_checkpoint_bits_are_kept(self, testdata, tmp_path):
+        source = testdata / "checkpoints" / "stories260K"
+        save_model(load_model(source, dtype=jnp.float32), tmp_path / "saved")
+        with (
+            safe_open(source / "model.safetensors", "np") as old,
+            safe_open(tmp_path / "saved/model.safetensors", "np") as new,
+        ):
+            assert set(old.keys()) == set(new.keys())
+            for name in old.keys():  # noqa: SIM118
+                assert old.get_tensor(name).tobytes() == new.get_tensor(name).tobytes(), name
+
+    def test_shards_and_index_are_those_of_transformers(self, tmp_path):
+        model = tiny_model()
+        save_model(model, tmp_path, max_shard_size=10_000)
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        shards = sorted(file.name for file in tmp_path.glob("*.safetensors"))
+        assert len(shards) > 2
+        assert shards == [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        total = 0
+        for shard in shards:
+            with safe_open(tmp_path / shard, "np") as opened:  # the safetensors library's own strict reader
+                assert opened.metadata() == {"format": "pt"}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            assert set(tensors) == {name for name, file in index["weight_map"].items() if file == shard}
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            assert size <= 10_000 or len(tensors) == 1
+            total += size
+        assert index["metadata"]["total_size"] == total == 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
+
+    def test_config_says_the_dtype_and_names_no_code(self, tmp_path):
+        remote = {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "dtype": "float32", "custom_key": 7}
+        save_model(tiny_model(remote, dtype=jnp.bfloat16), tmp_path)
+        raw = json.loads((tmp_path / "config.json").read_text())
+        assert raw["torch_dtype"] == "bfloat16"
+        assert raw["custom_key"] == 7
+        assert "auto_map" not in raw
+        assert "dtype" not in raw
+
+    def test_generation_config_goes_along(self, testdata, tmp_path):
+        source = testdata / "models" / "phi-3-mini-4k-instruct"
+        config = Phi3Config.from_dict(TINY)
+        model = tiny_model()
+        model.config = dataclasses.replace(config, generation=Phi3Config.from_pretrained(source).generation)
+        save_model(model, tmp_path)
+        released = json.loads((source / "generation_config.json").read_text())
+        assert len(released["eos_token_id"]) == 3  # config.json names only one of them
+        assert json.loads((tmp_path / "generation_config.json").read_text()) == released
+        assert load_model(tmp_path, dtype=jnp.float32).config.generation == model.config.generation
+        save_model(tiny_model(), tmp_path)
+        assert not (tmp_path / "generation_config.json").exists()
+
+    @pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16])
+    @pytest.mark.parametrize("target", [jnp.float32, jnp.float16, jnp.bfloat16])
+    def test_conversion_rounds_as_numpy(self, tmp_path, monkeypatch, source, target):
+        monkeypatch.setattr(safetensors_io, "CHUNK", 100)  # so that chunks end inside rows
+        tensors = tensors_of(Phi3Config.from_dict(TINY), source)
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        model = load_model(tmp_path, dtype=target)
+        for slot in checkpoint_slots(model.config):
+            value = dict(nnx.to_flat_state(nnx.state(model)))[slot.path][...]
+            value = value if slot.layer is None else value[slot.layer]
+            assert np.asarray(value).tobytes() == tensors[slot.name].astype(target).tobytes(), slot.name
+
+
+class TestMemory:
+    def test_the_device_takes_over_the_memory_that_was_read_into(self, folder, monkeypatch):
+        if jax.default_backend() != "cpu":
+            pytest.skip("accelerators have memory of their own")
+        addresses = set()
+
+        def recording(entry, out):
+            addresses.add(out.ctypes.data)
+            safetensors_io.read_tensor(entry, out)
+
+        monkeypatch.setattr(checkpoint, "read_tensor", recording)
+        model = load_model(folder, dtype=jnp.bfloat16)
+        for leaf in jax.tree.leaves(model):
+            assert leaf.unsafe_buffer_pointer() in addresses
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured with Linux's /proc")
+    def test_peak_memory(self, tmp_path):
+        """Loading takes 1.15 times the converted parameters at most, from any dtype; saving little."""
+        result = subprocess.run(
+            [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        grown = json.loads(result.stdout.splitlines()[-1])
+        print(grown)
+        assert grown["same dtype"] <= 1.15
+        assert grown["converted"] <= 1.15
+        assert grown["saved"] <= 0.3  # one layer's tensor at a time; a copy of the model would be 1
+
+
+# Peak memory from /proc: getrusage's figure would start at that of the process that runs the tests.
+MEMORY_SCRIPT = """
+import gc, json, re, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from phi3_jax import Phi3Config, Phi3ForCausalLM
+from phi3_jax.hf.checkpoint import checkpoint_slots, load_model, save_model
+from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
+
+def memory(kind):
+    return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def write(folder, dtype, **sizes):
+    folder.mkdir()
+    raw = dict(model_type="phi3", vocab_size=8000, hidden_size=1024, intermediate_size=2048,
+               num_attention_heads=8, num_key_value_heads=8, num_hidden_layers=20, pad_token_id=0) | sizes
+    (folder / "config.json").write_text(json.dumps(raw))
+    slots = checkpoint_slots(Phi3Config.from_dict(raw))
+    write_safetensors(folder / "model.safetensors", [
+        TensorSource(s.name, np.dtype(dtype), s.shape, lambda s=s: np.ones(s.shape, dtype)) for s in slots])
+
+def peak(start):
+    return memory("VmHWM") - start
+
+root = Path(sys.argv[1])
+write(root / "tiny", jnp.bfloat16, vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
+write(root / "same", jnp.bfloat16)
+write(root / "wide", jnp.float32)
+save_model(load_model(root / "tiny", dtype=jnp.bfloat16), root / "tiny_saved")  # libraries are loaded now
+grown = {}
+for name, source in [("same dtype", "same"), ("converted", "wide")]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is in use
+    start = memory("VmRSS")
+    model = load_model(root / source, dtype=jnp.bfloat16)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    grown[name] = peak(start) / size
+    if name == "same dtype":
+        del model
+        gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+start = memory("VmRSS")
+save_model(model, root / "saved")
+grown["saved"] = peak(start) / size
+print(json.dumps(grown))
+"""
+
+
+class TestWrongTensors:
+    def test_everything_wrong_is_told_at_once(self, folder):
+        def spoil(tensors):
+            del tensors["model.layers.0.mlp.down_proj.weight"]
+            tensors["model.layers.0.self_attn.q_proj.weight"] = np.zeros((2, 2), np.float32)
+            tensors["model.layers.0.self_attn.qkv_proj.weight"] = np.zeros((64, 31), np.float32)
+            tensors["model.layers.0.input_layernorm.weight"] = np.zeros(32, np.int64)
+
+        edit_shard(folder / FIRST, spoil)
+        edit_shard(folder / SECOND, lambda t: t.update({"model.embed_tokens.weight": np.zeros((48, 32), np.float32)}))
+        message = failure(folder)
+        assert "1 missing tensors (model.layers.0.mlp.down_proj.weight)" in message
+        assert "1 unknown tensors (model.layers.0.self_attn.q_proj.weight)" in message
+        assert "model.layers.0.self_attn.qkv_proj.weight is [64, 31], expected [64, 32]" in message
+        assert "model.layers.0.input_layernorm.weight is I64" in message
+        assert "1 tensors in two files (model.embed_tokens.weight)" in message
+
+    def test_long_lists_are_cut(self, folder):
+        edit_shard(folder / SECOND, lambda t: t.update({f"extra.{i}": np.zeros(1, np.float32) for i in range(50)}))
+        message = failure(folder)
+        assert "50 unknown tensors (extra.0, extra.1" in message
+        assert "extra.9" not in message
+
+    def test_names_with_control_characters_stay_on_one_line(self, folder):
+        edit_shard(folder / SECOND, lambda t: t.update({"evil\nname": np.zeros(1, np.float32)}))
+        assert r"evil\nname" in failure(folder)
+
+    def test_a_config_with_fewer_layers(self, folder):
+        (folder / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": 2}))
+        assert "6 unknown tensors (model.layers.2." in failure(folder)
+
+    def test_missing_head_asks_about_tying(self, folder):
+        edit_shard(folder / SECOND, lambda t: t.pop("lm_head.weight"))
+        edit_index(folder, lambda m: m.pop("lm_head.weight"))
+        assert "tie_word_embeddings" in failure(folder)
+
+    def test_rotary_tables_of_old_checkpoints_are_left_out(self, folder):
+        before = bits(load_model(folder, dtype=jnp.float32))
+        name = "model.layers.1.self_attn.rotary_emb.inv_freq"
+        edit_shard(folder / SECOND, lambda t: t.update({name: np.zeros(4, np.float32)}))
+        edit_index(folder, lambda m: m.update({name: SECOND}))
+        assert bits(load_model(folder, dtype=jnp.float32)) == before
+
+    def test_tied_head_may_be_there_if_it_is_equal(self, folder):
+        (folder / "config.json").write_text(json.dumps(TINY | {"tie_word_embeddings": True}))
+        assert "lm_head.weight differs" in failure(folder)
+        with safe_open(folder / FIRST, "np") as opened:
+            embedding = opened.get_tensor("model.embed_tokens.weight")
+        edit_shard(folder / SECOND, lambda t: t.update({"lm_head.weight": embedding}))
+        assert load_model(folder, dtype=jnp.bfloat16).lm_head is None
+
+
+class TestWrongFiles:
+    def test_missing_shard(self, folder):
+        (folder / SECOND).unlink()
+        message = failure(folder)
+        assert f"1 missing shards ({SECOND})" in message
+        assert "missing tensors" not in message  # they are where the shard is
+
+    @pytest.mark.parametrize("keep", [0, 5, 8, 100, -1])
+    def test_shard_cut_off(self, folder, keep):
+        data = (folder / SECOND).read_bytes()
+        (folder / SECOND).write_bytes(data[:keep])
+        message = failure(folder)
+        assert SECOND in message
+        assert "missing tensors" not in message
+
+    def test_shard_with_bytes_left_over(self, folder):
+        with (folder / SECOND).open("ab") as file:
+            file.write(b"x")
+        assert "is too long" in failure(folder)
+
+    def test_two_broken_files_are_both_told(self, folder):
+        (folder / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+        (folder / SECOND).write_bytes(b"")
+        message = failure(folder)
+        assert FIRST in message
+        assert SECOND in message
+
+    @pytest.mark.parametrize(
+        "name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "pytorch_model.bin", ""]
+    )
+    def test_index_that_leads_elsewhere(self, folder, name):
+        outside = folder.parent / "outside.safetensors"
+        (folder / FIRST).rename(outside)
+        (folder / "pytorch_model.bin").write_bytes(b"not to be opened")
+        edit_index(folder, lambda m: m.update({key: name for key, file in m.items() if file == FIRST}))
+        message = failure(folder)
+        assert "1 file names in the index" in message
+        assert "missing tensors" not in message
+
+    def test_index_that_places_a_tensor_elsewhere(self, folder):
+        edit_index(folder, lambda m: m.update({"model.norm.weight": FIRST}))
+        assert "1 tensors that the index places elsewhere or not at all (model.norm.weight)" in failure(folder)
+
+    @pytest.mark.parametrize(
+        "text", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"a": 1, "a": 2}', "[" * 10**5]
+    )
+    def test_broken_index(self, folder, text):
+        (folder / "model.safetensors.index.json").write_text(text)
+        assert "is no proper index" in failure(folder)
+
+    def test_no_weights(self, folder):
+        for file in folder.glob("model*"):
+            file.unlink()
+        assert "no weights in it" in failure(folder)
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00002.bin"])
+    def test_pickles_are_refused_unopened(self, folder, name):
+        for file in folder.glob("model*"):
+            file.unlink()
+        (folder / name).symlink_to(folder / "nowhere")  # could not be opened
+        message = failure(folder)
+        assert name in message
+        assert "safetensors" in message
+
+    def test_another_model_type(self, folder):
+        (folder / "config.json").write_text(json.dumps(TINY | {"model_type": "llama"}))
+        assert "'llama'" in failure(folder)
+
+    def test_quantized_weights(self, folder):
+        (folder / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "awq"}}))
+        assert "'awq'" in failure(folder)
+
+    def test_adapter_folder(self, folder):
+        (folder / "config.json").rename(folder / "adapter_config.json")
+        assert "base model" in failure(folder)
+
+    def test_dtype(self, folder):
+        for dtype in ("int8", "float", "nonsense", jnp.float64):
+            with pytest.raises(InputError, match="expected float32, bfloat16 or float16"):
+                load_model(folder, dtype=dtype)
+
+
+class TestHeader:
+    @pytest.fixture
+    def file(self, tmp_path) -> Path:
+        path = tmp_path / "x.safetensors"
+        save_file({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float16)}, path)
+        return path
+
+    def test_empty_tensors_and_scalars(self, tmp_path):
+        path = tmp_path / "x.safetensors"
+        save_file({"none": np.zeros((0, 3), np.float32), "one": np.array(3, np.float32), "zero": np.zeros(0)}, path)
+        header = safetensors_io.read_header(path)
+        assert {name: entry.shape for name, entry in header.items()} == {"none": (0, 3), "one": (), "zero": (0,)}
+        out = np.empty((), np.float32)
+        safetensors_io.read_tensor(header["one"], out)
+        assert out == 3
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            (b'"shape":[2,3]', b'"shape":[3,3]', "its shape needs 36"),
+            (b'"shape":[2,3]', b'"shape":[-2,-3]', "no proper shape"),
+            (b'"shape":[2,3]', b'"shape":[2,true]', "no proper shape"),
+            (b'"data_offsets":[0,24]', b'"data_offsets":[1,25]', "overlap|leaves a hole"),
+            (b'"data_offsets":[24,32]', b'"data_offsets":[16,24]', "overlap"),
+            (b'"data_offsets":[24,32]', b'"data_offsets":[28,36]', "hole"),
+            (b'"data_offsets":[24,32]', b'"data_offsets":[32,24]', "its shape needs"),
+            (b'"b"', b'"a"', "stands twice"),
+            (b'"F16"', b'"F99"', "unknown dtype"),
+            (b'"dtype":"F16",', b"", "lacks dtype"),
+        ],
+    )
+    def test_broken_headers(self, file, old, new, message):
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = data[8 : 8 + length]
+        assert old in header
+        header = header.replace(old, new)
+        file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+        with pytest.raises(InputError, match=message):
+            safetensors_io.read_header(file)
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(position=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.integers(0, 200))
+    def test_damage_is_an_input_error_or_harmless(self, file, position, value, cut):
+        data = bytearray(file.read_bytes())
+        original = bytes(data)
+        data[position % len(data)] = value
+        file.write_bytes(data[: len(data) - cut])
+        try:
+            for entry in safetensors_io.read_header(file).values():
+                assert entry.start + int(np.prod(entry.shape)) <= len(data)
+        except InputError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        finally:
+            file.write_bytes(original)
+
+    def test_file_that_shrinks_while_it_is_read(self, file):
+        entry = safetensors_io.read_header(file)["a"]
+        file.write_bytes(b"")
+        with pytest.raises(InputError, match="became shorter"):
+            safetensors_io.read_tensor(entry, np.empty((2, 3), np.float32))
+
+
+class TestSaveTarget:
+    def test_an_earlier_checkpoint_is_replaced_whole(self, tmp_path):
+        save_model(tiny_model({"num_hidden_layers": 4}), tmp_path, max_shard_size=5_000)
+        (tmp_path / "notes.txt").write_text("kept")
+        model = tiny_model(seed=1)
+        save_model(model, tmp_path)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+        assert bits(load_model(tmp_path, dtype=jnp.float32)) == bits(model)
+
+    def test_a_failed_save_leaves_the_earlier_checkpoint(self, tmp_path, monkeypatch):
+        model = tiny_model()
+        save_model(model, tmp_path, max_shard_size=10_000)
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        write = checkpoint.write_safetensors
+
+        def full_disk(path, tensors):
+            if "00003" in path.name:
+                raise OSError(28, "No space left on device")
+            write(path, tensors)
+
+        monkeypatch.setattr(checkpoint, "write_safetensors", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            save_model(tiny_model(seed=1), tmp_path, max_shard_size=10_000)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+    def test_config_appears_last(self, tmp_path, monkeypatch):
+        save_model(tiny_model(), tmp_path)
+        replace, moved = Path.replace, []
+
+        def dying(self, target):
+            assert not (tmp_path / "config.json").exists()
+            if moved:
+                raise KeyboardInterrupt
+            moved.append(target)
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            save_model(tiny_model(seed=1), tmp_path)
+        with pytest.raises(InputError, match=r"config\.json"):
+            load_model(tmp_path, dtype=jnp.float32)
+
+    def test_refused_folders(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        adapter, other = tmp_path / "adapter", tmp_path / "other"
+        for path, name, text in [
+            (adapter, "adapter_config.json", "{}"),
+            (other, "config.json", '{"model_type": "llama"}'),
+        ]:
+            path.mkdir()
+            (path / name).write_text(text)
+        for path in (tmp_path / "file", adapter, other):
+            before = sorted(tmp_path.rglob("*"))
+            with pytest.raises(InputError):
+                save_model(tiny_model(), path)
+            assert sorted(tmp_path.rglob("*")) == before
