@@ -1,0 +1,157 @@
+"""Batches of packed or padded rows, through Grain: prefetched, and resumed exactly."""
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, SupportsIndex
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+from numpy import ndarray
+
+from phi3_jax.data.packing import bucket_length, plan_epoch
+from phi3_jax.data.rows import TokenizedRows
+from phi3_jax.errors import InputError
+from phi3_jax.run_config import DataSection
+
+Batch = dict[str, Int32[ndarray, "..."]]
+
+# Rows are in memory, so that one thread that stays a few batches ahead is all it takes.
+_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+class Batches(Iterator[Batch]):
+    """Training batches; see `train_batches`.
+
+    - `steps_per_epoch`: exact, the same in every epoch. A last partial batch counts.
+    - `get_state()`: a JSON-able dictionary. `set_state(state)` continues with the very batch that
+      would have come next; it raises `InputError` where rows or settings are not those of the state.
+    """
+
+    def __init__(self, steps: "_TrainingSteps") -> None:
+        self.steps_per_epoch = steps.per_epoch
+        self._fingerprint = steps.fingerprint
+        self._iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS))
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        return {**self._iterator.get_state(), "fingerprint": self._fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if state.pop("fingerprint", None) != self._fingerprint:
+            raise InputError(
+                "the checkpoint was written with other training rows, batch sizes or seed; "
+                "resume with the same data and settings, or start anew"
+            )
+        self._iterator.set_state(state)
+
+
+def train_batches(
+    rows: TokenizedRows,
+    data: DataSection,
+    *,
+    batch_size: int,
+    accumulation: int,
+    epochs: int | None,
+    seed: int,
+    pad_id: int,
+) -> Batches:
+    """Batches for `epochs` epochs, or without end for None; one for each optimizer step.
+
+    **Returns** an iterator of dictionaries of int32 `[accumulation, batch_size, length]`:
+    `input_ids` (padded right with `pad_id`), `positions` (restarting with every document),
+    `segment_ids` (documents from 1, 0 at padding) and `loss_mask`. `length` is `data.max_length`
+    with packing, else the smallest bucket (`packing.bucket_length`) for the rows of the step. The last
+    batch of an epoch is filled up with empty sequences.
+    """
+    return Batches(_TrainingSteps(rows, data, batch_size, accumulation, epochs, seed, pad_id))
+
+
+def eval_batches(rows: TokenizedRows, data: DataSection, *, batch_size: int, pad_id: int) -> Iterable[Batch]:
+    """Every row exactly once, in dictionaries as of `train_batches` but `[batch_size, length]`.
+
+    The result can be iterated again. Packed if training is; else rows of like length share a batch.
+    """
+    steps = _EvaluationSteps(rows, data, batch_size, pad_id)
+    return grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS)
+
+
+class _TrainingSteps:
+    """Grain's data source: item `i` is the batch of step `i`."""
+
+    def __init__(
+        self,
+        rows: TokenizedRows,
+        data: DataSection,
+        batch_size: int,
+        accumulation: int,
+        epochs: int | None,
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        self._rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
+        self._shape = accumulation, batch_size
+        self._epoch, self._plan = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
+        self.per_epoch = math.ceil(len(self._plan) / (accumulation * batch_size))
+        self._length = sys.maxsize if epochs is None else epochs * self.per_epoch
+        digest = hashlib.sha256()
+        for array in (rows.input_ids, rows.loss_mask, rows.offsets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        settings = data.max_length, data.packing, data.shuffle, self._shape, seed, pad_id
+        digest.update(repr(settings).encode())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, step: SupportsIndex) -> Batch:
+        epoch, index = divmod(int(step), self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._plan = epoch, plan_epoch(self._rows.lengths, self._data, seed=self._seed, epoch=epoch)
+        size = math.prod(self._shape)
+        sequences = self._plan[index * size : (index + 1) * size]
+        batch = _assemble(self._rows, sequences, self._data, size, self._pad_id)
+        return {name: array.reshape(*self._shape, -1) for name, array in batch.items()}
+
+
+class _EvaluationSteps:
+    """Grain's data source: item `i` is the evaluation batch `i`."""
+
+    def __init__(self, rows: TokenizedRows, data: DataSection, batch_size: int, pad_id: int) -> None:
+        self._rows, self._data, self._batch_size, self._pad_id = rows, data, batch_size, pad_id
+        # The order is no matter for sums, so it may be the one that pads least: that of a shuffled
+        # plan when packing, by length when padding.
+        self._plan = plan_epoch(rows.lengths, data, seed=0, epoch=0)
+        if not data.packing:
+            self._plan.sort(key=lambda sequence: int(rows.lengths[sequence[0]]))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._plan) / self._batch_size)
+
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        sequences = self._plan[int(index) * self._batch_size : (int(index) + 1) * self._batch_size]
+        return _assemble(self._rows, sequences, self._data, self._batch_size, self._pad_id)
+
+
+def _assemble(rows: TokenizedRows, sequences: list[list[int]], data: DataSection, size: int, pad_id: int) -> Batch:
+    """`size` sequences, those beyond `sequences` empty."""
+    longest = max(sum(int(rows.lengths[row]) for row in sequence) for sequence in sequences)
+    length = data.max_length if data.packing else bucket_length(longest, data.max_length)
+    batch = {name: np.zeros((size, length), np.int32) for name in ("positions", "segment_ids", "loss_mask")}
+    batch["input_ids"] = np.full((size, length), pad_id, np.int32)
+    for index, sequence in enumerate(sequences):
+        start = 0
+        for segment, row in enumerate(sequence, 1):
+            ids, mask = rows[row]
+            part = np.s_[index, start : start + len(ids)]
+            batch["input_ids"][part] = ids
+            batch["loss_mask"][part] = mask
+            batch["segment_ids"][part] = segment
+            batch["positions"][part] = np.arange(len(ids))
+            start += len(ids)
+    return batch

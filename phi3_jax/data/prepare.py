@@ -1,0 +1,211 @@
+"""From the data section of a run to tokenised rows with loss masks."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
+
+from phi3_jax.data.chat import ChatTokenizer, Encoded, Rendered
+from phi3_jax.data.formats import Conversation, Prerendered, read_row
+from phi3_jax.data.packing import plan_epoch
+from phi3_jax.data.rows import DataStats, TokenizedRows
+from phi3_jax.data.sources import Source, load_sources
+from phi3_jax.errors import InputError
+from phi3_jax.run_config import DataSection
+
+_CHUNK = 1000  # rows tokenised in one call: enough to keep every core busy, little memory
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Training rows and, if the run has any, evaluation rows."""
+
+    train: TokenizedRows
+    eval: TokenizedRows | None
+
+    @property
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """`DataStats` of each, as JSON-able dictionaries."""
+        parts = {"train": self.train, "eval": self.eval}
+        return {name: rows.stats.to_dict() for name, rows in parts.items() if rows is not None}
+
+    def summary(self) -> str:
+        """A few lines for the console."""
+        lines = [self.train.stats.summary("train")]
+        return "\n".join([*lines, self.eval.stats.summary("eval")] if self.eval else lines)
+
+
+def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedData:
+    """Reads, renders and tokenises the rows of a run.
+
+    **Arguments**
+    - `tokenizer`: the checkpoint's, from transformers, with a fast (Rust) implementation.
+    - `seed`: draws the rows of `eval_fraction`; the same ones as
+      `datasets.Dataset.train_test_split(eval_fraction, seed=seed)`.
+
+    Raises `InputError` for anything wrong with the section, the files or a row; see the modules
+    `sources`, `formats` and `chat`.
+    """
+    _check(data)
+    assert data.train is not None
+    chat = ChatTokenizer(tokenizer)
+    train = _rows(load_sources(data.train, split=data.split, dataset_config=data.dataset_config), data)
+    held_out: list[_Row] = []
+    if data.eval is not None or data.eval_split is not None:
+        source = data.eval or data.train
+        sources = load_sources(source, split=data.eval_split, dataset_config=data.dataset_config)
+        held_out = _rows(sources, data)
+    elif data.eval_fraction > 0:
+        train, held_out = _split(train, data, seed)
+    return PreparedData(
+        tokenize_rows(train, chat, data, seed=seed),
+        tokenize_rows(held_out, chat, data, seed=seed) if held_out else None,
+    )
+
+
+def _check(data: DataSection) -> None:
+    if data.train is None:
+        raise InputError("data.train is not set; give a data file, a folder or a hub dataset id")
+    if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
+        raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
+
+
+@dataclass(frozen=True)
+class _Row:
+    source: Source
+    index: int
+
+    @property
+    def where(self) -> str:
+        return self.source.where(self.index)
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        return self.source.rows[self.index]
+
+
+def _rows(sources: Sequence[Source], data: DataSection) -> list[_Row]:
+    rows = [_Row(source, index) for source in sources for index in range(len(source.rows))][: data.max_rows]
+    if not rows:
+        raise InputError(f"{', '.join(source.name for source in sources)}: no usable rows; the data is empty")
+    return rows
+
+
+def _split(rows: list[_Row], data: DataSection, seed: int) -> tuple[list[_Row], list[_Row]]:
+    count = math.ceil(data.eval_fraction * len(rows))
+    if count == len(rows):
+        raise InputError(
+            f"{data.train}: {len(rows)} row(s) leave nothing to train on with data.eval_fraction {data.eval_fraction}"
+        )
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
+    held_out = set(drawn.tolist())
+    return (
+        [row for index, row in enumerate(rows) if index not in held_out],
+        [row for index, row in enumerate(rows) if index in held_out],
+    )
+
+
+def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, *, seed: int) -> TokenizedRows:
+    """Renders and tokenises rows, and marks their targets.
+
+    Raises `InputError` for the first row with nothing to train on unless `data.skip_empty`, and
+    where no row is left.
+    """
+    stats = DataStats(sources=list(dict.fromkeys(row.source.name for row in rows)))
+    ids, masks, prompt_lengths, references = [], [], [], []
+    for document, encoded in _encode(rows, chat, data, stats):
+        stats.longest = max(stats.longest, len(encoded.ids))
+        mask = target_mask(encoded, document, data.loss_on)
+        kept = mask[: data.max_length]
+        if not kept.any():
+            beyond = f"all its targets lie beyond data.max_length {data.max_length}"
+            _skip(document.where, beyond if mask.any() else _why_empty(document, chat), data, stats)
+            continue
+        stats.truncated += len(mask) > data.max_length
+        stats.dropped_turns += document.dropped
+        ids.append(encoded.ids[: data.max_length])
+        masks.append(kept.astype(np.uint8))
+        prompt_length = int(encoded.covered_by(document.spans[-1]).argmax()) if document.spans else 0
+        prompt_lengths.append(prompt_length if prompt_length < data.max_length else 0)
+        references.append(document.spans[-1].content if document.spans else "")
+    if not ids:
+        raise InputError(f"{', '.join(stats.sources)}: no usable rows; all {len(rows)} have nothing to train on")
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
+    stats.rows, stats.tokens = len(ids), int(offsets[-1])
+    stats.target_tokens = int(sum(int(mask.sum()) for mask in masks))
+    _add_notices(stats, chat)
+    if data.packing:
+        bins = plan_epoch(np.diff(offsets), data, seed=seed, epoch=0)
+        stats.packing_efficiency = stats.tokens / (len(bins) * data.max_length)
+    return TokenizedRows(
+        np.concatenate(ids), np.concatenate(masks), offsets, np.array(prompt_lengths, np.int32), references, stats
+    )
+
+
+def _encode(
+    rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, stats: DataStats
+) -> Iterator[tuple[Rendered, Encoded]]:
+    for start in range(0, len(rows), _CHUNK):
+        documents = []
+        for row in rows[start : start + _CHUNK]:
+            where = row.where
+            example = read_row(row.columns, where, format=data.format, columns=data.columns)
+            if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
+                _skip(where, "has no assistant turn", data, stats)
+                continue
+            if isinstance(example, Prerendered) and not example.text.strip():
+                _skip(where, "its text is blank", data, stats)
+                continue
+            documents.append(chat.render(example, where))
+        yield from zip(documents, chat.encode(documents), strict=True)
+
+
+def _skip(where: str, why: str, data: DataSection, stats: DataStats) -> None:
+    if not data.skip_empty:
+        raise InputError(f"{where}: {why}; mend the row, or leave such rows out with data.skip_empty: true")
+    stats.skipped += 1
+
+
+def _why_empty(document: Rendered, chat: ChatTokenizer) -> str:
+    if not document.spans and document.is_prerendered:
+        return (
+            f"no assistant turn found in its text (looked for {chat.turn_markers}); "
+            "set data.loss_on: all to train on the whole text"
+        )
+    if not document.spans:
+        return "its assistant turns are blank"
+    if not any(span.trained for span in document.spans):
+        return "every assistant turn has loss weight 0"
+    return "none of its tokens is a target"
+
+
+def target_mask(encoded: Encoded, document: Rendered, loss_on: str) -> Bool[ndarray, "tokens"]:
+    """Which tokens are trained on.
+
+    `assistant`: the assistant's turns, each with the token that ends it; `last`: the last of them;
+    `all`: everything. The first token of a document is predicted from nothing, and never a target.
+    """
+    if loss_on == "all":
+        mask = np.ones(encoded.ids.shape, bool)
+    else:
+        mask = np.zeros(encoded.ids.shape, bool)
+        for span in document.spans[-1:] if loss_on == "last" else document.spans:
+            if span.trained:
+                mask |= encoded.covered_by(span)
+    mask[:1] = False
+    return mask
+
+
+def _add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
+    if stats.dropped_turns:
+        stats.notices.append(
+            f"the chat template has no place for system turns: {stats.dropped_turns:,} are not in the text trained on"
+        )
+    if not chat.ends_turns:
+        stats.notices.append("no special token ends the assistant's turns: the model is not taught where to stop")
+    if stats.truncated:
+        stats.notices.append(f"{stats.truncated:,} rows lost their end; the longest has {stats.longest:,} tokens")

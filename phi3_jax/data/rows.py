@@ -1,0 +1,105 @@
+"""Tokenised rows, compact in memory, and what there is to say of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy import ndarray
+
+
+@dataclass
+class DataStats:
+    """What became of a data set's rows; JSON-able through `to_dict`.
+
+    `rows` are used, `skipped` had nothing to train on, `truncated` were longer than max_length,
+    `dropped_turns` are system turns that the chat template leaves out, `longest` is in tokens
+    before truncation. `packing_efficiency` is the share of positions that hold tokens.
+    """
+
+    sources: list[str] = field(default_factory=list)
+    rows: int = 0
+    skipped: int = 0
+    truncated: int = 0
+    dropped_turns: int = 0
+    tokens: int = 0
+    target_tokens: int = 0
+    longest: int = 0
+    packing_efficiency: float | None = None
+    notices: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def summary(self, name: str) -> str:
+        """One line, and one more for each notice."""
+        share = self.target_tokens / max(self.tokens, 1)
+        parts = [
+            f"{name}: {self.rows:,} rows, {self.tokens:,} tokens ({share:.0%} targets), longest {self.longest:,}",
+            f"{self.truncated:,} truncated" if self.truncated else "",
+            f"{self.skipped:,} skipped" if self.skipped else "",
+            f"{self.dropped_turns:,} system turns left out" if self.dropped_turns else "",
+            f"{self.packing_efficiency:.1%} of positions used" if self.packing_efficiency is not None else "",
+        ]
+        return "\n".join([", ".join(part for part in parts if part), *(f"  note: {text}" for text in self.notices)])
+
+
+class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
+    """Rows of `(input_ids int32, loss_mask uint8)`, kept as two flat arrays.
+
+    **Arguments**
+    - `input_ids`, `loss_mask`: all rows end to end. The mask is 1 where the token is a target,
+      that is, predicted from those before it; never at the first of a row.
+    - `offsets`: row `i` is `[offsets[i], offsets[i + 1])`.
+    - `prompt_lengths`: tokens before the last assistant turn, 0 where there is none.
+    - `references`: the last assistant turn's text.
+    """
+
+    def __init__(
+        self,
+        input_ids: Int[ndarray, "total"],
+        loss_mask: UInt8[ndarray, "total"],
+        offsets: Int[ndarray, "rows+1"],
+        prompt_lengths: Int[ndarray, "rows"],
+        references: Sequence[str],
+        stats: DataStats,
+    ) -> None:
+        self.input_ids, self.loss_mask, self.offsets = input_ids, loss_mask, offsets
+        self.prompt_lengths, self.references, self.stats = prompt_lengths, references, stats
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return self.input_ids[start:end], self.loss_mask[start:end]
+
+    @property
+    def lengths(self) -> Int[ndarray, "rows"]:
+        return np.diff(self.offsets)
+
+    @property
+    def prompts(self) -> list[tuple[Int[ndarray, "prompt"], str]]:
+        """`(prompt_ids, reference text)` of every row that has a last assistant turn, for generation."""
+        return [
+            (self[index][0][:length], self.references[index])
+            for index, length in enumerate(self.prompt_lengths)
+            if length
+        ]
+
+
+def preview(rows: TokenizedRows, tokenizer: Any, index: int = 0) -> str:
+    """A row as the model sees it, special tokens included, with targets between ⟦ and ⟧."""
+    ids, mask = rows[index]
+    return "".join(
+        f"⟦{text}⟧" if is_target else text for is_target, text in _runs(tokenizer, ids.tolist(), mask.tolist())
+    )
+
+
+def _runs(tokenizer: Any, ids: list[int], mask: list[int]) -> Iterator[tuple[bool, str]]:
+    start = 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or mask[end] != mask[start]:
+            yield bool(mask[start]), tokenizer.decode(ids[start:end], skip_special_tokens=False)
+            start = end

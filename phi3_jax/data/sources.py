@@ -1,0 +1,206 @@
+"""From a path or a hub id to rows: dictionaries of columns, each with the name of where it stands.
+
+JSON and CSV are read with the standard library and not with datasets' loaders, which guess types:
+answers that look like dates come back as timestamps and `007` as `7.0`, so that a model would be
+trained on text that is not in the file. Parquet, `save_to_disk` folders and the hub state their
+types and go through datasets.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3_jax.errors import InputError
+
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Words in a file's name that say which split it holds, as datasets reads them.
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_EVAL_SPLITS = ("validation", "test", "eval", "dev")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one file or of one split. `rows[i]` is a dictionary of columns."""
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+
+    def where(self, index: int) -> str:
+        """How error messages name a row, counting from 1."""
+        return f"{self.name}, row {index + 1}"
+
+
+class JsonLines(Sequence[Mapping[str, Any]]):
+    """One JSON object a line, parsed when asked for: the bytes take a fraction of the objects' memory."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self._name = name
+        self._lines = [line for line in content.splitlines() if line.strip()]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: Any) -> Any:
+        where = f"{self._name}, row {index + 1}"
+        try:
+            row = json.loads(self._lines[index])
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{where}: is not JSON ({error}); expected one object a line, or one list") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: is a JSON {type(row).__name__}, expected an object with named columns")
+        return row
+
+
+def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str | None = None) -> list[Source]:
+    """Opens a data file, a folder of them, a `save_to_disk` folder or a hub dataset.
+
+    **Arguments**
+    - `path_or_hub_id`: a `.json`, `.jsonl`, `.parquet` or `.csv` file; a folder of such files
+      (where file names speak of splits, only those of the split are read); a folder that datasets'
+      `save_to_disk` wrote; else an id on the hub.
+    - `split`: the one wanted of those that the source has; None takes the only one, or one that
+      is meant for evaluation.
+    - `dataset_config`: configuration (subset) of a hub dataset that has several.
+
+    Raises `InputError` for what does not exist, cannot be read, or has no such split.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_file():
+        return [_read_file(path, str(path_or_hub_id))]
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return [_load_from_disk(path, split)]
+        return _read_folder(path, split)
+    if path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(path_or_hub_id):
+        raise InputError(f"{path_or_hub_id}: no such data file or folder; check the path")
+    return [_load_from_hub(path_or_hub_id, split, dataset_config)]
+
+
+def _read_file(path: Path, name: str) -> Source:
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".json", ".jsonl"):
+            return Source(name, _read_json(path, name))
+        if suffix == ".csv":
+            return Source(name, _read_csv(path))
+        if suffix == ".parquet":
+            import datasets
+            from pyarrow import parquet
+
+            # Memory-mapped, and with no copy in datasets' cache folder.
+            return Source(name, datasets.Dataset(parquet.read_table(path, memory_map=True)))
+    except InputError:
+        raise
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error, RecursionError) as error:
+        raise InputError(f"{name}: cannot be read as {suffix[1:].upper()} ({_first_line(error)})") from error
+    raise InputError(f"{name}: is a {suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)}")
+
+
+def _read_json(path: Path, name: str) -> Sequence[Mapping[str, Any]]:
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if not content.lstrip().startswith(b"["):
+        return JsonLines(name, content)
+    rows = json.loads(content)
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{name}, row {index + 1}: is a JSON {type(row).__name__}, expected an object")
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, less than a long document
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = list(reader)
+    for index, row in enumerate(rows):
+        if None in row:
+            raise ValueError(f"row {index + 1} has more fields than the header; quote fields that hold commas")
+    return rows
+
+
+def _read_folder(folder: Path, split: str | None) -> list[Source]:
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.name != "dataset_infos.json"
+    )
+    if not files:
+        raise InputError(f"{folder}: no data files in this folder; expected {', '.join(SUFFIXES)}")
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())
+        for name, names in _SPLIT_WORDS.items():
+            if any(word in names for word in words):
+                by_split.setdefault(name, []).append(file)
+                break
+    if by_split:
+        files = by_split[_choose_split(list(by_split), split, str(folder))]
+    return [_read_file(file, str(file)) for file in files]
+
+
+def _load_from_disk(folder: Path, split: str | None) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a damaged folder raises whatever its reader meets first
+        raise InputError(f"{folder}: cannot be read as a save_to_disk folder ({_first_line(error)})") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        name = _choose_split([str(key) for key in loaded], split, str(folder))
+        return Source(f"{folder}[{name}]", loaded[name])
+    return Source(str(folder), loaded)
+
+
+def _load_from_hub(hub_id: str, split: str | None, dataset_config: str | None) -> Source:
+    import datasets
+
+    try:
+        name = _choose_split(datasets.get_dataset_split_names(hub_id, dataset_config), split, hub_id)
+        return Source(f"{hub_id}[{name}]", datasets.load_dataset(hub_id, dataset_config, split=name))
+    except InputError:
+        raise
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(
+            f"{hub_id}: no such file or folder here, and no dataset on the hub that you may read; "
+            "check the name, or log in (`hf auth login`) if it is private"
+        ) from error
+    except ValueError as error:
+        if "onfig" in str(error):
+            choices = " ".join(str(error).split())  # the names stand on a later line
+            raise InputError(f"{hub_id}: {choices} Set data.dataset_config.") from error
+        raise InputError(f"{hub_id}: cannot be read ({_first_line(error)})") from error
+    # The network client's own errors differ from one release of huggingface_hub to the next.
+    except Exception as error:
+        raise InputError(
+            f"{hub_id}: no such file or folder here, and the hub did not give it ({_first_line(error)})"
+        ) from error
+
+
+def _choose_split(available: list[str], wanted: str | None, name: str) -> str:
+    if wanted in available:
+        return str(wanted)
+    if wanted is None:
+        candidates = available if len(available) == 1 else [s for s in _EVAL_SPLITS if s in available]
+        if candidates:
+            return candidates[0]
+    raise InputError(
+        f"{name}: has the splits {', '.join(available)}, "
+        + (f"not {wanted!r}; set data.split" if wanted else "none of them plainly for evaluation; set data.eval_split")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

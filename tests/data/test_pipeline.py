@@ -1,0 +1,142 @@
+"""Packing, batches, their order, and resuming."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phi3_jax.data import DataStats, TokenizedRows, eval_batches, train_batches
+from phi3_jax.data.packing import best_fit, bucket_length, plan_epoch
+from phi3_jax.errors import InputError
+from phi3_jax.run_config import DataSection
+
+lengths_lists = st.lists(st.integers(1, 16), min_size=1, max_size=60)
+PAD = 9
+
+
+def make_rows(lengths):
+    """Row i consists of the token 100 + i."""
+    ids = np.concatenate([np.full(n, 100 + i, np.int32) for i, n in enumerate(lengths)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    mask = np.ones(len(ids), np.uint8)
+    mask[offsets[:-1]] = 0
+    none = np.zeros(len(lengths), np.int32)
+    return TokenizedRows(ids, mask, offsets, none, [""] * len(lengths), DataStats())
+
+
+def documents(batch):
+    """The documents in a batch of any leading shape, after checking positions, segments and padding."""
+    found = []
+    flat = {name: array.reshape(-1, array.shape[-1]) for name, array in batch.items()}
+    for ids, positions, segments, mask in zip(
+        flat["input_ids"], flat["positions"], flat["segment_ids"], flat["loss_mask"], strict=True
+    ):
+        padding = segments == 0
+        assert (ids[padding] == PAD).all()
+        assert not positions[padding].any()
+        assert not mask[padding].any()
+        assert not padding[: (~padding).sum()].any()  # at the right end only
+        assert sorted(set(segments[~padding])) == list(range(1, segments.max() + 1))
+        for segment in range(1, segments.max() + 1):
+            where = np.flatnonzero(segments == segment)
+            assert (np.diff(where) == 1).all()
+            assert positions[where].tolist() == list(range(len(where)))
+            assert mask[where].tolist() == [0] + [1] * (len(where) - 1)
+            found.append(ids[where].tolist())
+    return found
+
+
+@given(lengths_lists)
+@settings(deadline=None)
+def test_best_fit_fits_and_loses_nothing(lengths):
+    bins = best_fit(np.array(lengths), np.arange(len(lengths)), 16)
+    assert sorted(itertools.chain(*bins)) == list(range(len(lengths)))
+    assert all(sum(lengths[row] for row in rows) <= 16 for rows in bins)
+    # Best fit never leaves two bins that one could hold.
+    loads = sorted(sum(lengths[row] for row in rows) for rows in bins)
+    assert len(loads) < 2 or loads[0] + loads[1] > 16
+
+
+def test_best_fit_takes_the_tightest_bin():
+    # After 10 and 12 there are 6 and 4 positions left: 4 goes beside 12 though 10 came first.
+    assert best_fit(np.array([10, 12, 4, 6]), np.arange(4), 16) == [[0, 3], [1, 2]]
+    with pytest.raises(ValueError, match="row 0 has 17 tokens"):
+        best_fit(np.array([17]), np.arange(1), 16)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+@given(lengths=lengths_lists, batch_size=st.integers(1, 3), accumulation=st.integers(1, 3))
+@settings(deadline=None, max_examples=25)
+def test_an_epoch_holds_every_document_once(packing, shuffle, lengths, batch_size, accumulation):
+    data = DataSection(packing=packing, shuffle=shuffle, max_length=16)
+    rows = make_rows(lengths)
+    batches = train_batches(rows, data, batch_size=batch_size, accumulation=accumulation, epochs=2, seed=1, pad_id=PAD)
+    everything = list(batches)
+    assert len(everything) == 2 * batches.steps_per_epoch
+    expected = sorted(rows[i][0].tolist() for i in range(len(rows)))
+    for epoch in range(2):
+        steps = everything[epoch * batches.steps_per_epoch :][: batches.steps_per_epoch]
+        assert sorted(itertools.chain(*(documents(step) for step in steps))) == expected
+    for step in everything:
+        assert set(step) == {"input_ids", "positions", "segment_ids", "loss_mask"}
+        assert all(array.shape == (accumulation, batch_size, 16) for array in step.values())
+        assert all(array.dtype == np.int32 for array in step.values())
+    again = list(eval_batches(rows, data, batch_size=batch_size, pad_id=PAD))
+    assert sorted(itertools.chain(*(documents(batch) for batch in again))) == expected
+    assert all(batch["input_ids"].shape == (batch_size, 16) for batch in again)
+
+
+def test_epochs_differ_in_order_and_not_in_number():
+    lengths = np.random.default_rng(0).integers(1, 200, 300)
+    data = DataSection(max_length=256)
+    plans = [plan_epoch(lengths, data, seed=seed, epoch=epoch) for seed, epoch in [(0, 0), (0, 0), (0, 1), (7, 0)]]
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+    assert plans[0] != plans[3]
+    assert len({len(plan) for plan in plans}) == 1
+
+
+def test_without_shuffling_rows_come_in_order():
+    data = DataSection(packing=False, shuffle=False, max_length=16)
+    batches = train_batches(make_rows([3] * 5), data, batch_size=2, accumulation=1, epochs=2, seed=0, pad_id=PAD)
+    assert [document[0] - 100 for batch in batches for document in documents(batch)] == [0, 1, 2, 3, 4] * 2
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_resuming_gives_the_very_batches_that_would_have_come(packing):
+    rows = make_rows(np.random.default_rng(0).integers(1, 100, 97).tolist())
+    data = DataSection(packing=packing, max_length=128)
+
+    def start(seed=3):
+        return train_batches(rows, data, batch_size=2, accumulation=2, epochs=None, seed=seed, pad_id=PAD)
+
+    batches = start()
+    for taken in (0, 1, batches.steps_per_epoch, 2 * batches.steps_per_epoch + 1):
+        batches = start()
+        for _ in range(taken):
+            next(batches)
+        state = json.loads(json.dumps(batches.get_state()))
+        expected = [next(batches) for _ in range(batches.steps_per_epoch + 1)]
+        resumed = start()
+        next(resumed)  # a state replaces whatever was read before
+        resumed.set_state(state)
+        for batch in expected:
+            other = next(resumed)
+            for name, array in batch.items():
+                np.testing.assert_array_equal(array, other[name])
+    with pytest.raises(InputError, match="other training rows, batch sizes or seed"):
+        start(seed=4).set_state(state)
+
+
+def test_buckets_are_few_and_hold_the_longest_row():
+    assert [bucket_length(n, 1000) for n in (1, 64, 65, 128, 129, 512, 513, 1000)] == [
+        64, 64, 128, 128, 256, 512, 1000, 1000
+    ]  # fmt: skip
+    assert bucket_length(10, 48) == 48
+    data = DataSection(packing=False, max_length=1000, shuffle=False)
+    batches = train_batches(make_rows([3, 70, 5, 6]), data, batch_size=1, accumulation=2, epochs=1, seed=0, pad_id=PAD)
+    assert [batch["input_ids"].shape for batch in batches] == [(2, 1, 128), (2, 1, 64)]
