@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from phi3_jax import Phi3ForCausalLM  # noqa: E402
-from phi3_jax.generate import generate  # noqa: E402
+from phi3_jax.generation import generate  # noqa: E402
 from tests.parity.reference import longrope, torch_phi3  # noqa: E402
 
 

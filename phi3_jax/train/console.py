@@ -1,0 +1,53 @@
+"""What a run shows on the console: a progress bar, or plain lines where nobody watches."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunConsole:
+    """Shows steps done, loss, tokens/s and time left; between the lines that the run prints."""
+
+    def __init__(self, *, progress: bool):
+        # Tables and paths are printed as they are, whatever brackets are in them.
+        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (progress and self._console.is_terminal),
+        )
+        self._lines = progress and not self._console.is_terminal
+        self._task = self._bar.add_task("training", total=None, figures="")
+
+    def print(self, text: str) -> None:
+        self._console.print(text)
+
+    def start(self, step: int, total: int) -> None:
+        self._bar.update(self._task, completed=step, total=total)
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def figures(self, row: dict[str, Any], total: int) -> None:
+        """Shows a row of metrics: in the bar, or as a line of its own."""
+        if "eval_loss" in row:
+            text = (
+                f"evaluation: loss {row['eval_loss']:.4f}, perplexity {row['eval_perplexity']:.3f}, "
+                f"token accuracy {row['eval_token_accuracy']:.2%}"
+            )
+            self.print(f"step {row['step']}/{total}  {text}")
+            return
+        text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
+        self._bar.update(self._task, figures=text)
+        if self._lines:
+            self.print(f"step {row['step']}/{total}  {text}  lr {row['learning_rate']:.2e}")
+
+    def stop(self) -> None:
+        self._bar.stop()

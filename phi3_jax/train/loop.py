@@ -1,0 +1,376 @@
+"""A whole training run, from a configuration to an adapter, its results and a report."""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from phi3_jax.data import eval_batches, train_batches
+from phi3_jax.evaluate.report import write_report
+from phi3_jax.lora import format_parameter_table
+from phi3_jax.run_config import RunConfig
+from phi3_jax.train import evaluation, results
+from phi3_jax.train.checks import check_output_folder, check_settings, remove_run
+from phi3_jax.train.console import RunConsole
+from phi3_jax.train.job import Job, load_job
+from phi3_jax.train.metrics import MetricsLog, Stopwatch, device_peak, step_flops
+from phi3_jax.train.optimizer import make_optimizer, make_schedule
+from phi3_jax.train.state import Checkpoints
+from phi3_jax.train.step import TrainState, TrainStep, Window, make_eval_step, make_train_step
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Fine-tunes as `run` says; writes config.yaml, metrics.jsonl, checkpoints/, adapter/ (or model/),
+    the result files and report.html under `training.output_dir`.
+
+    **Returns** what all_results.json holds: `train_loss`, and with an evaluation set `eval_loss`,
+    `eval_perplexity`, `eval_token_accuracy` and, where rows were answered, `exact_match`.
+
+    Raises `InputError` for wrong settings, data or checkpoints before anything is written, and
+    `FloatingPointError` where the loss is not finite any more.
+    """
+    check_settings(run)
+    check_output_folder(run)
+    trainer = Trainer(run, load_job(run))
+    try:
+        trainer.begin()
+        trainer.loop()
+        return trainer.finish()
+    finally:
+        trainer.close()
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says beside its arrays: plain values, kept as JSON.
+
+    **Fields**: `rows`, lines of metrics.jsonl so far; `data`, state of the data iterator; `seconds`,
+    spent on steps; `logged_step`, that of the last line, and `window_seconds` since; `loss`, summed
+    over `target_tokens` up to that line; `waited`, evaluations since the lowest loss; `evaluations`,
+    the figures `before` training, the `last` and the `best` ones.
+    """
+
+    step: int = 0
+    rows: int = 0
+    data: Any = None
+    seconds: float = 0.0
+    window_seconds: float = 0.0
+    logged_step: int = 0
+    loss: float = 0.0
+    tokens: int = 0
+    target_tokens: int = 0
+    best_step: int | None = None
+    waited: int = 0
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    answers_before: list[str] = field(default_factory=list)
+
+
+class Trainer:
+    """A run in progress: `begin`, `loop`, `finish`, and `close` in any case.
+
+    The host runs ahead of the device. It waits for results when a line of metrics is due, for an
+    evaluation, for a checkpoint and for a compilation, and not otherwise.
+    """
+
+    def __init__(self, run: RunConfig, job: Job):
+        training = run.training
+        self.run, self.job = run, job
+        self.folder = Path(training.output_dir)
+        self.batches = train_batches(
+            job.data.train,
+            run.data,
+            batch_size=training.per_device_train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            epochs=None,  # as many as it takes; the loop counts steps
+            seed=training.seed,
+            pad_id=job.pad_id,
+        )
+        self.epoch_steps = self.batches.steps_per_epoch
+        epochs = math.ceil(self.epoch_steps * training.num_train_epochs)
+        self.total_steps = training.max_steps if training.max_steps > 0 else epochs
+        self.evaluates = job.data.eval is not None and training.eval_strategy != "no"
+        self.schedule = make_schedule(training, self.total_steps)
+        tx = make_optimizer(training, self.schedule)
+        self.state = TrainState.create(job.trainable, tx, job.step_key)
+        self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
+        self.eval_step = make_eval_step(job.graph, job.dtype)
+        self.progress = Progress()
+        self.console = RunConsole(progress=run.logging.progress)
+        self.stopwatch = Stopwatch()
+        self.checkpoints: Checkpoints | None = None
+        self.metrics: MetricsLog | None = None
+
+    def begin(self) -> None:
+        """Opens the output folder; restores the newest checkpoint, or evaluates the start."""
+        training = self.run.training
+        self._print_summary()
+        if training.overwrite_output_dir and not training.resume_from_checkpoint:
+            remove_run(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        saved = self.folder / "checkpoints"
+        if training.save_strategy != "no" or saved.is_dir():
+            self.checkpoints = Checkpoints(saved, training.save_total_limit)
+        restored = self.checkpoints is not None and self._restore(self.checkpoints)
+        if training.resume_from_checkpoint and not restored:
+            self.console.print(f"{self.folder} holds no complete checkpoint to resume: starting at step 0")
+        results.write_text(self.folder / "config.yaml", self.run.to_yaml())
+        self.metrics = MetricsLog(self.folder, self.run, keep_rows=self.progress.rows)
+        if self.evaluates and not restored:
+            self._evaluate("before")
+            self.progress.answers_before = self._answers()
+
+    def loop(self) -> None:
+        """Takes steps until all are done, or patience is over."""
+        self.console.start(self.progress.step, self.total_steps)
+        self.stopwatch.start()
+        while not self._is_last(self.progress.step):
+            self._take_step()
+            self._after_step()
+        if self.progress.logged_step < self.progress.step:
+            self._log()
+        self.console.stop()
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates, and writes the weights, the results and the report."""
+        training, progress = self.run.training, self.progress
+        if training.load_best_model_at_end and progress.best_step not in (None, progress.step):
+            assert self.checkpoints is not None
+            best, _ = self.checkpoints.restore(self.state, progress.best_step)
+            self.state = replace(self.state, trainable=best.trainable)
+            progress.evaluations["last"] = progress.evaluations["best"]
+            self.console.print(f"loaded the best checkpoint, step {progress.best_step}")
+        answers = self._answers() if self.evaluates else []
+        before = self._figures("before", progress.answers_before)
+        after = self._figures("last", answers)
+        target = results.save_weights(self.folder, self.run, self.job, self.state.trainable)
+        everything = results.write_results(self.folder, self._train_results(), after)
+        self._write_report(before, after, answers)
+        self._print_before_after(before, after)
+        self.console.print(f"wrote {target} and {self.folder / 'report.html'}")
+        return everything
+
+    def close(self) -> None:
+        self.console.stop()
+        for part in (self.checkpoints, self.metrics):
+            if part is not None:
+                part.close()
+
+    # A step, and what is due after it.
+
+    def _take_step(self) -> None:
+        batch = jax.device_put(next(self.batches))
+        if not self.train_step.is_compiled(batch):
+            self._pause()
+            self.train_step.compile(self.state, self.job.frozen, batch)
+            self.stopwatch.start()
+        self.state = self.train_step(self.state, self.job.frozen, batch)
+        self.progress.step += 1
+        self.console.advance(self.progress.step)
+
+    def _after_step(self) -> None:
+        training, step = self.run.training, self.progress.step
+        last = step == self.total_steps
+        if step % training.logging_steps == 0 or last:
+            self._log()
+        eval_loss, is_best = None, False
+        if self.evaluates and self._is_due(training.eval_strategy, training.eval_steps, last):
+            self._pause()
+            eval_loss = self._evaluate("last")
+            is_best = self._rank()
+            self.stopwatch.start()
+        due = self._is_due(training.save_strategy, training.save_steps, self._is_last(step))
+        if due or (is_best and training.load_best_model_at_end):
+            self._pause()
+            self._save(eval_loss)
+            self.stopwatch.start()
+
+    def _is_due(self, strategy: str, steps: int | None, last: bool) -> bool:
+        """Whether what happens every epoch, or every so many steps, and at the end, is due now."""
+        every = self.epoch_steps if strategy == "epoch" else steps
+        return strategy != "no" and (last or (every is not None and self.progress.step % every == 0))
+
+    def _is_last(self, step: int) -> bool:
+        patience = self.run.training.early_stopping_patience
+        return step >= self.total_steps or (patience is not None and self.progress.waited >= patience)
+
+    def _pause(self) -> None:
+        """Stops the clock, once the device has done what it was given."""
+        jax.block_until_ready(self.state)
+        seconds = self.stopwatch.stop()
+        self.progress.seconds += seconds
+        self.progress.window_seconds += seconds
+
+    def _log(self) -> None:
+        """Writes a line of metrics for the steps since the last one."""
+        assert self.metrics is not None
+        progress = self.progress
+        window: Window = jax.device_get(self.state.window)
+        self._check_finite(float(window.loss), float(window.grad_norm))
+        self._pause()
+        self.stopwatch.start()
+        self.state = replace(self.state, window=Window.empty())
+        progress.loss += float(window.loss)
+        progress.tokens += int(window.tokens)
+        progress.target_tokens += int(window.target_tokens)
+        row = {
+            "step": progress.step,
+            "epoch": progress.step / self.epoch_steps,
+            "loss": float(window.loss) / max(1, int(window.target_tokens)),
+            "learning_rate": float(self.schedule(progress.step - 1)),
+            "grad_norm": float(window.grad_norm),
+            "tokens": progress.tokens,
+            "target_tokens": progress.target_tokens,
+            "tokens_per_second": int(window.tokens) / progress.window_seconds,
+        }
+        if (peak := device_peak()) is not None:
+            flops = step_flops(
+                self.job.config,
+                self.job.table.trainable,
+                self.run.peft.full_finetuning,
+                int(window.tokens),
+                float(window.attended),
+            )
+            row["mfu"] = flops / progress.window_seconds / peak
+        progress.window_seconds, progress.logged_step = 0.0, progress.step
+        self._write(row)
+
+    def _check_finite(self, *values: float) -> None:
+        if all(math.isfinite(value) for value in values):
+            return
+        newest = self.checkpoints.steps[-1:] if self.checkpoints is not None else []
+        kept = f"the checkpoint of step {newest[0]} is kept" if newest else "no checkpoint was saved before"
+        raise FloatingPointError(
+            f"step {self.progress.step}: the loss or its gradient is not finite ({kept}); lower "
+            "training.learning_rate, or give model.dtype bfloat16 or float32 if it is float16"
+        )
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self.metrics is not None
+        self.metrics.write(row)
+        self.progress.rows += 1
+        self.console.figures(row, self.total_steps)
+
+    # Evaluation.
+
+    def _evaluate(self, name: str) -> float:
+        """Writes a line of figures and remembers them under `name`; returns the loss."""
+        batches = eval_batches(
+            self.job.data.eval,
+            self.run.data,
+            batch_size=self.run.training.per_device_eval_batch_size,
+            pad_id=self.job.pad_id,
+        )
+        figures = evaluation.evaluate_rows(self.eval_step, self.state.trainable, self.job.frozen, batches)
+        self._check_finite(figures["eval_loss"])
+        self.progress.evaluations[name] = figures
+        epoch = self.progress.step / self.epoch_steps
+        self._write({"step": self.progress.step, "epoch": epoch, **figures})
+        return figures["eval_loss"]
+
+    def _rank(self) -> bool:
+        """Whether the last evaluation's loss is the lowest so far."""
+        progress, figures = self.progress, self.progress.evaluations["last"]
+        best = progress.evaluations.get("best")
+        if best is not None and figures["eval_loss"] >= best["eval_loss"]:
+            progress.waited += 1
+            return False
+        progress.evaluations["best"], progress.best_step, progress.waited = figures, progress.step, 0
+        return True
+
+    def _answers(self) -> list[str]:
+        if not self.job.prompts:
+            return []
+        model, lora = self.job.model_and_lora(self.state.trainable)
+        return evaluation.answer(
+            model,
+            lora,
+            self.job.tokenizer,
+            self.job.prompts,
+            batch_size=self.run.training.per_device_eval_batch_size,
+            max_new_tokens=self.run.training.eval_max_new_tokens,
+            end_ids=self.job.end_ids,
+        )
+
+    def _figures(self, name: str, answers: list[str]) -> dict[str, float]:
+        figures = dict(self.progress.evaluations.get(name, {}))
+        if answers:
+            figures["exact_match"] = evaluation.exact_match(answers, self.job.prompts)
+        return figures
+
+    # Checkpoints.
+
+    def _save(self, eval_loss: float | None) -> None:
+        """Saves everything that the rest of the run depends on; `eval_loss`, if it was just measured."""
+        assert self.checkpoints is not None
+        window: Window = jax.device_get(self.state.window)
+        self._check_finite(float(window.loss), float(window.grad_norm))
+        self.progress.data = self.batches.get_state()
+        self.checkpoints.save(self.progress.step, self.state, asdict(self.progress), eval_loss)
+
+    def _restore(self, checkpoints: Checkpoints) -> bool:
+        if not checkpoints.steps:
+            return False
+        self.state, saved = checkpoints.restore(self.state)
+        self.progress = Progress(**saved)
+        self.batches.set_state(self.progress.data)
+        self.console.print(f"resuming at step {self.progress.step} of {self.total_steps}")
+        return True
+
+    # What is told at the beginning and at the end.
+
+    def _print_summary(self) -> None:
+        training = self.run.training
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        self.console.print(format_parameter_table(self.job.table))
+        self.console.print(self.job.data.summary())
+        self.console.print(
+            f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
+            f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
+        )
+
+    def _train_results(self) -> dict[str, Any]:
+        progress = self.progress
+        seconds = max(progress.seconds, 1e-9)
+        return {
+            "epoch": progress.step / self.epoch_steps,
+            "global_step": progress.step,
+            "train_loss": progress.loss / max(1, progress.target_tokens),
+            "train_runtime": progress.seconds,
+            "train_samples": self.job.data.train.stats.rows,
+            "train_steps_per_second": progress.step / seconds,
+            "train_tokens": progress.tokens,
+            "train_target_tokens": progress.target_tokens,
+            "train_tokens_per_second": progress.tokens / seconds,
+        }
+
+    def _write_report(self, before: dict[str, float], after: dict[str, float], answers: list[str]) -> None:
+        assert self.metrics is not None
+        samples = [
+            {
+                "prompt": self.job.tokenizer.decode(ids),
+                "reference": reference,
+                "before": old,
+                "after": new,
+            }
+            for (ids, reference), old, new in zip(self.job.prompts, self.progress.answers_before, answers, strict=True)
+        ]
+        write_report(
+            self.folder / "report.html",
+            run_config=self.run.to_dict(),
+            history=self.metrics.history,
+            before=before or None,
+            after=after or None,
+            samples=samples,
+            data_stats=self.job.data.stats,
+            parameter_table=[(row.module, row.count) for row in self.job.table.rows],
+            versions=results.versions(),
+            command=results.command_line(),
+        )
+
+    def _print_before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
+        for name in after:
+            percent = name in ("eval_token_accuracy", "exact_match")
+            old, new = (f"{x[name]:.1%}" if percent else f"{x[name]:.4f}" for x in (before, after))
+            self.console.print(f"{name.removeprefix('eval_').replace('_', ' ')}: {old} before, {new} after")

@@ -1,0 +1,248 @@
+"""Whole runs on a tiny checkpoint: what they write, when they stop, what they refuse."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from phi3_jax import InputError, Phi3ForCausalLM
+from phi3_jax.hf.peft import load_adapter
+from phi3_jax.run_config import RunConfig
+from phi3_jax.train import checks, loop
+from phi3_jax.train.loop import train
+from tests.train.tiny import metrics, run_config, write_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs) -> tuple[RunConfig, dict]:
+    run = run_config(inputs, "finished", logging={"tensorboard": True})
+    return run, train(run)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+
+
+def test_a_run_writes_its_files(inputs, finished):
+    run, everything = finished
+    out = Path(run.training.output_dir)
+    names = {"config.yaml", "metrics.jsonl", "train_results.json", "eval_results.json", "all_results.json"}
+    assert {p.name for p in out.iterdir()} == names | {"report.html", "checkpoints", "adapter", "tensorboard"}
+    assert RunConfig.from_dict(yaml.safe_load((out / "config.yaml").read_text())) == run
+    assert json.loads((out / "all_results.json").read_text()) == everything
+    both = [json.loads((out / f"{name}_results.json").read_text()) for name in ("train", "eval")]
+    assert both[0] | both[1] == everything
+    assert everything.keys() >= {"train_loss", "epoch", "eval_loss", "eval_perplexity", "exact_match"}
+    adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(inputs / "base")
+    assert (out / "adapter" / "tokenizer.json").exists()
+    assert list((out / "tensorboard").glob("events*"))
+    # 13 rows of 2 to 25 tokens, packed
+    assert everything["epoch"] == 6 / loop.Trainer(run, loop.load_job(run)).epoch_steps
+
+
+def test_the_lines_of_metrics(finished):
+    run, everything = finished
+    rows = metrics(Path(run.training.output_dir))
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6]
+    for row in rows:
+        if "loss" in row:
+            names = {"step", "loss", "learning_rate", "grad_norm", "tokens", "target_tokens", "tokens_per_second"}
+            assert row.keys() >= names
+        else:
+            assert row["eval_perplexity"] == pytest.approx(math.exp(row["eval_loss"]))
+    logged = [row for row in rows if "loss" in row]
+    assert logged[0]["tokens"] < logged[1]["tokens"] < logged[2]["tokens"]
+    assert everything["eval_loss"] == rows[-1]["eval_loss"] < rows[0]["eval_loss"]
+
+
+def test_the_adapter_is_the_one_that_was_evaluated(inputs, finished):
+    run, everything = finished
+    model = Phi3ForCausalLM.from_pretrained(str(inputs / "base"), dtype=jnp.float32)
+    lora = load_adapter(Path(run.training.output_dir) / "adapter", model)
+    job = loop.load_job(run)
+    total = count = 0.0
+    for ids, mask in job.data.eval:  # row by row, neither packed nor padded
+        logits = jax.nn.log_softmax(model(jnp.asarray(ids)[None], lora=lora)[0])
+        picked = np.asarray(logits)[np.arange(len(ids) - 1), ids[1:]]
+        total -= float((picked * mask[1:]).sum())
+        count += int(mask[1:].sum())
+    assert everything["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_host_waits_at_logging_steps_only(inputs, monkeypatch):
+    """Counts every way in which Python can look at an array's value."""
+    looks: list[int] = []
+    array_type = type(jnp.zeros(()))
+    value = array_type._value
+    monkeypatch.setattr(array_type, "_value", property(lambda self: looks.append(1) or value.__get__(self)))
+    get, ready = jax.device_get, jax.block_until_ready
+    monkeypatch.setattr(jax, "device_get", lambda x: looks.append(1) or get(x))
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: looks.append(1) or ready(x))
+    run = run_config(
+        inputs, "sync", data={"eval": None}, training={"eval_steps": None, "save_strategy": "no", "logging_steps": 4}
+    )
+    trainer = loop.Trainer(run, loop.load_job(run))
+    trainer.begin()
+    at_step = []
+    for _ in range(6):
+        trainer._take_step()
+        before = len(looks)
+        trainer._after_step()
+        at_step.append((before, len(looks)))
+    trainer.close()
+    assert looks, "the counters do not count"
+    steps_alone = [at_step[i][0] - at_step[i - 1][1] for i in range(1, 6)]  # the first one compiles
+    assert steps_alone == [0] * 5
+    waited = [after > before for before, after in at_step]
+    assert waited == [False, False, False, True, False, True]
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(inputs, monkeypatch):
+    losses = iter([5.0, 3.0, 4.0, 4.5])  # before training, then after steps 2, 4, 6
+    monkeypatch.setattr(loop.evaluation, "evaluate_rows", scripted(losses))
+    settings = {"eval_steps": 2, "save_steps": 1, "save_total_limit": 2, "load_best_model_at_end": True}
+    run = run_config(inputs, "best", training=settings)
+    everything = train(run)
+    out = Path(run.training.output_dir)
+    assert sorted(int(p.name) for p in (out / "checkpoints").iterdir()) == [2, 6]
+    assert everything["eval_loss"] == 3.0
+    two_steps = run_config(
+        inputs, "best2", data={"eval": None}, training={"eval_steps": None, "save_strategy": "no", **stop_after(2)}
+    )
+    monkeypatch.setattr(loop, "make_schedule", same_schedule(run))
+    train(two_steps)
+    assert weights(out / "adapter") == weights(Path(two_steps.training.output_dir) / "adapter")
+
+
+def scripted(losses):
+    def evaluate(*args):
+        loss = next(losses)
+        return {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_token_accuracy": 0.0}
+
+    return evaluate
+
+
+def stop_after(steps):
+    return {"max_steps": steps}
+
+
+def same_schedule(run):
+    """The learning rates of a run of six steps, whatever the number of steps."""
+    make = loop.make_schedule
+    return lambda training, total: make(run.training, 6)
+
+
+def test_early_stopping(inputs, monkeypatch):
+    losses = iter([5.0, 3.0, 4.0, 3.5, 1.0])
+    monkeypatch.setattr(loop.evaluation, "evaluate_rows", scripted(losses))
+    run = run_config(inputs, "early", training={"eval_steps": 1, "early_stopping_patience": 2})
+    everything = train(run)
+    out = Path(run.training.output_dir)
+    assert everything["global_step"] == 3
+    assert everything["eval_loss"] == 3.5
+    assert [row["step"] for row in metrics(out) if "loss" in row] == [2, 3]
+    assert sorted(int(p.name) for p in (out / "checkpoints").iterdir()) == [2, 3]
+
+
+def test_full_finetuning_writes_a_model(inputs):
+    run = run_config(inputs, "full", peft={"full_finetuning": True}, model={"dtype": "bfloat16"})
+    everything = train(run)
+    out = Path(run.training.output_dir)
+    assert not (out / "adapter").exists()
+    assert (out / "model" / "tokenizer.json").exists()
+    model = Phi3ForCausalLM.from_pretrained(str(out / "model"), dtype=jnp.bfloat16)
+    job = loop.load_job(run_config(inputs, "unused", model={"name_or_path": str(out / "model"), "dtype": "bfloat16"}))
+    step = loop.make_eval_step(job.graph, job.dtype)
+    batches = loop.eval_batches(job.data.eval, run.data, batch_size=4, pad_id=0)
+    again = loop.evaluation.evaluate_rows(step, job.trainable, job.frozen, batches)
+    assert model.dtype == jnp.bfloat16
+    # The same bfloat16 weights; XLA may round the products in between differently.
+    assert again["eval_loss"] == pytest.approx(everything["eval_loss"], rel=1e-3)
+
+
+def test_epochs_and_their_ends(inputs):
+    settings = {"max_steps": -1, "num_train_epochs": 1.5, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    run = run_config(inputs, "epochs", training={**settings, "eval_steps": None})
+    everything = train(run)
+    out = Path(run.training.output_dir)
+    epoch = loop.Trainer(run, loop.load_job(run)).epoch_steps
+    total = math.ceil(1.5 * epoch)
+    assert everything["global_step"] == total
+    assert [row["step"] for row in metrics(out) if "eval_loss" in row] == [0, epoch, total]
+    assert sorted(int(p.name) for p in (out / "checkpoints").iterdir()) == [epoch, total]
+
+
+def test_starting_from_an_adapter(inputs, finished):
+    first = Path(finished[0].training.output_dir) / "adapter"
+    settings = {"learning_rate": 0.0, "save_strategy": "no"}
+    run = run_config(inputs, "continued", peft={"init_from": str(first)}, training=settings)
+    everything = train(run)
+    assert everything["eval_loss"] == pytest.approx(finished[1]["eval_loss"], rel=1e-6)
+    assert weights(Path(run.training.output_dir) / "adapter") == weights(first)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(inputs):
+    settings = {"learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0, "warmup_ratio": 0.0, "logging_steps": 1}
+    run = run_config(inputs, "nan", training={**settings, "save_steps": 1, "eval_steps": None})
+    with pytest.raises(FloatingPointError, match=r"not finite.*learning_rate"):
+        train(run)
+    kept = [p.name for p in (Path(run.training.output_dir) / "checkpoints").iterdir()]
+    assert kept in ([], ["1"])
+
+
+def test_an_output_folder_that_holds_a_run(inputs, finished):
+    run, _ = finished
+    out = Path(run.training.output_dir)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    with pytest.raises(InputError, match="already holds a run"):
+        train(run)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_overwriting_a_run(inputs):
+    short = {"max_steps": 1, "eval_strategy": "no", "eval_steps": None}
+    out = inputs / "again"
+    out.mkdir()
+    for name in ("metrics.jsonl", "report.html"):
+        (out / name).write_text("old")
+    (out / "checkpoints" / "7").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    train(run_config(inputs, "again", training={**short, "overwrite_output_dir": True}))
+    assert [row["step"] for row in metrics(out)] == [1]
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["1"]
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "report.html").read_text() != "old"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"train": None}}, "data.train is not set"),
+        ({"data": {"train": "no/such/file.jsonl"}}, "no such"),
+        ({"model": {"name_or_path": "no/such/folder/at/all"}}, "no such folder"),
+        ({"peft": {"target_modules": ["q_proj"]}}, "qkv_proj"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(inputs, sections, message):
+    with pytest.raises(InputError, match=message):
+        train(run_config(inputs, "bad", **sections))
+    assert not (inputs / "bad").exists()
+
+
+def test_wandb_that_is_not_installed(inputs, monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        train(run_config(inputs, "bad", logging={"wandb": True}))
+    assert not (inputs / "bad").exists()
