@@ -1,12 +1,34 @@
 """The configuration of a run: one dataclass a section, with the names of TRL, PEFT and transformers.
 
-Field docstrings are the command line's help texts.
+The `Args` of the docstrings are the command line's help texts. A section checks its own values when
+it is made, `RunConfig` those that contradict each other.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import yaml
 
 from phi3_jax.config import LoraConfig
+from phi3_jax.errors import InputError
+
+
+def _check_range(
+    section: str, values: object, names: str, *, low: float, high: float | None = None, below: float | None = None
+) -> None:
+    for name in names.split():
+        value = getattr(values, name)
+        if value is None:
+            continue
+        wanted = f"at least {low}"
+        if high is not None:
+            wanted = f"from {low} to {high}"
+        elif below is not None:
+            wanted = f"at least {low} and below {below}"
+        # Written so that NaN, which compares false with everything, is refused too.
+        if not (value >= low and (high is None or value <= high) and (below is None or value < below)):
+            raise InputError(f"{section}.{name} is {value}, expected {wanted}")
 
 
 @dataclass(frozen=True)
@@ -17,7 +39,7 @@ class ModelSection:
         name_or_path: Checkpoint folder or hub id.
         dtype: Type of the base's weights in memory.
         attention: Attention kernel; auto chooses by device.
-        quantization: None (the only value so far).
+        quantization: Not supported yet; none.
         revision: Branch, tag or commit on the hub.
         cache_dir: Where hub downloads are kept (default: huggingface_hub's).
         local_files_only: Never ask the network.
@@ -26,7 +48,7 @@ class ModelSection:
     name_or_path: str
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     attention: Literal["auto", "xla"] = "auto"
-    quantization: None = None
+    quantization: Literal["none"] | None = None
     revision: str | None = None
     cache_dir: str | None = None
     local_files_only: bool = False
@@ -34,9 +56,20 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class PeftSection(LoraConfig):
-    """The adapter: PEFT's LoraConfig names.
+    """The adapter: the names of PEFT's LoraConfig.
 
     Args:
+        r: Rank of the update.
+        lora_alpha: The update is scaled by lora_alpha / r.
+        lora_dropout: Probability of dropping an adapter's input in training.
+        target_modules: all-linear (every linear layer but the output head), a list of module names such as
+            [qkv_proj, o_proj], or one regular expression for the whole name.
+        use_rslora: Scale by lora_alpha / sqrt(r) instead.
+        init_lora_weights: true (Kaiming-uniform A, zero B) or gaussian; false makes both random, for tests.
+        bias: Phi-3 has no biases; none.
+        modules_to_save: Not supported yet; null.
+        task_type: Phi-3 is a causal language model; CAUSAL_LM.
+        base_model_name_or_path: Base that the saved adapter names; model.name_or_path where it is null.
         init_from: Adapter folder to start from instead of fresh weights.
         full_finetuning: Train every weight of the model and no adapter.
     """
@@ -53,8 +86,9 @@ class DataSection:
         train: File (JSON, JSONL, Parquet, CSV), folder of files, save_to_disk folder, or hub dataset id.
         eval: The same for evaluation; or use eval_fraction.
         eval_fraction: Share of the training rows held out, drawn by training.seed, when eval is not given.
-        split: Split of a hub dataset to train on.
-        eval_split: Split of a hub dataset to evaluate on.
+        split: Split to train on, where the source has several.
+        eval_split: Split to evaluate on, of data.eval or, if that is not given, of data.train.
+        dataset_config: Configuration (subset) of a hub dataset that has several.
         format: Shape of the rows; auto looks at the columns.
         columns: Which column plays which part, for example {prompt: question, completion: answer}.
         max_length: Positions in a row; longer conversations are cut (and counted).
@@ -70,6 +104,7 @@ class DataSection:
     eval_fraction: float = 0.0
     split: str = "train"
     eval_split: str | None = None
+    dataset_config: str | None = None
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
     columns: dict[str, str] | None = None
     max_length: int = 2048
@@ -79,12 +114,58 @@ class DataSection:
     skip_empty: bool = False
     max_rows: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_range("data", self, "eval_fraction", low=0, below=1)
+        _check_range("data", self, "max_length", low=2)
+        _check_range("data", self, "max_rows", low=1)
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether there are evaluation rows."""
+        return self.eval is not None or self.eval_split is not None or self.eval_fraction > 0
+
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """How to train: the names of transformers' TrainingArguments, defaults for LoRA."""
+    """How to train: the names of transformers' TrainingArguments, with defaults for LoRA.
+
+    Args:
+        output_dir: Folder that the run writes; must not hold another run.
+        overwrite_output_dir: Replace the run that output_dir holds, unless it is resumed.
+        learning_rate: Peak of the schedule.
+        lr_scheduler_type: Course of the learning rate after warm-up.
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        warmup_steps: The same in steps; where given, it wins over warmup_ratio.
+        num_train_epochs: Passes over the training rows.
+        max_steps: Optimizer steps; where positive, it wins over num_train_epochs.
+        per_device_train_batch_size: Rows in a forward pass.
+        per_device_eval_batch_size: Rows in a forward pass of an evaluation.
+        gradient_accumulation_steps: Forward passes for an optimizer step.
+        optim: Optimizer.
+        adam_beta1: Decay of AdamW's mean of gradients.
+        adam_beta2: Decay of AdamW's mean of squared gradients.
+        adam_epsilon: Added to AdamW's denominator.
+        weight_decay: Decoupled decay of matrices; norms are left alone.
+        max_grad_norm: Gradients are scaled down to this global norm; 0 switches it off.
+        label_smoothing_factor: Share of the target's probability spread over the vocabulary.
+        neftune_noise_alpha: Size of NEFTune's noise on the embeddings in training.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        logging_steps: Steps between lines of metrics.jsonl.
+        eval_strategy: When to evaluate; a run with evaluation rows also evaluates at its end unless no.
+        eval_steps: Steps between evaluations; null evaluates at the end alone.
+        save_strategy: When to write a checkpoint.
+        save_steps: Steps between checkpoints.
+        save_total_limit: Checkpoints to keep; null keeps all.
+        load_best_model_at_end: The adapter written is that of the lowest evaluation loss, not the last.
+        early_stopping_patience: Stop after so many evaluations in a row without a lower loss.
+        seed: Of the adapter's start, dropout, the order of rows and the held-out fraction.
+        resume_from_checkpoint: Continue the run that output_dir holds, from its last checkpoint.
+        eval_generations: Evaluation rows answered before and after training, for the report.
+        eval_max_new_tokens: Longest of those answers, in tokens.
+    """
 
     output_dir: str = "out"
+    overwrite_output_dir: bool = False
     learning_rate: float = 1e-4
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
     warmup_ratio: float = 0.03
@@ -116,15 +197,45 @@ class TrainingSection:
     eval_generations: int = 4
     eval_max_new_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        at_least_1 = (
+            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
+            "eval_steps save_steps save_total_limit early_stopping_patience eval_max_new_tokens"
+        )
+        _check_range("training", self, at_least_1, low=1)
+        _check_range("training", self, "warmup_ratio", low=0, high=1)
+        _check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
+        not_negative = (
+            "learning_rate warmup_steps num_train_epochs adam_epsilon weight_decay max_grad_norm "
+            "neftune_noise_alpha seed eval_generations"
+        )
+        _check_range("training", self, not_negative, low=0)
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise InputError(f"training.max_steps is {self.max_steps}, expected at least 1, or -1 to train by epochs")
+        if self.max_steps == -1 and self.num_train_epochs == 0:
+            raise InputError("training.num_train_epochs is 0 and training.max_steps -1: nothing to train; raise one")
+
 
 @dataclass(frozen=True)
 class ParallelSection:
-    """Devices along each axis of the mesh (1 so far)."""
+    """Devices along each axis of the mesh (1 so far).
+
+    Args:
+        data: Copies of the model, each with its own rows.
+        fsdp: Devices that share one copy's weights.
+        tensor: Devices that share each matrix product.
+        context: Devices that share each row's positions.
+    """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value != 1:
+                raise InputError(f"parallel.{name} is {value}; a run uses one device so far, give 1")
 
 
 @dataclass(frozen=True)
@@ -156,3 +267,79 @@ class RunConfig:
     training: TrainingSection = field(default_factory=TrainingSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        give_rows = "there are no evaluation rows; give data.eval or data.eval_fraction"
+        if not self.data.has_eval:
+            if training.eval_strategy == "epoch":
+                raise InputError(f"training.eval_strategy is epoch, but {give_rows}")
+            if training.eval_strategy == "steps" and training.eval_steps is not None:
+                raise InputError(f"training.eval_steps is {training.eval_steps}, but {give_rows}")
+        for name in ("load_best_model_at_end", "early_stopping_patience"):
+            value = getattr(training, name)
+            if not value:
+                continue
+            if not self.data.has_eval:
+                raise InputError(f"training.{name} is {str(value).lower()}, but {give_rows}")
+            if training.eval_strategy == "no" or (training.eval_strategy == "steps" and training.eval_steps is None):
+                raise InputError(
+                    f"training.{name} is {str(value).lower()}, but nothing is evaluated before the end; "
+                    "give training.eval_steps, or training.eval_strategy epoch"
+                )
+        if training.load_best_model_at_end and training.save_strategy == "no":
+            raise InputError(
+                "training.load_best_model_at_end is true, but training.save_strategy is no; give steps or epoch"
+            )
+        if self.peft.full_finetuning and self.peft.init_from is not None:
+            raise InputError(
+                f"peft.init_from is {self.peft.init_from}, but peft.full_finetuning trains no adapter; leave one out"
+            )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "RunConfig":
+        """Reads nested dictionaries, `{"model": {...}, "training": {...}}`, as a YAML file holds them.
+
+        The names of transformers', TRL's and PEFT's arguments are understood; those without a meaning
+        here are named in a printed line. Raises `InputError` for unknown keys and wrong values.
+        """
+        from phi3_jax.run_parse import parse_run_config  # that file needs the classes of this one
+
+        run, notices = parse_run_config(raw)
+        for notice in notices:
+            print(notice)
+        return run
+
+    @classmethod
+    def from_dicts(
+        cls,
+        *,
+        model: str | Mapping[str, Any],
+        training_config: Mapping[str, Any],
+        peft_config: Mapping[str, Any],
+        data: str | Mapping[str, Any],
+    ) -> "RunConfig":
+        """Takes the `training_config` and `peft_config` dictionaries of a TRL script as they are.
+
+        `model` is a checkpoint folder or hub id, `data` a file, folder or hub dataset id to train on,
+        or each a dictionary of its whole section.
+        """
+        return cls.from_dict(
+            {
+                "model": {"name_or_path": model} if isinstance(model, str) else model,
+                "data": {"train": data} if isinstance(data, str) else data,
+                "training": training_config,
+                "peft": peft_config,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""
+        return {
+            section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for section, values in asdict(self).items()
+        }
+
+    def to_yaml(self) -> str:
+        """What a run writes as config.yaml and `--config` reads."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,84 @@
+"""`phi3-jax COMMAND …`: which command, and what becomes of its errors.
+
+Each command is imported when it is called, so that help comes without waiting for JAX.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from phi3_jax.errors import InputError
+from phi3_jax.names import nearest
+
+COMMANDS = {
+    "demo": "The whole job on a built-in model and chat set, on a CPU.",
+    "train": "Fine-tune a model on chats.",
+    "evaluate": "Loss, perplexity and token accuracy of a model on chats.",
+    "generate": "Answer a prompt.",
+    "export": "Merge an adapter into its base, as a checkpoint that transformers loads.",
+    "info": "What a checkpoint or an adapter holds.",
+}
+
+USAGE = f"""\
+usage: phi3-jax COMMAND [options]
+
+LoRA fine-tuning of Phi-3 in JAX.
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+
+`phi3-jax COMMAND --help` lists a command's options.
+Exit status: 0 done, 2 the input or the configuration is wrong (one line on standard error), 1 anything else.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command (default: the process's arguments) and gives its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        if arguments[0] == "--version":
+            print(f"phi3-jax {version('phi3_jax')}")
+            return 0
+        name, *rest = arguments
+        if name not in COMMANDS:
+            raise InputError(
+                f"unknown command {name}; did you mean {nearest(name, list(COMMANDS))}? There are {', '.join(COMMANDS)}"
+            )
+        _quiet()
+        importlib.import_module(f"phi3_jax.cli.{name}").run(rest)
+    except InputError as error:
+        print(f"phi3-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except SystemExit as leaving:  # argparse, once it has printed its help
+        return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        print("phi3-jax: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet() -> None:
+    """Keeps other libraries' warnings and progress bars off standard error, which is for our one line.
+
+    Environment variables, because the libraries read them as they are imported; a user's own win.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("absl", "jax", "orbax", "datasets", "transformers", "huggingface_hub", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
