@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from phi3_jax import Phi3ForCausalLM
-from phi3_jax.generate import generate
+from phi3_jax.generation import generate
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 """Answers from a model."""
 
-from phi3_jax.generate.decode import generate
+from phi3_jax.generation.decode import generate
 
 __all__ = ["generate"]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, ArrayLike, Int
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora.adapters import Lora
@@ -15,9 +15,9 @@ from phi3_jax.model.phi3 import Phi3ForCausalLM
 
 def generate(
     model: Phi3ForCausalLM,
-    input_ids: Int[Array, "batch prompt"],
+    input_ids: Int[ArrayLike, "batch prompt"],
     *,
-    attention_mask: Int[Array, "batch prompt"] | None = None,
+    attention_mask: Int[ArrayLike, "batch prompt"] | None = None,
     lora: Lora | None = None,
     max_new_tokens: int = 20,
     eos_token_id: int | tuple[int, ...] | list[int] | None = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
@@ -154,21 +154,21 @@ class Phi3ForCausalLM(nnx.Module):
         """That of weights and activations."""
         return self.model.embed_tokens.weight.dtype
 
-    def embed(self, input_ids: Int[Array, "batch seq"], lora: Lora | None = None) -> Float[Array, "batch seq hidden"]:
+    def embed(self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | None = None) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
         adapters = {} if lora is None else lora.adapters.get("model", {})
-        return self.model.embed_tokens(input_ids, adapters.get("embed_tokens"))
+        return self.model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
 
     def __call__(
         self,
-        input_ids: Int[Array, "batch seq"],
+        input_ids: Int[ArrayLike, "batch seq"],
         *,
-        attention_mask: Int[Array, "batch seq"] | None = None,
-        positions: Int[Array, "batch seq"] | None = None,
-        segment_ids: Int[Array, "batch seq"] | None = None,
+        attention_mask: Int[ArrayLike, "batch seq"] | None = None,
+        positions: Int[ArrayLike, "batch seq"] | None = None,
+        segment_ids: Int[ArrayLike, "batch seq"] | None = None,
         lora: Lora | None = None,
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
-        logits_to_keep: Int[Array, "kept"] | None = None,
+        logits_to_keep: Int[ArrayLike, "kept"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool = False,
     ) -> Float[Array, "batch kept vocab"]:
@@ -200,7 +200,7 @@ class Phi3ForCausalLM(nnx.Module):
         )
 
     def hidden_states(
-        self, input_ids: Int[Array, "batch seq"], **kwargs: Any
+        self, input_ids: Int[ArrayLike, "batch seq"], **kwargs: Any
     ) -> Float[Array, "layers_and_1 batch seq hidden"]:
         """As transformers' `output_hidden_states`: each layer's input, then the normed output.
 

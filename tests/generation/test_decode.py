@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from phi3_jax import InputError, Phi3ForCausalLM
-from phi3_jax.generate import generate
+from phi3_jax.generation import generate
 from tests.model.test_phi3 import CONFIG
 
 

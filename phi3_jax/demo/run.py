@@ -1,0 +1,16 @@
+"""The demo: a LoRA fine-tune of the packaged base model on the packaged chat set."""
+
+from phi3_jax.demo import demo_path
+from phi3_jax.run_config import RunConfig
+from phi3_jax.run_parse import parse_run_config, read_yaml
+
+
+def demo_config(output_dir: str = "out/demo", seed: int = 0) -> RunConfig:
+    """The demo's run, with the installed package's files."""
+    raw = read_yaml(demo_path("demo.yaml"))
+    raw["model"]["name_or_path"] = str(demo_path("base"))
+    for name in ("train", "eval"):
+        raw["data"][name] = str(demo_path(f"orders_{name}.jsonl"))
+    # The demo may be run again and again; only what an earlier run wrote there is replaced.
+    raw["training"] |= {"output_dir": output_dir, "seed": seed, "overwrite_output_dir": True}
+    return parse_run_config(raw)[0]
