@@ -73,9 +73,9 @@ def make(folder: Path) -> dict[str, Any]:
 
 
 def _load(path: str | Path, dtype: str) -> Any:
-    import phi3_jax as p3
+    from phi3_jax import Phi3ForCausalLM
 
-    return p3.Phi3ForCausalLM.from_pretrained(str(path), dtype=dtype)
+    return Phi3ForCausalLM.from_pretrained(str(path), dtype=dtype)
 
 
 def _count(model: Any) -> int:
@@ -178,16 +178,17 @@ def train(folder: Path) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    import phi3_jax as p3
+    from phi3_jax import LoraConfig, init_lora
+    from phi3_jax.train.loss import loss as mean_loss
 
     model = _load(folder, "bfloat16")
-    lora = p3.init_lora(model, p3.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), jax.random.key(0))
+    lora = init_lora(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), jax.random.key(0))
     trainable = sum(leaf.size for leaf in jax.tree.leaves(lora))
     batch = {"input_ids": jnp.asarray(_input_ids(TRAIN_TOKENS))}
 
     @jax.jit
     def step(model: Any, lora: Any, batch: Any) -> Any:
-        return jax.value_and_grad(lambda lora: p3.loss(model, lora, batch, remat=True))(lora)
+        return jax.value_and_grad(lambda lora: mean_loss(model, lora, batch, remat=True))(lora)
 
     losses, start = [], time.perf_counter()
     for _ in range(2):

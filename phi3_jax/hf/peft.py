@@ -122,9 +122,12 @@ def load_adapter(
     config = read_adapter_config(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        pickled = "only adapter_model.bin, a pickle, which can run code and is not opened"
-        found = pickled if (folder / "adapter_model.bin").exists() else "none"
-        raise InputError(f"{folder}: expected {WEIGHTS_FILE}, found {found}; save the adapter as safetensors")
+        # Of a hub's repository a pickle is not even downloaded, so it may be there unseen.
+        found = "found only adapter_model.bin" if (folder / "adapter_model.bin").exists() else "not found"
+        raise InputError(
+            f"{folder}: {WEIGHTS_FILE} expected, {found} (a pickle, which can run code, is not opened); "
+            "save the adapter as safetensors"
+        )
     try:
         modules = match_targets(model, config.target_modules)
     except InputError as error:

@@ -391,7 +391,7 @@ def test_broken_configs(model, saved, content, message):
 
 def test_a_pickle_is_refused(model, saved):
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
-    assert "found only adapter_model.bin, a pickle" in error_of(saved, model)
+    assert "found only adapter_model.bin (a pickle" in error_of(saved, model)
 
 
 def test_a_truncated_file(model, saved):
