@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     )
     from phi3_jax.model import Phi3ForCausalLM
     from phi3_jax.run_config import RunConfig
-    from phi3_jax.train import loss, train
+    from phi3_jax.training.loop import train
+    from phi3_jax.training.loss import loss
 
 # Loaded when first asked for: `phi3-jax --help` need not wait for JAX.
 _MODULES = {
@@ -50,7 +51,8 @@ _MODULES = {
     ),
     "model": ("Phi3ForCausalLM",),
     "run_config": ("RunConfig",),
-    "train": ("loss", "train"),
+    "training.loop": ("train",),
+    "training.loss": ("loss",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

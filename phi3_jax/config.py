@@ -75,6 +75,12 @@ class Phi3Config:
         kv = self.num_key_value_heads * self.head_dim
         return self.num_attention_heads * self.head_dim, kv, kv
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Where an answer ends: generation_config.json's `eos_token_id`, else config.json's."""
+        ends = json.loads(self.generation).get("eos_token_id", self.eos_token_id)
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config.json") -> "Phi3Config":
         """Reads the contents of a config.json, in the old style (`rope_theta`, `rope_scaling`)
@@ -201,7 +207,7 @@ def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeCo
     pairs = replace(config, rope=plain).rotary_dim // 2
     if kind == "default":
         return plain
-    factors: dict[str, tuple[float, ...]] = {}
+    factors: dict[str, Any] = {}
     for name in ("short_factor", "long_factor"):
         values = rope.get(name)
         if not isinstance(values, Sequence) or not all(isinstance(v, int | float) for v in values):

@@ -179,7 +179,7 @@ def train(folder: Path) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from phi3_jax import LoraConfig, init_lora
-    from phi3_jax.train.loss import loss as mean_loss
+    from phi3_jax.training.loss import loss as mean_loss
 
     model = _load(folder, "bfloat16")
     lora = init_lora(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), jax.random.key(0))

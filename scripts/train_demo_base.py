@@ -2,14 +2,15 @@
 
     python scripts/train_demo_base.py             # into phi3_jax/demo/base; about ten minutes on two cores
 
-Writes a corpus and a tokenizer trained on it, starts a random model, trains it by
-configs/demo_base.yaml, and stores the result in float16.
+Writes the corpora and a tokenizer trained on them, starts a random model, trains it by
+configs/demo_base.yaml, first to copy and then to answer, and stores the result in float16.
 """
 
 import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,12 @@ from transformers import PreTrainedTokenizerFast
 from phi3_jax import Phi3Config, Phi3ForCausalLM
 from phi3_jax.config import RopeConfig
 from phi3_jax.demo import demo_path
-from phi3_jax.demo.chats import base_corpus
+from phi3_jax.demo.chats import base_corpus, copy_corpus
 from phi3_jax.demo.orders import write_rows
 from phi3_jax.run_parse import parse_run_config, read_yaml
-from phi3_jax.train.loop import train
+from phi3_jax.training.loop import train
 
+Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 1024
 MAX_LENGTH = 512
@@ -104,20 +106,33 @@ def start_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        rope=RopeConfig(original_max_position_embeddings=MAX_LENGTH),
+        # A small theta: in so short a context it is neighbours that matter, and copying is learnt sooner.
+        rope=RopeConfig(theta=100.0, original_max_position_embeddings=MAX_LENGTH),
     )
     Phi3ForCausalLM(config, rngs=nnx.Rngs(seed)).save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
 
 
-def store(trained: Path, start: Path, target: Path) -> None:
+def train_stage(folder: Path, start: Path, rows: list[Row], held_out: list[Row], seed: int) -> Path:
+    """Trains the checkpoint `start` on rows by configs/demo_base.yaml; returns where the result is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "train.jsonl", rows)
+    write_rows(folder / "eval.jsonl", held_out)
+    raw = read_yaml(ROOT / "configs" / "demo_base.yaml")
+    raw["model"]["name_or_path"] = str(start)
+    raw["data"] |= {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")}
+    raw["training"] |= {"output_dir": str(folder / "run"), "seed": seed}
+    train(parse_run_config(raw)[0])
+    return folder / "run" / "model"
+
+
+def store(trained: Path, target: Path) -> None:
     """The trained weights in float16, with the tokenizer, as a folder that transformers loads too."""
     model = Phi3ForCausalLM.from_pretrained(str(trained), dtype=jnp.float16)
     shutil.rmtree(target, ignore_errors=True)
     model.save_pretrained(str(target))
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (start / name).is_file():
-            shutil.copy(start / name, target)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(trained / name, target)
     ends = [model.config.eos_token_id, PreTrainedTokenizerFast.from_pretrained(target).convert_tokens_to_ids("<|end|>")]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
     (target / "README.md").write_text(MODEL_CARD.format(parameters=parameters), encoding="utf-8")
@@ -131,27 +146,19 @@ def store(trained: Path, start: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "demo_base", help="corpus, start and run go here")
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "demo_base", help="corpora, start and runs go here")
     parser.add_argument("--target", type=Path, default=demo_path("base"), help="where the finished model goes")
-    parser.add_argument("--rows", type=int, default=48_000, help="chats in the corpus")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    work: Path = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    corpus = base_corpus(arguments.seed, arguments.rows)
-    write_rows(work / "train.jsonl", corpus)
-    write_rows(work / "eval.jsonl", base_corpus(arguments.seed + 1, 300))
-    tokenizer = train_tokenizer([turn["content"] for row in corpus[:4000] for turn in row["messages"]])
-    start_checkpoint(work / "start", tokenizer, arguments.seed)
-
-    raw = read_yaml(ROOT / "configs" / "demo_base.yaml")
-    raw["model"]["name_or_path"] = str(work / "start")
-    raw["data"] |= {"train": str(work / "train.jsonl"), "eval": str(work / "eval.jsonl")}
-    raw["training"] |= {"output_dir": str(work / "run"), "seed": arguments.seed}
-    run, _ = parse_run_config(raw)
-    train(run)
-    store(work / "run" / "model", work / "start", arguments.target)
+    work, seed = arguments.work, arguments.seed
+    copying, answering = copy_corpus(seed), base_corpus(seed)
+    tokenizer = train_tokenizer([turn["content"] for row in answering[:4000] for turn in row["messages"]])
+    start_checkpoint(work / "start", tokenizer, seed)
+    # Copying first: learned beside the questions it comes several times later.
+    copies = train_stage(work / "1_copy", work / "start", copying, copy_corpus(seed + 1, 300), seed)
+    answers = train_stage(work / "2_answer", copies, answering, base_corpus(seed + 1, 300), seed)
+    store(answers, arguments.target)
     print(f"{arguments.target}: {sum(f.stat().st_size for f in arguments.target.iterdir()) / 1e6:.2f} MB")
 
 

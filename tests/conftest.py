@@ -1,9 +1,17 @@
 """Fixtures that every folder of tests uses."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Many tests compile the same small programs, and most of a run's time is compiling: what one test
+# (or a process that it starts) has compiled, the next one loads. Thrown away with the run.
+_compiled = tempfile.TemporaryDirectory(prefix="phi3_jax-compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 @pytest.fixture(scope="session")

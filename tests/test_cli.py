@@ -17,7 +17,7 @@ from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.peft import save_adapter
 from phi3_jax.lora import init_lora
 from tests.data.tiny import JULY, phi3_tokenizer
-from tests.train.tiny import tiny_model
+from tests.training.tiny import tiny_model
 
 PROGRAM = [sys.executable, "-c", "import sys; from phi3_jax.cli import main; sys.exit(main())"]
 ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]}
@@ -286,12 +286,12 @@ def test_info_tells_what_a_checkpoint_holds(base, capfd):
     stored = sum(a.size for file in base.glob("model-*.safetensors") for a in load_file(file).values())
     assert facts["parameters"] == stored == sum(facts["parameters_by_module"].values())
     assert facts["config"]["num_key_value_heads"] == 2
-    assert facts["chat_template"] == JULY
-    assert facts["weights"]["dtypes"] == {"F32": 2 * 6 + 3}
+    assert facts["chat_template"]["text"] == JULY
+    assert facts["weights"]["dtypes"] == {"float32": 2 * 6 + 3}
     assert main(["info", str(base)]) == 0
     text = capfd.readouterr().out
     assert f"{stored:,}" in text
-    assert "<|assistant|>" in text
+    assert "<|system|>" in text
 
 
 def test_info_counts_the_parameters_of_a_folder_without_weights(testdata, capfd):

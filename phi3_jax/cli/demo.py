@@ -12,6 +12,6 @@ def run(argv: Sequence[str]) -> None:
     arguments = parser.parse(argv)
 
     from phi3_jax.demo.run import demo_config
-    from phi3_jax.train.loop import train
+    from phi3_jax.training.loop import train
 
     train(demo_config(arguments.output_dir, arguments.seed))

@@ -42,8 +42,8 @@ def run(argv: Sequence[str]) -> None:
     from flax import nnx
 
     from phi3_jax.data import eval_batches, prepare_data
-    from phi3_jax.train.evaluation import evaluate_rows
-    from phi3_jax.train.step import make_eval_step
+    from phi3_jax.training.evaluation import evaluate_rows
+    from phi3_jax.training.step import make_eval_step
 
     rows = prepare_data(data, loaded.tokenizer, seed=0).train
     pad_id = loaded.model.config.pad_token_id or 0

@@ -80,7 +80,7 @@ def _copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
     """The adapter's tokenizer, with the template it was trained with, or else the base's; never a mixture."""
     complete = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     source = adapter if complete else base
-    files = [source / name for name in TOKENIZER_FILES] + [base / "generation_config.json"]
+    files = [source / name for name in TOKENIZER_FILES]
     for file in files:
         if file.is_file():
             shutil.copyfile(file, target / file.name)

@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> None:
     import jax.numpy as jnp
 
     from phi3_jax.generation import generate
-    from phi3_jax.train.evaluation import end_token_ids
+    from phi3_jax.training.evaluation import end_token_ids
 
     if arguments.raw:
         prompt = tokenizer(arguments.prompt)["input_ids"]
@@ -37,6 +37,6 @@ def run(argv: Sequence[str]) -> None:
         jnp.asarray([prompt], jnp.int32),
         lora=loaded.lora,
         max_new_tokens=arguments.max_new_tokens,
-        eos_token_id=end_token_ids(loaded.folder, tokenizer, loaded.model),
+        eos_token_id=end_token_ids(tokenizer, loaded.model.config),
     )
     print(tokenizer.decode([int(token) for token in tokens[0, len(prompt) :]], skip_special_tokens=True).strip("\n"))

@@ -41,6 +41,7 @@ ONSETS = (
 )
 VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ea", "oo")
 CODAS = ("", "", "", "n", "r", "l", "s", "t", "m", "d", "k", "st", "nd")
+PUNCTUATION = ".,;:!?-/+=*#%&()"
 SMALL_TALK = (
     ("Hi!", "Hello! How can I help?"),
     ("Good morning.", "Good morning! What can I do for you?"),
@@ -126,29 +127,40 @@ def order_chat(rng: Random) -> dict[str, Any]:
 
 
 def copy_chat(rng: Random) -> dict[str, Any]:
-    """Words said again, or an order repeated."""
-    words = [invent_word(rng) for _ in range(rng.randint(2, 8))]
-    text = " ".join(words)
-    kind = rng.randrange(3)
-    if kind == 0:
-        return chat(f"Say: {text}", f"I say: {text}")
-    if kind == 1:
-        position = rng.randrange(len(words) - 1)
-        return chat(f"What comes after {words[position]} here? {text}", f"It is {words[position + 1]}.")
-    message = write_message(rng, invent_order(rng))
-    return chat(f"Repeat: {message}", f"They wrote: {message}")
+    """Invented words, with some punctuation, to say again."""
+    words = [invent_word(rng) for _ in range(rng.randint(3, 14))]
+    text = " ".join(word + rng.choice(PUNCTUATION) if rng.random() < 0.2 else word for word in words)
+    return chat(f"Say: {text}", f"I say: {text}")
 
 
-def base_corpus(seed: int = 0, rows: int = 40_000) -> list[dict[str, Any]]:
-    """The base model's training rows."""
+def repeat_chat(rng: Random) -> dict[str, Any]:
+    """An order to repeat, or a word to find by the one before it."""
+    if rng.random() < 0.5:
+        message = write_message(rng, invent_order(rng))
+        return chat(f"Repeat: {message}", f"They wrote: {message}")
+    words = [invent_word(rng) for _ in range(rng.randint(3, 14))]
+    position = rng.randrange(len(words) - 1)
+    return chat(f"What comes after {words[position]} here? {' '.join(words)}", f"It is {words[position + 1]}.")
+
+
+def copy_corpus(seed: int = 0, rows: int = 30_000) -> list[dict[str, Any]]:
+    """What the base model learns first: to copy, and nothing else."""
+    rng = Random(seed)
+    return [copy_chat(rng) for _ in range(rows)]
+
+
+def base_corpus(seed: int = 0, rows: int = 50_000) -> list[dict[str, Any]]:
+    """What it learns then: mostly to answer questions about orders."""
     rng = Random(seed)
     corpus = []
     for _ in range(rows):
         kind = rng.random()
         if kind < 0.02:
             corpus.append(chat(*rng.choice(SMALL_TALK)))
-        elif kind < 0.2:
+        elif kind < 0.12:
             corpus.append(copy_chat(rng))
+        elif kind < 0.2:
+            corpus.append(repeat_chat(rng))
         else:
             corpus.append(order_chat(rng))
     return corpus

@@ -4,8 +4,8 @@
 
 A row asks with a message such as "Hi, could you send 3 red mugs to Oslo by Friday?" and answers
 `item: mugs; colour: red; count: 3; city: Oslo; day: Friday`. Everything is drawn from a seeded
-generator. Held-out messages share no order with the training rows, and one in four uses words that
-occur nowhere else: not in the training rows, nor in what the base model has seen.
+generator. Held-out messages share no order with the training rows, and one in four uses a word that
+occurs nowhere else: not in the training rows, nor in what the base model has seen.
 """
 
 import json
@@ -111,13 +111,15 @@ def chat_set(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The demo's training and held-out rows; no order of one is in the other.
 
-    In every fourth held-out row the item, the colour and the city are held-out words.
+    In every fourth held-out row the item, the colour or the city is a held-out word.
     """
     rng = Random(seed)
     taken: set[str] = set()
 
-    def row(prefix: str) -> dict[str, Any]:
-        items, colours, cities = (WORDS[prefix + kind] for kind in ("items", "colours", "cities"))
+    def row(unseen: str | None) -> dict[str, Any]:
+        items, colours, cities = (
+            WORDS[f"held_out_{kind}" if kind == unseen else kind] for kind in ("items", "colours", "cities")
+        )
         while True:
             order = draw_order(rng, items, colours, cities, WORDS["names"])
             record = write_record(order)
@@ -125,7 +127,9 @@ def chat_set(
                 taken.add(record)
                 return chat(write_message(rng, order), record)
 
-    return [row("") for _ in range(train)], [row("held_out_" if i % 4 == 3 else "") for i in range(held_out)]
+    train_rows = [row(None) for _ in range(train)]
+    unseen = (None, None, None, "items", None, None, None, "colours", None, None, None, "cities")
+    return train_rows, [row(unseen[i % len(unseen)]) for i in range(held_out)]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

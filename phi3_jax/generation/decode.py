@@ -28,7 +28,7 @@ def generate(
     **Arguments**
     - `input_ids`, `attention_mask`: prompts, padded on the left where they differ in length.
     - `max_new_tokens`: decoding stops after so many, or once every row has met an end token.
-    - `eos_token_id`: one id or several; default: the model configuration's.
+    - `eos_token_id`: one id or several; default: generation_config.json's, else config.json's.
     - `pad_token_id`: fills a row after its end token; default: the configuration's, else the end token.
 
     Raises `InputError` for a prompt that leaves no room in the model's positions, and for padding
@@ -48,8 +48,8 @@ def generate(
     mask = jnp.ones_like(input_ids) if attention_mask is None else jnp.asarray(attention_mask)
     if not bool(jnp.all(mask[:, -1] == 1)):
         raise InputError("a prompt is padded on the right; pad on the left, so that its answer follows it")
-    eos = model.config.eos_token_id if eos_token_id is None else eos_token_id
-    ends = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    ends = model.config.end_token_ids if eos_token_id is None else eos_token_id
+    ends = (ends,) if isinstance(ends, int) else tuple(ends)
     pad = model.config.pad_token_id if pad_token_id is None else pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0

@@ -71,6 +71,13 @@ class Weights:
     tensors: Mapping[str, TensorEntry]
     problems: tuple[str, ...]
 
+    def raise_for_problems(self, folder: Path) -> None:
+        """Raises `InputError` that tells all of them, if there are any."""
+        if self.problems:
+            raise InputError(
+                f"{folder}: {'; '.join(self.problems)}; give the whole checkpoint that config.json speaks of"
+            )
+
 
 def abstract_model(config: Phi3Config, dtype: Any = jnp.float32) -> Phi3ForCausalLM:
     """The model with shapes in place of arrays."""
@@ -117,10 +124,7 @@ def load_model(
     )
     config = read_config(folder)
     weights = read_weights(folder, config)
-    if weights.problems:
-        raise InputError(
-            f"{folder}: {'; '.join(weights.problems)}; give the whole checkpoint that config.json speaks of"
-        )
+    weights.raise_for_problems(folder)
     empty = abstract_model(config, dtype)
     slots: dict[tuple[str, ...], list[Slot]] = {}
     for slot in checkpoint_slots(config):

@@ -8,7 +8,7 @@ from typing import Any
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.hf.checkpoint import INDEX, SINGLE, checkpoint_slots, read_weights
+from phi3_jax.hf.checkpoint import checkpoint_slots, read_weights
 from phi3_jax.hf.hub import TOKENIZER_FILES, load_tokenizer, resolve_checkpoint, tokenizer_config
 from phi3_jax.hf.safetensors_io import FLOATS, read_header
 
@@ -38,12 +38,13 @@ def checkpoint_info(
 ) -> dict[str, Any]:
     """What can be said of a checkpoint, an adapter, or a run's output folder; fit for JSON.
 
-    **Returns** `path`; `config`, `parameters`, `weights` (`files`, `bytes`, tensors by `dtypes`,
-    `problems`), `tokenizer` and `chat_template`, each None where there is none; and `adapters`, a
-    list of those in the folder and in its subfolders. Of a hub repository only the small files are
-    downloaded, so that its weights count as absent unless they are cached.
+    **Returns** `path`; `config`, `parameters` (their number), `parameters_by_module`, `weights`
+    (`files`, `bytes`, tensors by `dtypes`), `tokenizer` and `chat_template`, each None where there
+    is none; and `adapters`, a list of those in the folder and in its subfolders. Of a hub repository
+    only the small files are downloaded, so that its weights count as absent unless they are cached.
 
-    Raises `InputError` where there is neither a config.json nor an adapter.
+    Raises `InputError` where there is neither a config.json nor an adapter, and where the weights
+    that are there cannot be loaded.
     """
     folder = resolve_checkpoint(
         path_or_hub_id,
@@ -54,10 +55,13 @@ def checkpoint_info(
         patterns=TOKENIZER_FILES,
     )
     adapters = [_adapter(file.parent) for file in _adapter_configs(folder)]
-    info: dict[str, Any] = {"path": str(path_or_hub_id), "config": None, "parameters": None, "weights": None}
+    keys = ("config", "parameters", "parameters_by_module", "weights")
+    info: dict[str, Any] = {"path": str(path_or_hub_id), **dict.fromkeys(keys)}
     if (folder / "config.json").exists():
         config = Phi3Config.from_pretrained(folder)
-        info |= {"config": _config(config), "parameters": _parameters(config), "weights": _weights(folder, config)}
+        counts = _parameters(config)
+        values = (_config(config), sum(counts.values()), counts, _weights(folder, config))
+        info |= dict(zip(keys, values, strict=True))
     elif not adapters:
         raise InputError(f"{path_or_hub_id}: no config.json and no adapter in it; give a checkpoint or adapter folder")
     return {**info, "tokenizer": _tokenizer(folder), "chat_template": _chat_template(folder), "adapters": adapters}
@@ -83,19 +87,19 @@ def _parameters(config: Phi3Config) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     for slot in checkpoint_slots(config):
         counts[".".join(slot.path).removesuffix(".weight")] += math.prod(slot.shape)
-    return {"total": counts.total(), **counts}
+    return dict(counts)
 
 
 def _weights(folder: Path, config: Phi3Config) -> dict[str, Any] | None:
-    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
-        return None
+    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        return None  # an index alone, as in a clone without its large files, is no harm
     weights = read_weights(folder, config)
+    weights.raise_for_problems(folder)
     dtypes = collections.Counter(DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in weights.tensors.values())
     return {
         "files": len(weights.files),
         "bytes": sum(file.stat().st_size for file in weights.files),
         "dtypes": dict(dtypes),
-        "problems": list(weights.problems),
     }
 
 
@@ -136,7 +140,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
-    info = {"path": str(folder), "base_model": raw.get("base_model_name_or_path")}
+    info = {"path": str(folder), "base_model_name_or_path": raw.get("base_model_name_or_path")}
     info |= {key: raw[key] for key in ADAPTER_KEYS if key in raw}
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
@@ -154,15 +158,14 @@ def print_info(info: dict[str, Any]) -> None:
     print(info["path"])
     if info["config"] is not None:
         _print_section("config", info["config"])
-        _print_section("parameters", {name: f"{count:,}" for name, count in info["parameters"].items()})
+        counts = {"total": info["parameters"], **info["parameters_by_module"]}
+        _print_section("parameters", {name: f"{count:,}" for name, count in counts.items()})
         weights = info["weights"]
         if weights is None:
             print("\nweights: none in this folder")
         else:
             dtypes = ", ".join(f"{count} tensors of {dtype}" for dtype, count in weights["dtypes"].items())
             print(f"\nweights: {dtypes or 'none'} in {weights['files']} file(s), {weights['bytes']:,} bytes")
-            for problem in weights["problems"]:
-                print(f"  problem: {problem}")
     if info["tokenizer"] is None:
         print("\ntokenizer: none")
     else:

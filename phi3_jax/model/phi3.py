@@ -154,7 +154,9 @@ class Phi3ForCausalLM(nnx.Module):
         """That of weights and activations."""
         return self.model.embed_tokens.weight.dtype
 
-    def embed(self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | None = None) -> Float[Array, "batch seq hidden"]:
+    def embed(
+        self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | None = None
+    ) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
         adapters = {} if lora is None else lora.adapters.get("model", {})
         return self.model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))

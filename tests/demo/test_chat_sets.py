@@ -54,6 +54,11 @@ def test_held_out_words_are_trained_on_nowhere(rows):
     assert sum(bool(words([row]) & HELD_OUT) for row in rows[1]) == len(rows[1]) // 4
 
 
+def test_no_held_out_message_is_in_the_base_corpus(rows):
+    corpus = json.dumps(base_corpus(rows=48_000))
+    assert not [row for row in rows[1] if json.dumps(question(row))[1:-1] in corpus]
+
+
 def test_the_base_corpus_never_uses_the_house_format():
     text = json.dumps(base_corpus(rows=20_000))
     assert "colour:" not in text

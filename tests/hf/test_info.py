@@ -39,16 +39,14 @@ class TestReleased:
     def test_parameters_from_the_config_alone(self, testdata, tmp_path, name, total):
         (tmp_path / "config.json").write_bytes((testdata / "models" / name / "config.json").read_bytes())
         info = checkpoint_info(tmp_path)
-        assert info["parameters"]["total"] == total
-        assert sum(info["parameters"].values()) == 2 * total
-        assert ("lm_head" in info["parameters"]) == (name != "phi-4-mini-instruct")
+        assert info["parameters"] == sum(info["parameters_by_module"].values()) == total
+        assert ("lm_head" in info["parameters_by_module"]) == (name != "phi-4-mini-instruct")
         assert info["weights"] is info["tokenizer"] is info["chat_template"] is None
         assert info["adapters"] == []
 
     def test_a_trained_model(self, testdata, capsys):
         info = checkpoint_info(testdata / "checkpoints" / "stories260K")
         assert info["weights"]["dtypes"] == {"float32": 33}
-        assert info["weights"]["problems"] == []
         assert info["tokenizer"]["tokens"] == 512
         print_info(info)
         assert "33 tensors of float32" in capsys.readouterr().out
@@ -62,17 +60,17 @@ class TestReleased:
         assert info["chat_template"]["mentions_system"] is system
         assert info["tokenizer"]["tokens"] == 32011
         assert info["config"]["vocab_size"] == 32064
-        assert "2 missing shards" in info["weights"]["problems"][0]
+        assert info["weights"] is None  # an index, but none of its files
         print_info(info)
         printed = capsys.readouterr().out
         assert "3,821,079,552" in printed
-        assert "problem: 2 missing shards" in printed
+        assert "weights: none" in printed
 
     def test_a_real_adapter_without_weights(self, testdata, capsys):
         info = checkpoint_info(testdata / "adapters" / "phi-3-mini-4k_r16_all-fused")
         (adapter,) = info["adapters"]
         assert (adapter["r"], adapter["lora_alpha"], adapter["trainable_parameters"]) == (16, 32, None)
-        assert adapter["base_model"] == "microsoft/Phi-3-mini-4k-instruct"
+        assert adapter["base_model_name_or_path"] == "microsoft/Phi-3-mini-4k-instruct"
         print_info(info)
         assert "gate_up_proj" in capsys.readouterr().out
 
@@ -98,11 +96,14 @@ class TestFolders:
         assert info["config"] is None
         assert len(info["adapters"]) == 1
 
-    def test_problems_of_the_weights_are_told_not_raised(self, tmp_path):
+    def test_weights_that_cannot_be_loaded(self, tmp_path):
         tiny_model().save_pretrained(str(tmp_path))
         (tmp_path / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": 4}))
-        (problem,) = checkpoint_info(tmp_path)["weights"]["problems"]
-        assert "6 missing tensors (model.layers.3." in problem
+        with pytest.raises(InputError, match=r"6 missing tensors \(model.layers.3."):
+            checkpoint_info(tmp_path)
+        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+        with pytest.raises(InputError, match="pickles"):
+            checkpoint_info(tmp_path)
 
     def test_chat_template_file_goes_first(self, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(TINY))

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from phi3_jax.run_config import TrainingSection
-from phi3_jax.train.optimizer import clip_by_global_norm, decays, make_optimizer, make_schedule, warmup_steps
-from tests.train.tiny import tiny_model
+from phi3_jax.training.optimizer import clip_by_global_norm, decays, make_optimizer, make_schedule, warmup_steps
+from tests.training.tiny import tiny_model
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from phi3_jax.data import eval_batches, train_batches
 from phi3_jax.evaluate.report import write_report
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.run_config import RunConfig
-from phi3_jax.train import evaluation, results
-from phi3_jax.train.checks import check_output_folder, check_settings, remove_run
-from phi3_jax.train.console import RunConsole
-from phi3_jax.train.job import Job, load_job
-from phi3_jax.train.metrics import MetricsLog, Stopwatch, device_peak, step_flops
-from phi3_jax.train.optimizer import make_optimizer, make_schedule
-from phi3_jax.train.state import Checkpoints
-from phi3_jax.train.step import TrainState, TrainStep, Window, make_eval_step, make_train_step
+from phi3_jax.training import evaluation, results
+from phi3_jax.training.checks import check_output_folder, check_settings, remove_run
+from phi3_jax.training.console import RunConsole
+from phi3_jax.training.job import Job, load_job
+from phi3_jax.training.metrics import MetricsLog, Stopwatch, device_peak, step_flops
+from phi3_jax.training.optimizer import make_optimizer, make_schedule
+from phi3_jax.training.state import Checkpoints
+from phi3_jax.training.step import TrainState, TrainStep, Window, make_eval_step, make_train_step
 
 
 def train(run: RunConfig) -> dict[str, Any]:

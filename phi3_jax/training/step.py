@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.lora.mask import combine
 from phi3_jax.run_config import TrainingSection
-from phi3_jax.train.loss import loss_sums
+from phi3_jax.training.loss import loss_sums
 
 Params = dict[str, Any]  # {"model": the model's state, "lora": Lora | None}; None where a leaf is elsewhere
 

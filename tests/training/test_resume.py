@@ -14,10 +14,10 @@ import yaml
 
 from phi3_jax import InputError
 from phi3_jax.run_config import RunConfig
-from phi3_jax.train import loop
-from phi3_jax.train.loop import train
-from phi3_jax.train.state import Checkpoints
-from tests.train.tiny import accumulated, metrics, random_lora, random_rows, run_config, start, tiny_model, write_inputs
+from phi3_jax.training import loop
+from phi3_jax.training.loop import train
+from phi3_jax.training.state import Checkpoints
+from tests.training.tiny import accumulated, metrics, random_lora, random_rows, run_config, start, tiny_model, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_adapter(tmp_path):
 RUN = """
 import sys, yaml
 from phi3_jax.run_config import RunConfig
-from phi3_jax.train.loop import train
+from phi3_jax.training.loop import train
 train(RunConfig.from_dict(yaml.safe_load(open(sys.argv[1]))))
 """
 

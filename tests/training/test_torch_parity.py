@@ -13,8 +13,8 @@ from transformers.trainer_pt_utils import LabelSmoother  # noqa: E402
 
 from phi3_jax.hf.checkpoint import load_model  # noqa: E402
 from phi3_jax.run_config import TrainingSection  # noqa: E402
-from phi3_jax.train.loss import loss  # noqa: E402
-from phi3_jax.train.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
+from phi3_jax.training.loss import loss  # noqa: E402
+from phi3_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
 from tests.parity.reference import torch_phi3  # noqa: E402
 
 

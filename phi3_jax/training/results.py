@@ -14,8 +14,8 @@ import jax
 from phi3_jax.hf.checkpoint import save_model
 from phi3_jax.hf.peft import save_adapter
 from phi3_jax.run_config import RunConfig
-from phi3_jax.train.job import Job
-from phi3_jax.train.step import Params
+from phi3_jax.training.job import Job
+from phi3_jax.training.step import Params
 
 
 def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> Path:

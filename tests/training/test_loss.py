@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from phi3_jax.errors import InputError
-from phi3_jax.train.loss import loss, loss_sums, neftune_noise
-from tests.train.tiny import VOCAB, random_lora, random_rows, tiny_model
+from phi3_jax.training.loss import loss, loss_sums, neftune_noise
+from tests.training.tiny import VOCAB, random_lora, random_rows, tiny_model
 
 
 def by_hand(model, lora, rows):

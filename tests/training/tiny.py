@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from phi3_jax import LoraConfig, Phi3Config, Phi3ForCausalLM
 from phi3_jax.lora import Lora, init_lora, partition, trainable_mask
 from phi3_jax.run_config import RunConfig, TrainingSection
-from phi3_jax.train.optimizer import make_optimizer, make_schedule
-from phi3_jax.train.step import Params, TrainState, TrainStep, make_train_step
+from phi3_jax.training.optimizer import make_optimizer, make_schedule
+from phi3_jax.training.step import Params, TrainState, TrainStep, make_train_step
 
 VOCAB = 53
 

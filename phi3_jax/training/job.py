@@ -18,8 +18,8 @@ from phi3_jax.hf.peft import load_adapter
 from phi3_jax.lora import Lora, ParameterTable, init_lora, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.run_config import RunConfig
-from phi3_jax.train.evaluation import Prompt, choose_prompts, end_token_ids
-from phi3_jax.train.step import Params, model_and_lora
+from phi3_jax.training.evaluation import Prompt, choose_prompts, end_token_ids
+from phi3_jax.training.step import Params, model_and_lora
 
 
 @dataclass
@@ -64,7 +64,7 @@ def load_job(run: RunConfig) -> Job:
     full = run.peft.full_finetuning
     table = parameter_table(model, lora)
     prompts = _prompts(run, data, model.config.max_position_embeddings)
-    end_ids = end_token_ids(folder, tokenizer, model)
+    end_ids = end_token_ids(tokenizer, model.config)
     pad_id = next((i for i in (model.config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
     graph, state = nnx.split(model)
     params = {"model": state, "lora": lora}

@@ -1,9 +1,7 @@
 """What a model makes of the evaluation set: loss, perplexity, accuracy, and answers to its questions."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.generation import generate
 from phi3_jax.lora.adapters import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
-from phi3_jax.train.step import Params
+from phi3_jax.training.step import Params
 
 # How chat templates of the Phi-3 family end a turn; an answer ends there too.
 TURN_ENDS = ("<|end|>", "<|im_end|>")
@@ -46,14 +45,12 @@ def evaluate_rows(
     }
 
 
-def end_token_ids(folder: Path, tokenizer: Any, model: Phi3ForCausalLM) -> tuple[int, ...]:
-    """The tokens that end an answer: those of generation_config.json, config.json and the tokenizer,
-    and the end of a turn in Phi-3's templates, which the first configs forgot."""
-    ends: set[int] = set()
-    path = folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for ids in (generation.get("eos_token_id"), model.config.eos_token_id, tokenizer.eos_token_id):
-        ends.update(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+def end_token_ids(tokenizer: Any, config: Phi3Config) -> tuple[int, ...]:
+    """The tokens that end an answer: those of the checkpoint's configurations and of the tokenizer,
+    and the end of a turn in Phi-3's templates, which the first configurations forgot."""
+    ends = set(config.end_token_ids)
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()
     ends.update(vocabulary[token] for token in TURN_ENDS if token in vocabulary)
     return tuple(sorted(ends))

@@ -10,7 +10,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from phi3_jax.errors import InputError
-from phi3_jax.train.step import TrainState
+from phi3_jax.training.step import TrainState
 
 
 @dataclass(frozen=True)
