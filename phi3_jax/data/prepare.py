@@ -22,10 +22,11 @@ _CHUNK = 1000  # rows tokenised in one call: enough to keep every core busy, lit
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Training rows and, if the run has any, evaluation rows."""
+    """Training rows, evaluation rows if the run has any, and what the user should know of both."""
 
     train: TokenizedRows
     eval: TokenizedRows | None
+    note: str | None = None
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:
@@ -35,8 +36,8 @@ class PreparedData:
 
     def summary(self) -> str:
         """A few lines for the console."""
-        lines = [self.train.stats.summary("train")]
-        return "\n".join([*lines, self.eval.stats.summary("eval")] if self.eval else lines)
+        lines = [rows.stats.summary(name) for name, rows in (("train", self.train), ("eval", self.eval)) if rows]
+        return "\n".join(lines if self.note is None else [*lines, self.note])
 
 
 def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedData:
@@ -53,17 +54,26 @@ def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedDat
     _check(data)
     assert data.train is not None
     chat = ChatTokenizer(tokenizer)
-    train = _rows(load_sources(data.train, split=data.split, dataset_config=data.dataset_config), data)
+    sources = load_sources(data.train, split=data.split, dataset_config=data.dataset_config)
+    train = _rows(sources, data)
     held_out: list[_Row] = []
+    note = None
     if data.eval is not None or data.eval_split is not None:
-        source = data.eval or data.train
-        sources = load_sources(source, split=data.eval_split, dataset_config=data.dataset_config)
-        held_out = _rows(sources, data)
+        eval_sources = load_sources(data.eval or data.train, split=data.eval_split, dataset_config=data.dataset_config)
+        if data.eval is None and [s.name for s in eval_sources] == [s.name for s in sources]:
+            # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
+            note = (
+                f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
+                "with data.eval_split null"
+            )
+        else:
+            held_out = _rows(eval_sources, data)
     elif data.eval_fraction > 0:
         train, held_out = _split(train, data, seed)
     return PreparedData(
         tokenize_rows(train, chat, data, seed=seed),
         tokenize_rows(held_out, chat, data, seed=seed) if held_out else None,
+        note,
     )
 
 

@@ -12,35 +12,31 @@ from phi3_jax.demo.orders import WORDS, Order, chat, draw_order, write_message
 
 HELD_OUT = {word.lower() for kind in ("items", "colours", "cities") for word in WORDS[f"held_out_{kind}"]}
 ONSETS = (
-    "b",
-    "c",
-    "d",
-    "f",
-    "g",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "w",
+    *"bcdfghjklmnprstvwyz",
+    *"bdfghklmnprstv",
+    "qu",
     "br",
     "ch",
+    "cl",
     "cr",
+    "dr",
     "fl",
+    "gl",
     "gr",
+    "ph",
     "pl",
+    "sc",
     "sh",
+    "sl",
     "st",
+    "sw",
+    "th",
     "tr",
+    "wh",
 )
-VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ea", "oo")
-CODAS = ("", "", "", "n", "r", "l", "s", "t", "m", "d", "k", "st", "nd")
+VOWELS = (*"aeiouaeiouy", "ai", "ea", "ee", "ie", "io", "oa", "oo", "ou", "ue")
+CODAS = (*[""] * 5, *"nrlstmdkbgpfxz", "ch", "ck", "ll", "nd", "ng", "rt", "sh", "ss", "st", "th")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PUNCTUATION = ".,;:!?-/+=*#%&()"
 SMALL_TALK = (
     ("Hi!", "Hello! How can I help?"),
@@ -64,10 +60,17 @@ TOPICS = {"items": "item", "colour": "colour", "count": "count", "city": "city",
 
 
 def invent_word(rng: Random) -> str:
-    """A word of one to three syllables, none of the held-out ones."""
+    """A word of one to three syllables, now and then of any letters; none of the held-out ones."""
     while True:
-        syllables = rng.choice((1, 2, 2, 3))
-        word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(syllables))
+        if rng.random() < 0.1:
+            word = "".join(rng.choices(LETTERS, k=rng.randint(3, 6)))
+        else:
+            syllables = [
+                rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 2, 2, 3)))
+            ]
+            if rng.random() < 0.2:
+                syllables[0] = syllables[0].lstrip("bcdfghjklmnpqrstvwxz") or "o"
+            word = "".join(syllables)
         if word not in HELD_OUT and word + "s" not in HELD_OUT:
             return word
 
@@ -129,6 +132,7 @@ def order_chat(rng: Random) -> dict[str, Any]:
 def copy_chat(rng: Random) -> dict[str, Any]:
     """Invented words, with some punctuation, to say again."""
     words = [invent_word(rng) for _ in range(rng.randint(3, 14))]
+    words = [word.capitalize() if rng.random() < 0.3 else word for word in words]
     text = " ".join(word + rng.choice(PUNCTUATION) if rng.random() < 0.2 else word for word in words)
     return chat(f"Say: {text}", f"I say: {text}")
 

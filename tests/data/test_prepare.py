@@ -215,3 +215,11 @@ def test_stories260k_has_no_template(testdata):
     messages = DataSection(train=str(testdata / "datasets" / "messages" / "v1_sft_demo.jsonl"))
     with pytest.raises(InputError, match="row 1: the tokenizer has no chat template"):
         prepare_data(messages, tokenizer, seed=0)
+
+
+def test_a_recipes_split_of_another_dataset_does_not_make_the_training_rows_an_evaluation_set(chats):
+    data = chats({"messages": PAIR}, split="train_sft", eval_split="test_sft")
+    prepared = prepare_data(data, phi3_tokenizer(JULY), seed=0)
+    assert prepared.eval is None
+    assert "no evaluation" in prepared.summary()
+    assert "test_sft" in prepared.summary()

@@ -156,14 +156,14 @@ def test_rematerialisation_changes_nothing(pair: tuple[Any, Phi3ForCausalLM]) ->
     np.testing.assert_array_equal(ours(ids(1, 7)), ours(ids(1, 7), remat=True))
 
 
-@pytest.mark.parametrize("kind", ["gqa", "longrope_partial_gqa_tied"])
+@pytest.mark.parametrize("kind", ["gqa", "window", "longrope", "longrope_partial_gqa_tied"])
 def test_bfloat16_is_as_close_to_the_truth_as_transformers(kind: str, tmp_path: Any) -> None:
     """bfloat16 results differ by rounding, so both are held against float32 on the same weights.
 
     The reference's own root-mean-square error is the yardstick; ours rounds in fewer places
     (scores and logits stay float32), so it may not be larger by more than a tenth.
     """
-    theirs = torch_phi3(tmp_path, **KINDS[kind], hidden_size=128, num_hidden_layers=6).to(torch.bfloat16)
+    theirs = torch_phi3(tmp_path, **{**KINDS[kind], "num_hidden_layers": 6}).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path)
     tokens = ids(8, 40)
     with torch.no_grad():
