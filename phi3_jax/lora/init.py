@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from dataclasses import fields
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +27,17 @@ def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> 
     Raises `InputError` where a target matches nothing (see `match_targets`).
     """
     adapters = {}
-    for module in match_targets(model, config.target_modules):
+    modules = match_targets(model, config.target_modules)
+    for module in modules:
         # A checksum, since Python's own hash of a string differs from run to run.
         module_key = jax.random.fold_in(key, zlib.crc32(module.name.encode()))
         new = _init_embedding if module.is_embedding else _init_linear
         adapters[module.name] = new(module, config, module_key)
-    return Lora.from_items(adapters, config)
+    # As in PEFT, the modules found take the place of the pattern that found them, so that an adapter
+    # is the same pytree before it is saved and after it is loaded.
+    entries = {entry.name: getattr(config, entry.name) for entry in fields(LoraConfig)}
+    entries["target_modules"] = tuple(sorted(module.suffix for module in modules))
+    return Lora.from_items(adapters, LoraConfig(**entries))
 
 
 def _init_linear(module: Module, config: LoraConfig, key: PRNGKeyArray) -> LoraLinear:
