@@ -17,7 +17,16 @@ from phi3_jax.run_config import RunConfig
 from phi3_jax.training import loop
 from phi3_jax.training.loop import train
 from phi3_jax.training.state import Checkpoints
-from tests.training.tiny import accumulated, metrics, random_lora, random_rows, run_config, start, tiny_model, write_inputs
+from tests.training.tiny import (
+    accumulated,
+    metrics,
+    random_lora,
+    random_rows,
+    run_config,
+    start,
+    tiny_model,
+    write_inputs,
+)
 
 
 @pytest.fixture(scope="module")
