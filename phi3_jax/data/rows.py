@@ -89,12 +89,13 @@ class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
         ]
 
 
-def preview(rows: TokenizedRows, tokenizer: Any, index: int = 0) -> str:
-    """A row as the model sees it, special tokens included, with targets between ⟦ and ⟧."""
-    ids, mask = rows[index]
-    return "".join(
-        f"⟦{text}⟧" if is_target else text for is_target, text in _runs(tokenizer, ids.tolist(), mask.tolist())
-    )
+def preview(rows: TokenizedRows, tokenizer: Any, index: int = 0, *, tokens: int = 200) -> str:
+    """The first `tokens` of a row as the model sees them, special tokens included, on one line, with
+    targets between ⟦ and ⟧; what is not printable (it may steer a terminal) as a dot."""
+    ids, mask = (part[:tokens].tolist() for part in rows[index])
+    text = "".join(f"⟦{text}⟧" if is_target else text for is_target, text in _runs(tokenizer, ids, mask))
+    shown = "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+    return shown if len(rows[index][0]) <= tokens else f"{shown} …"
 
 
 def _runs(tokenizer: Any, ids: list[int], mask: list[int]) -> Iterator[tuple[bool, str]]:

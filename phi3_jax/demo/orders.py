@@ -114,12 +114,16 @@ def chat_set(
     In every fourth held-out row the item, the colour or the city is a held-out word.
     """
     rng = Random(seed)
+    # Many colours: with few, the adapter learns them by heart and stumbles over another.
+    known = {
+        "items": WORDS["items"],
+        "colours": WORDS["colours"] + WORDS["shop_colours"],
+        "cities": WORDS["cities"],
+    }
     taken: set[str] = set()
 
     def row(unseen: str | None) -> dict[str, Any]:
-        items, colours, cities = (
-            WORDS[f"held_out_{kind}" if kind == unseen else kind] for kind in ("items", "colours", "cities")
-        )
+        items, colours, cities = (WORDS[f"held_out_{kind}"] if kind == unseen else known[kind] for kind in known)
         while True:
             order = draw_order(rng, items, colours, cities, WORDS["names"])
             record = write_record(order)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from phi3_jax.data import eval_batches, train_batches
+from phi3_jax.data import eval_batches, preview, train_batches
 from phi3_jax.evaluate.report import write_report
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.run_config import RunConfig
@@ -325,6 +325,13 @@ class Trainer:
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         self.console.print(format_parameter_table(self.job.table))
         self.console.print(self.job.data.summary())
+        self.console.print(f"first row, targets in ⟦⟧: {preview(self.job.data.train, self.job.tokenizer)}")
+        longest, positions = int(self.job.data.train.lengths.max()), self.job.config.max_position_embeddings
+        if longest > positions:
+            self.console.print(
+                f"warning: rows are up to {longest:,} tokens long, and the model was made for {positions:,}; "
+                f"set data.max_length {positions}"
+            )
         self.console.print(
             f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
             f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"

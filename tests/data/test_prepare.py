@@ -223,3 +223,14 @@ def test_a_recipes_split_of_another_dataset_does_not_make_the_training_rows_an_e
     assert prepared.eval is None
     assert "no evaluation" in prepared.summary()
     assert "test_sft" in prepared.summary()
+
+
+def test_a_preview_is_one_short_line_that_cannot_steer_a_terminal(chats):
+    data = chats({"prompt": "a\x1b[2J\nb", "completion": "c " * 40}, max_length=256)
+    tokenizer = phi3_tokenizer(JULY)
+    rows = prepare_data(data, tokenizer, seed=0).train
+    whole = preview(rows, tokenizer, tokens=1000)
+    assert whole.isprintable()
+    assert "⏎" in whole
+    assert preview(rows, tokenizer, tokens=12).endswith(" …")
+    assert whole.startswith(preview(rows, tokenizer, tokens=5).removesuffix(" …")[:5])

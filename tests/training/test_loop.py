@@ -246,3 +246,13 @@ def test_wandb_that_is_not_installed(inputs, monkeypatch):
     with pytest.raises(InputError, match="pip install wandb"):
         train(run_config(inputs, "bad", logging={"wandb": True}))
     assert not (inputs / "bad").exists()
+
+
+def test_rows_longer_than_the_models_positions_are_told(tmp_path, capsys):
+    inputs = write_inputs(tmp_path)
+    path = inputs / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 16}))
+    train(run_config(inputs, training={"max_steps": 1, "eval_strategy": "no"}))
+    printed = capsys.readouterr().out
+    assert "the model was made for 16; set data.max_length 16" in printed
+    assert "⟦" in printed
