@@ -136,9 +136,10 @@ def store(trained: Path, target: Path) -> None:
     ends = [model.config.eos_token_id, PreTrainedTokenizerFast.from_pretrained(target).convert_tokens_to_ids("<|end|>")]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
     (target / "README.md").write_text(MODEL_CARD.format(parameters=parameters), encoding="utf-8")
-    # transformers 5 writes the name of a class that 4 does not have.
+    # transformers 5 writes the name of a class that 4 does not have, and how the file was loaded.
     path = target / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     generation = {"eos_token_id": ends, "pad_token_id": model.config.pad_token_id}
     (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")

@@ -80,7 +80,7 @@ def look_up(
 def project(
     x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: jnp.dtype | None = None
 ) -> Float[Array, "*batch out"]:
-    """x Wᵀ, accumulated in float32 and returned as `dtype` (default: that of x)."""
+    """x Wᵀ as `dtype` (default: that of x)."""
     contract = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype or x.dtype)
 

@@ -1,6 +1,7 @@
 """The demo as a user runs it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def test_the_demo_teaches_the_house_format(tmp_path):
     assert losses[-1] < 0.2 * losses[0]
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["exact_match"] > 0.8
-    assert "exact match" in done.stdout.replace("_", " ")
+    before, after = re.search(r"exact match: ([\d.]+)% before, ([\d.]+)% after", done.stdout).groups()
+    assert float(before) < 10
+    assert float(after) > 80
     assert (tmp_path / "out" / "report.html").is_file()
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
