@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.run_config import RunConfig
@@ -77,11 +76,12 @@ class MetricsLog:
         self.history = _first_rows(self.path, keep_rows)
         self._file = self.path.open("a", encoding="utf-8")
         step = self.history[-1]["step"] if self.history else 0
-        self._tensorboard = (
-            tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-            if run.logging.tensorboard
-            else None
-        )
+        self._tensorboard: Any = None
+        if run.logging.tensorboard:
+            import tensorboardX  # brings PyTorch along where that is installed: seconds
+
+            purge_step = step + 1 if step else None
+            self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
         self._wandb: Any = None
         if run.logging.wandb:
             import wandb
