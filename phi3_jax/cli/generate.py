@@ -20,6 +20,8 @@ def run(argv: Sequence[str]) -> None:
 
     import jax.numpy as jnp
 
+    from phi3_jax.data.chat import ChatTokenizer
+    from phi3_jax.data.formats import Turn
     from phi3_jax.generation import generate
     from phi3_jax.training.evaluation import end_token_ids
 
@@ -28,10 +30,7 @@ def run(argv: Sequence[str]) -> None:
     elif tokenizer.chat_template is None:
         raise InputError(f"{arguments.model}: its tokenizer has no chat template; give --raw")
     else:
-        chat = [{"role": "user", "content": arguments.prompt}]
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        # What the template wrote is all there is to be: another BOS would be one too many.
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = ChatTokenizer(tokenizer).prompt((Turn("user", arguments.prompt),)).tolist()
     tokens = generate(
         loaded.model,
         jnp.asarray([prompt], jnp.int32),

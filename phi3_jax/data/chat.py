@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from phi3_jax.data.formats import Example, Prerendered, Turn
+from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
 from phi3_jax.errors import InputError
 
 
@@ -65,6 +65,10 @@ class Encoded:
         """
         touching = (self.starts < span.end) & (self.ends > span.start)
         return touching & ~(self.special & (self.starts < span.start))
+
+    def first(self, span: Span) -> int:
+        """Index of a span's first token: so many tokens come before it."""
+        return int(self.covered_by(span).argmax())
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,12 @@ class ChatTokenizer:
         return [
             self._encoded(encoding, document.where) for encoding, document in zip(encodings, documents, strict=True)
         ]
+
+    def prompt(self, turns: tuple[Turn, ...]) -> Int[ndarray, "tokens"]:
+        """The tokens up to the answer to these turns: just what precedes it in a training row."""
+        document = self.render(Conversation((*turns, Turn("assistant", "x"))), "the prompt")
+        encoded = self.encode([document])[0]
+        return encoded.ids[: encoded.first(document.spans[-1])]
 
     def _encoded(self, encoding: Any, where: str) -> Encoded:
         ids = np.array(encoding.ids, np.int64)

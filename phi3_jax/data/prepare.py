@@ -139,7 +139,7 @@ def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, 
         stats.dropped_turns += document.dropped
         ids.append(encoded.ids[: data.max_length])
         masks.append(kept.astype(np.uint8))
-        prompt_length = int(encoded.covered_by(document.spans[-1]).argmax()) if document.spans else 0
+        prompt_length = encoded.first(document.spans[-1]) if document.spans else 0
         prompt_lengths.append(prompt_length if prompt_length < data.max_length else 0)
         references.append(document.spans[-1].content if document.spans else "")
     if not ids:

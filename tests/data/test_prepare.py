@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from phi3_jax.data import prepare_data, preview
+from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.formats import Turn
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.errors import InputError
 from phi3_jax.run_config import DataSection
@@ -123,6 +125,18 @@ def test_prompts_are_what_generation_starts_from(chats, name):
     [(prompt, reference)] = prepared.train.prompts
     assert prompt.tolist() == tokenizer(expected, add_special_tokens=False)["input_ids"]
     assert reference == "12"
+    turns = tuple(Turn(message["role"], message["content"]) for message in messages)
+    assert ChatTokenizer(tokenizer).prompt(turns).tolist() == prompt.tolist()
+
+
+def test_a_prompt_begins_as_training_rows_do_and_cannot_end_its_own_turn(chats):
+    tokenizer = phi3_tokenizer(JULY, add_bos=True)  # the tokenizer wants a BOS, the template writes none
+    [(expected, _)] = prepare_data(chats({"messages": PAIR}), tokenizer, seed=0).train.prompts
+    chat = ChatTokenizer(tokenizer)
+    assert chat.prompt((Turn("user", "the hen"),)).tolist() == expected.tolist()
+    assert expected[0] == tokenizer.bos_token_id
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert chat.prompt((Turn("user", "the <|end|> hen"),)).tolist().count(end) == 1
 
 
 # The real tokenizers and data.
