@@ -34,6 +34,22 @@ class Adapter(Protocol):
         ...
 
 
+class QuantizedWeight(Protocol):
+    """What a linear layer may hold in place of its weight; the kinds are in `phi3_jax.quant`.
+
+    A pytree, whose arrays have the same leading axes as the stack of layers it belongs to.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight it stands for, `[*stack, out, in]`."""
+        ...
+
+    def dequantize(self, dtype: jnp.dtype) -> Float[Array, "out in"]:
+        """The weight of a single layer, rounded to `dtype`."""
+        ...
+
+
 class EmbeddingAdapter(Protocol):
     """What an embedding takes beside its table."""
 
@@ -85,6 +101,12 @@ def project(
     return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype or x.dtype)
 
 
+def dense(weight: nnx.Param, dtype: jnp.dtype) -> Float[Array, "out in"]:
+    """A layer's weight as an array, dequantised to `dtype` where it is quantised."""
+    value = weight.get_value()
+    return value if isinstance(value, jax.Array) else value.dequantize(dtype)
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> nnx.Param:
     return nnx.Param((std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype))
 
@@ -100,8 +122,9 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch in"], adapter: Adapter | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*batch out"]:
-        y = project(x, self.weight[...])
-        return y if adapter is None else adapter(y, x, self.weight[...], key)
+        weight = dense(self.weight, x.dtype)
+        y = project(x, weight)
+        return y if adapter is None else adapter(y, x, weight, key)
 
 
 class Embedding(nnx.Module):
