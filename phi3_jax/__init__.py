@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phi3_jax.config import LoraConfig, Phi3Config
+    from phi3_jax.config import Phi3Config
     from phi3_jax.errors import InputError
     from phi3_jax.generation import generate
     from phi3_jax.hf.hub import load_tokenizer
@@ -16,23 +16,29 @@ if TYPE_CHECKING:
     from phi3_jax.lora import (
         Lora,
         combine,
+        eva_init,
         format_parameter_table,
         freeze,
         init_lora,
+        loftq_init,
         merge_lora,
         parameter_table,
         partition,
+        per_row,
         trainable_mask,
         unmerge_lora,
+        weighted_sum,
     )
+    from phi3_jax.lora_config import LoraConfig
     from phi3_jax.model import Phi3ForCausalLM
+    from phi3_jax.quant import quantize_model
     from phi3_jax.run_config import RunConfig
     from phi3_jax.training.loop import train
     from phi3_jax.training.loss import loss
 
 # Loaded when first asked for: `phi3-jax --help` need not wait for JAX.
 _MODULES = {
-    "config": ("LoraConfig", "Phi3Config"),
+    "config": ("Phi3Config",),
     "errors": ("InputError",),
     "generation": ("generate",),
     "hf.hub": ("load_tokenizer",),
@@ -40,16 +46,22 @@ _MODULES = {
     "lora": (
         "Lora",
         "combine",
+        "eva_init",
         "format_parameter_table",
         "freeze",
         "init_lora",
+        "loftq_init",
         "merge_lora",
         "parameter_table",
         "partition",
+        "per_row",
         "trainable_mask",
         "unmerge_lora",
+        "weighted_sum",
     ),
+    "lora_config": ("LoraConfig",),
     "model": ("Phi3ForCausalLM",),
+    "quant": ("quantize_model",),
     "run_config": ("RunConfig",),
     "training.loop": ("train",),
     "training.loss": ("loss",),
@@ -64,20 +76,25 @@ __all__ = [
     "Phi3ForCausalLM",
     "RunConfig",
     "combine",
+    "eva_init",
     "format_parameter_table",
     "freeze",
     "generate",
     "init_lora",
     "load_adapter",
     "load_tokenizer",
+    "loftq_init",
     "loss",
     "merge_lora",
     "parameter_table",
     "partition",
+    "per_row",
+    "quantize_model",
     "save_adapter",
     "train",
     "trainable_mask",
     "unmerge_lora",
+    "weighted_sum",
 ]
 
 

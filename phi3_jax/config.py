@@ -1,11 +1,11 @@
-"""`Phi3Config` (what config.json says of a model) and `LoraConfig` (PEFT's field names)."""
+"""`Phi3Config`: what config.json says of a model."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from phi3_jax.errors import InputError
 
@@ -220,74 +220,3 @@ def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeCo
     scale = rope.get("factor") or config.max_position_embeddings / original
     attention_factor = rope.get("attention_factor") or _attention_factor(scale, original)
     return RopeConfig(**common, **factors, attention_factor=float(attention_factor))
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """What PEFT's `LoraConfig` calls these things; hashable, so that it can ride in a pytree.
-
-    **Fields**
-    - `r`: rank. `lora_alpha`: the update is scaled by `lora_alpha / r`, with `use_rslora` by
-      `lora_alpha / sqrt(r)`. `lora_dropout`: probability of dropping an adapter input in training.
-    - `target_modules`: a list of whole names or `.suffixes`, a regular expression that must match
-      the whole name, or `"all-linear"` (every linear layer but the output head).
-    - `init_lora_weights`: True (Kaiming-uniform A, zero B), `"gaussian"` (A ~ N(0, 1/r), zero B)
-      or False (both random: for tests only, as in PEFT).
-    - `bias`, `modules_to_save`, `task_type`, `base_model_name_or_path`: as in PEFT; carried so
-      that both dictionaries of a PEFT script can be handed over unchanged.
-    """
-
-    r: int = 16
-    lora_alpha: float = 32
-    lora_dropout: float = 0.0
-    target_modules: tuple[str, ...] | str = "all-linear"
-    use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian"] = True
-    bias: Literal["none"] = "none"
-    modules_to_save: tuple[str, ...] | None = None
-    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
-    base_model_name_or_path: str | None = None
-
-    def __post_init__(self) -> None:
-        # YAML and PEFT give lists; a pytree's static part must be hashable.
-        for name in ("target_modules", "modules_to_save"):
-            value = getattr(self, name)
-            if isinstance(value, set | frozenset):
-                value = sorted(value)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise InputError(f"peft.r is {self.r!r}, expected a whole number of at least 1")
-        if not _is_number(self.lora_alpha):
-            raise InputError(f"peft.lora_alpha is {self.lora_alpha!r}, expected a number")
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
-            raise InputError(f"peft.lora_dropout is {self.lora_dropout!r}, expected 0 <= p < 1")
-        if not isinstance(self.use_rslora, bool):
-            raise InputError(f"peft.use_rslora is {self.use_rslora!r}, expected true or false")
-        if not (isinstance(self.init_lora_weights, bool) or self.init_lora_weights == "gaussian"):
-            raise InputError(
-                f"peft.init_lora_weights is {self.init_lora_weights!r}, expected true, false or 'gaussian'"
-            )
-        if self.bias != "none":
-            raise InputError(f"peft.bias is {self.bias!r}; Phi-3 has no biases, expected 'none'")
-        if self.modules_to_save:
-            raise InputError(
-                f"peft.modules_to_save names {', '.join(self.modules_to_save)}, which is not supported yet; "
-                "leave it out"
-            )
-        if self.task_type != "CAUSAL_LM":
-            raise InputError(f"peft.task_type is {self.task_type!r}, expected 'CAUSAL_LM'")
-        targets = self.target_modules
-        if not isinstance(targets, str | tuple) or not all(isinstance(name, str) and name for name in targets):
-            raise InputError(f"peft.target_modules is {targets!r}, expected names, an expression or 'all-linear'")
-        if not targets:
-            raise InputError("peft.target_modules is empty; name layers, or give 'all-linear'")
-
-    @property
-    def scaling(self) -> float:
-        """α/r, or α/√r with rsLoRA."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,6 @@ steer what JAX does not have: none is dropped in silence.
 
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
@@ -70,12 +69,11 @@ IGNORED = {
     ],
 }
 
-# Features of PEFT that are not supported yet, off by default.
+# Features of PEFT that are not supported, off by default.
 PEFT_OFF = """
-    alora_invocation_tokens alpha_pattern arrow_config corda_config ensure_weight_tying eva_config exclude_modules
-    fan_in_fan_out kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_bias
-    lora_ga_config megatron_config monteclora_config rank_pattern revision target_parameters
-    trainable_token_indices use_bdlora use_dora use_qalora velora_config
+    alora_invocation_tokens arrow_config corda_config ensure_weight_tying fan_in_fan_out kasa_config
+    layer_replication lora_ga_config megatron_config monteclora_config revision target_parameters use_bdlora
+    use_qalora velora_config
 """.split()  # noqa: SIM905
 
 # Keys that only say what happens here anyway, with the values that do.
@@ -97,9 +95,16 @@ ACCEPTED: dict[str, dict[str, tuple[Any, ...]]] = {
         "optim_target_modules": (None,),
         "truncation_mode": (None, "keep_start"),
     },
-    "model": {"load_in_4bit": (None, False), "load_in_8bit": (None, False)},
     "peft": {name: (None, False, {}, []) for name in PEFT_OFF},
 }
+
+# Names of BitsAndBytesConfig and of TRL's ModelConfig, and those among them that steer nothing here.
+BNB_NAMES = """
+    quant_method load_in_4bit load_in_8bit _load_in_4bit _load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant
+    use_bnb_nested_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage llm_int8_threshold llm_int8_skip_modules
+    llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight
+""".split()  # noqa: SIM905
+BNB_IGNORED = ("bnb_4bit_quant_storage", "llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload")
 
 # What PEFT writes down about a file or its own workings, and settings of features that are off.
 PEFT_BOOKKEEPING = [
@@ -111,11 +116,28 @@ PEFT_BOOKKEEPING = [
     "runtime_config",
 ]
 
-OPTIMIZER = re.compile(
-    r"(?:paged_)?(adamw|adafactor|lion|sgd)"
-    r"(?:_(?:hf|torch|torch_fused|torch_xla|torch_npu_fused|apex_fused|anyprecision|32bit))?"
-    r"(_8bit|_bnb_8bit|_torch_8bit|_torch_4bit)?"
-)
+_UNPAGED = "its state is not paged to the host's memory here"
+
+# transformers' `optim` values for what the optimizers here do, with a line where something differs. The
+# others that it has are refused: they are other optimizers, or round their states otherwise.
+OPTIMIZERS: dict[str, tuple[str, str | None]] = {
+    "adamw_torch": ("adamw", None),
+    "adamw_torch_fused": ("adamw", None),
+    "adamw_torch_xla": ("adamw", None),
+    "adamw_torch_npu_fused": ("adamw", None),
+    "adamw_apex_fused": ("adamw", None),
+    "adamw_anyprecision": ("adamw", None),  # all in float32, unless optim_args ask for another type
+    "adamw_hf": ("adamw", "PyTorch's AdamW is used, which corrects the bias before epsilon is added"),
+    "paged_adamw_32bit": ("adamw", _UNPAGED),
+    "adamw_8bit": ("adamw_8bit", None),
+    "adamw_bnb_8bit": ("adamw_8bit", None),
+    "paged_adamw_8bit": ("adamw_8bit", _UNPAGED),
+    "adamw_torch_8bit": ("adamw_8bit", "bitsandbytes' rules say which states have 8 bits, not torchao's"),
+    "adafactor": ("adafactor", None),
+    "lion_32bit": ("lion", None),
+    "paged_lion_32bit": ("lion", _UNPAGED),
+    "sgd": ("sgd", None),
+}
 
 
 def known_names(section: str) -> list[str]:
@@ -123,6 +145,8 @@ def known_names(section: str) -> list[str]:
     names = [*RENAMED.get(section, {}), *IGNORED.get(section, []), *ACCEPTED.get(section, {})]
     if section == "training":
         names += SPECIAL
+    if section == "model":
+        names += ["quantization_config", *BNB_NAMES]
     if section == "peft":
         names += ["peft_type", *PEFT_BOOKKEEPING]
     return names
@@ -145,6 +169,7 @@ def translate(raw: Mapping[str, Mapping[str, Any]]) -> tuple[Sections, list[str]
             del values[name]
         for name in [name for name in values if name in RENAMED[section]]:
             _move(sections, f"{section}.{name}", RENAMED[section][name])
+    ignored += _quantization(sections, notices)
     training = sections.get("training", {})
     for name in [name for name in training if name in SPECIAL]:
         value = _typed(training.pop(name))
@@ -266,17 +291,73 @@ def _training_values(sections: Sections, notices: list[str]) -> None:
             training[name] = "no"
     if "resume_from_checkpoint" in training and training["resume_from_checkpoint"] is None:
         training["resume_from_checkpoint"] = False
-    optimizer = OPTIMIZER.fullmatch(str(training.get("optim")))
-    if optimizer:
-        name = training["optim"]
-        training["optim"] = optimizer[1]
-        if name.startswith("paged_") or optimizer[2]:
-            notices.append(f"training.optim {name}: its state is kept unpaged and in 32 bits here, as {optimizer[1]}")
+    optim = training.get("optim")
+    if isinstance(optim, str) and optim in OPTIMIZERS:
+        training["optim"], notice = OPTIMIZERS[optim]
+        if notice:
+            notices.append(f"training.optim {optim} is {training['optim']} here: {notice}")
     # transformers 5 has one setting: a whole number is steps, a fraction below 1 a ratio.
     steps = _typed(training.get("warmup_steps"))
     if isinstance(steps, float) and 0 < steps < 1:
         training.pop("warmup_steps")
         _set(sections, "training.warmup_steps", "training.warmup_ratio", steps)
+
+
+def _quantization(sections: Sections, notices: list[str]) -> list[str]:
+    """`quantization_config` and the same names in the section itself, as `model.quantization`.
+
+    Returns the names of those that mean nothing here.
+    """
+    model = sections.get("model", {})
+    section = _typed(model.pop("quantization_config", None)) or {}
+    section = section.to_dict() if hasattr(section, "to_dict") else section
+    if not isinstance(section, Mapping) or set(section) - set(BNB_NAMES):
+        raise InputError(
+            f"model.quantization_config is {_yaml(section)}, expected the names and values of a BitsAndBytesConfig"
+        )
+    given = {name: model.pop(name) for name in BNB_NAMES if name in model}
+    if section and given:
+        raise InputError(f"model.{next(iter(given))} is given beside model.quantization_config; leave one of them out")
+    # Without a type BitsAndBytesConfig takes fp4, and TRL, whose names stand in the section itself, nf4.
+    where, default = ("model.quantization_config", "fp4") if section else ("model", "nf4")
+    values = {name: _typed(_plain(value)) for name, value in (section or given).items()}
+    method = str(values.pop("quant_method", "bitsandbytes"))
+    if method != "bitsandbytes":
+        raise InputError(f"{where}.quant_method is {method}, expected bitsandbytes; no other quantisation is supported")
+    flags = {}
+    for name in ("load_in_4bit", "load_in_8bit", "bnb_4bit_use_double_quant", "use_bnb_nested_quant"):
+        flags[name] = values.get(name)
+        if not isinstance(flags[name], bool | None):
+            raise InputError(f"{where}.{name} is {_yaml(flags[name])}, expected true or false")
+    four, eight = flags["load_in_4bit"], flags["load_in_8bit"]
+    if four and eight:
+        raise InputError(f"{where}.load_in_4bit and load_in_8bit are both true; leave one of them out")
+    if not four and not eight:
+        return [f"{where}.{name}" for name in values if name not in flags and values[name] is not None]
+    if values.get("llm_int8_skip_modules") not in (None, [], ["lm_head"]) or values.get("llm_int8_has_fp16_weight"):
+        raise InputError(
+            f"{where}: llm_int8_skip_modules and llm_int8_has_fp16_weight are not supported; leave them out"
+        )
+    if four:
+        _four_bit(sections, where, values, default)
+    else:
+        _set(sections, f"{where}.load_in_8bit", "model.quantization", "int8")
+        notices.append(f"{where}.load_in_8bit: the weights are rounded to 8 bits here, and the activations are not")
+    return [f"{where}.{name}" for name in BNB_IGNORED if name in values]
+
+
+def _four_bit(sections: Sections, where: str, values: Mapping[str, Any], default: str) -> None:
+    kind = values.get("bnb_4bit_quant_type", default)
+    if kind != "nf4":
+        raise InputError(f"{where}.bnb_4bit_quant_type is {kind}, which nothing is quantised to here; give nf4")
+    _set(sections, f"{where}.load_in_4bit", "model.quantization", "nf4")
+    for name in ("bnb_4bit_use_double_quant", "use_bnb_nested_quant"):
+        if values.get(name) is not None:
+            _set(sections, f"{where}.{name}", "model.double_quant", values[name])
+    sections["model"].setdefault("double_quant", False)  # their default
+    if values.get("bnb_4bit_compute_dtype") is not None:
+        dtype = str(values["bnb_4bit_compute_dtype"]).removeprefix("torch.")
+        _set(sections, f"{where}.bnb_4bit_compute_dtype", "model.dtype", dtype)
 
 
 def _peft_values(peft: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import yaml
 
-from phi3_jax.config import LoraConfig
 from phi3_jax.errors import InputError
+from phi3_jax.lora_config import LoraConfig
 
 
 def _check_range(
@@ -31,6 +31,13 @@ def _check_range(
             raise InputError(f"{section}.{name} is {value}, expected {wanted}")
 
 
+def _plain(value: Any) -> Any:
+    """What YAML and JSON know: lists for tuples, and plain dictionaries."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True)
 class ModelSection:
     """The base model.
@@ -39,7 +46,9 @@ class ModelSection:
         name_or_path: Checkpoint folder or hub id.
         dtype: Type of the base's weights in memory.
         attention: Attention kernel; auto chooses by device.
-        quantization: Not supported yet; none.
+        quantization: What the linear layers of the base are kept in: nf4 (QLoRA) or int8, made dense layer by layer
+            inside the step; null or none for dtype. Embeddings, norms and the output head stay in dtype.
+        double_quant: Quantise the statistics of nf4 too.
         revision: Branch, tag or commit on the hub.
         cache_dir: Where hub downloads are kept (default: huggingface_hub's).
         local_files_only: Never ask the network.
@@ -48,10 +57,15 @@ class ModelSection:
     name_or_path: str
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     attention: Literal["auto", "xla"] = "auto"
-    quantization: Literal["none"] | None = None
+    quantization: Literal["none", "nf4", "int8"] | None = None
+    double_quant: bool = True
     revision: str | None = None
     cache_dir: str | None = None
     local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantization == "none":  # another word for null
+            object.__setattr__(self, "quantization", None)
 
 
 @dataclass(frozen=True)
@@ -63,11 +77,23 @@ class PeftSection(LoraConfig):
         lora_alpha: The update is scaled by lora_alpha / r.
         lora_dropout: Probability of dropping an adapter's input in training.
         target_modules: all-linear (every linear layer but the output head), a list of module names such as
-            [qkv_proj, o_proj], or one regular expression for the whole name.
+            [qkv_proj, o_proj] or, for slices of fused layers, [q_proj, v_proj], or one regular expression for the
+            whole name.
+        exclude_modules: Names, or one expression, left out of target_modules.
+        layers_to_transform: Index or indices of the layers that get adapters; null for all.
+        layers_pattern: Name of the list of layers; layers.
+        rank_pattern: Other ranks by module, for example {down_proj: 32}.
+        alpha_pattern: Other lora_alpha by module.
         use_rslora: Scale by lora_alpha / sqrt(r) instead.
-        init_lora_weights: true (Kaiming-uniform A, zero B) or gaussian; false makes both random, for tests.
+        use_dora: DoRA; magnitude and direction of each weight's rows apart.
+        lora_bias: Give B a bias.
+        init_lora_weights: true (Kaiming-uniform A, zero B), gaussian, orthogonal, pissa, pissa_niter_16, olora, eva
+            or loftq; false makes both random, for tests.
+        loftq_config: Settings of loftq, {loftq_bits, loftq_iter}.
+        eva_config: Settings of eva, {rho, tau, use_label_mask, label_mask_value, whiten, adjust_scaling_factors}.
+        modules_to_save: Modules that train as a whole beside the adapters, for example [lm_head].
+        trainable_token_indices: Ids of tokens whose embeddings train.
         bias: Phi-3 has no biases; none.
-        modules_to_save: Not supported yet; null.
         task_type: Phi-3 is a causal language model; CAUSAL_LM.
         base_model_name_or_path: Base that the saved adapter names; model.name_or_path where it is null.
         init_from: Adapter folder to start from instead of fresh weights.
@@ -141,11 +167,14 @@ class TrainingSection:
         per_device_train_batch_size: Rows in a forward pass.
         per_device_eval_batch_size: Rows in a forward pass of an evaluation.
         gradient_accumulation_steps: Forward passes for an optimizer step.
-        optim: Optimizer.
-        adam_beta1: Decay of AdamW's mean of gradients.
-        adam_beta2: Decay of AdamW's mean of squared gradients.
-        adam_epsilon: Added to AdamW's denominator.
-        weight_decay: Decoupled decay of matrices; norms are left alone.
+        optim: Optimizer. adamw_8bit keeps AdamW's state in 2 bytes a parameter, as bitsandbytes does; lorafa trains
+            B alone, A staying as it is drawn, with B's gradient corrected for that (LoRA-FA).
+        adam_beta1: Decay of AdamW's mean of gradients; for lion too.
+        adam_beta2: Decay of AdamW's mean of squared gradients; for lion of its momentum.
+        adam_epsilon: Added to AdamW's denominator (PEFT's own LoRA-FA always has 1e-6).
+        weight_decay: Decoupled decay of matrices; norms are left alone, but with lorafa and LoRA+, as in PEFT.
+        loraplus_lr_ratio: LoRA+, that many times the learning rate for B and for vectors; 16 is a usual value.
+        loraplus_lr_embedding: With LoRA+, the peak learning rate of an embedding's adapter.
         max_grad_norm: Gradients are scaled down to this global norm; 0 switches it off.
         label_smoothing_factor: Share of the target's probability spread over the vocabulary.
         neftune_noise_alpha: Size of NEFTune's noise on the embeddings in training.
@@ -175,11 +204,13 @@ class TrainingSection:
     per_device_train_batch_size: int = 4
     per_device_eval_batch_size: int = 4
     gradient_accumulation_steps: int = 1
-    optim: Literal["adamw", "adafactor", "lion", "sgd"] = "adamw"
+    optim: Literal["adamw", "adamw_8bit", "adafactor", "lion", "sgd", "lorafa"] = "adamw"
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
+    loraplus_lr_ratio: float | None = None
+    loraplus_lr_embedding: float = 1e-6
     max_grad_norm: float = 1.0
     label_smoothing_factor: float = 0.0
     neftune_noise_alpha: float | None = None
@@ -206,7 +237,7 @@ class TrainingSection:
         _check_range("training", self, "warmup_ratio", low=0, high=1)
         _check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
         not_negative = (
-            "learning_rate warmup_steps num_train_epochs adam_epsilon weight_decay max_grad_norm "
+            "learning_rate warmup_steps num_train_epochs adam_epsilon weight_decay max_grad_norm loraplus_lr_embedding "
             "neftune_noise_alpha seed eval_generations"
         )
         _check_range("training", self, not_negative, low=0)
@@ -214,6 +245,27 @@ class TrainingSection:
             raise InputError(f"training.max_steps is {self.max_steps}, expected at least 1, or -1 to train by epochs")
         if self.max_steps == -1 and self.num_train_epochs == 0:
             raise InputError("training.num_train_epochs is 0 and training.max_steps -1: nothing to train; raise one")
+        self._check_loraplus()
+
+    def _check_loraplus(self) -> None:
+        ratio = self.loraplus_lr_ratio
+        if ratio is None:
+            if self.loraplus_lr_embedding != type(self).loraplus_lr_embedding:
+                raise InputError(
+                    f"training.loraplus_lr_embedding is {self.loraplus_lr_embedding}, but without LoRA+ nothing reads "
+                    "it; give training.loraplus_lr_ratio too"
+                )
+            return
+        _check_range("training", self, "loraplus_lr_ratio", low=1)
+        if self.optim == "lorafa":
+            raise InputError(
+                f"training.loraplus_lr_ratio is {ratio}, but training.optim lorafa trains no A that B could be "
+                "faster than; leave one out"
+            )
+        if self.learning_rate == 0:
+            raise InputError(
+                f"training.loraplus_lr_ratio is {ratio}, but training.learning_rate 0 has no multiples; raise it"
+            )
 
 
 @dataclass(frozen=True)
@@ -291,9 +343,34 @@ class RunConfig:
             raise InputError(
                 "training.load_best_model_at_end is true, but training.save_strategy is no; give steps or epoch"
             )
+        self._check_start()
+        if self.peft.full_finetuning and self.model.quantization is not None:
+            raise InputError(
+                f"model.quantization is {self.model.quantization}, but peft.full_finetuning trains the base's own "
+                "weights, and rounded ones cannot; leave one out"
+            )
         if self.peft.full_finetuning and self.peft.init_from is not None:
             raise InputError(
                 f"peft.init_from is {self.peft.init_from}, but peft.full_finetuning trains no adapter; leave one out"
+            )
+        for name, given in (("optim", training.optim == "lorafa"), ("loraplus_lr_ratio", training.loraplus_lr_ratio)):
+            if self.peft.full_finetuning and given:
+                raise InputError(
+                    f"training.{name} is {getattr(training, name)}, but peft.full_finetuning trains no adapter; "
+                    "leave one out"
+                )
+
+    def _check_start(self) -> None:
+        start, quantization = self.peft.init_lora_weights, self.model.quantization
+        if start == "loftq" and quantization is None:
+            raise InputError(
+                "peft.init_lora_weights is loftq, which starts from what quantisation loses, but model.quantization is "
+                "none; give nf4"
+            )
+        if str(start).startswith("pissa") and quantization is not None:
+            raise InputError(
+                f"peft.init_lora_weights is {start}, which takes the base's largest directions before it is rounded, "
+                f"but model.quantization is {quantization}; leave quantization out, or give loftq"
             )
 
     @classmethod
@@ -336,8 +413,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""
         return {
-            section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-            for section, values in asdict(self).items()
+            section: {key: _plain(value) for key, value in values.items()} for section, values in asdict(self).items()
         }
 
     def to_yaml(self) -> str:

@@ -128,7 +128,7 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_describe(a) for a in arguments)
     if get_origin(hint) in (tuple, list):
-        return "a list of names"
+        return "a list of whole numbers" if arguments[0] is int else "a list of names"
     if get_origin(hint) is dict:
         return "a mapping of names"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}

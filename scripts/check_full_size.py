@@ -10,6 +10,10 @@ Parts, each in a process of its own so that its peak memory is its own:
   puts transformers' own bfloat16 model at some distance from it (root mean square over all
   logits); ours may be at most 1.25 times as far.
 - `train`: two LoRA steps at rank 16 on all linear layers within 20 GiB.
+- `qlora`: the 16-bit folder loaded in NF4 with at most 2.5 GiB of parameters, embeddings and head in
+  bfloat16 included; then two LoRA steps like those of `train` at length 512, within 8 GiB.
+- `qlora_ratio`: a step on NF4 takes at most 1.35 times as long as one on the unquantised weights, both
+  at full width and length 512 but with 4 layers, in whichever of float32 and bfloat16 is faster here.
 - `real`: the real weights' logits, against those of transformers' own tests.
 
 `make` and `forward` need PyTorch. `forward` runs transformers' model with one layer's weights in
@@ -23,14 +27,17 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PARTS = ("make", "load", "forward", "train", "real")
+PARTS = ("make", "load", "forward", "train", "qlora", "qlora_ratio", "real")
 LOAD_RATIO, NOISE_RATIO, TRAIN_GIB = 1.15, 1.25, 20
-TOKENS, TRAIN_TOKENS = 24, 128
+NF4_GIB, QLORA_GIB, QLORA_RATIO = 2.5, 8, 1.35
+TOKENS, TRAIN_TOKENS, QLORA_TOKENS = 24, 128, 512
+RATIO_LAYERS, RATIO_STEPS = 4, 5
 REAL_IDS = [[1212, 318, 281, 1672, 2643, 290, 428, 318, 257, 1332]]
 # logits[0, 0, :8] in float32, from tests/models/phi3/test_modeling_phi3.py of transformers.
 REAL_LOGITS = {
@@ -72,10 +79,10 @@ def make(folder: Path) -> dict[str, Any]:
     return {"parameters": sum(shape.numel() for shape in shapes.values()), "bytes": split.metadata["total_size"]}
 
 
-def _load(path: str | Path, dtype: str) -> Any:
+def _load(path: str | Path, dtype: str, quantization: str | None = None) -> Any:
     from phi3_jax import Phi3ForCausalLM
 
-    return Phi3ForCausalLM.from_pretrained(str(path), dtype=dtype)
+    return Phi3ForCausalLM.from_pretrained(str(path), dtype=dtype, quantization=quantization)
 
 
 def _count(model: Any) -> int:
@@ -173,37 +180,104 @@ def forward(folder: Path) -> dict[str, Any]:
     return result
 
 
-def train(folder: Path) -> dict[str, Any]:
-    """Two plain gradient steps on the adapter; the loss on the same row must change."""
+def _lora_step() -> Any:
+    """Compiled: loss and gradients of the adapter, each layer computed anew in the backward pass."""
     import jax
-    import jax.numpy as jnp
 
-    from phi3_jax import LoraConfig, init_lora
     from phi3_jax.training.loss import loss as mean_loss
-
-    model = _load(folder, "bfloat16")
-    lora = init_lora(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), jax.random.key(0))
-    trainable = sum(leaf.size for leaf in jax.tree.leaves(lora))
-    batch = {"input_ids": jnp.asarray(_input_ids(TRAIN_TOKENS))}
 
     @jax.jit
     def step(model: Any, lora: Any, batch: Any) -> Any:
         return jax.value_and_grad(lambda lora: mean_loss(model, lora, batch, remat=True))(lora)
 
-    losses, start = [], time.perf_counter()
+    return step
+
+
+def _init_lora(model: Any) -> Any:
+    import jax
+
+    from phi3_jax import LoraConfig, init_lora
+
+    return init_lora(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), jax.random.key(0))
+
+
+def _train(model: Any, tokens: int, most_gib: float) -> dict[str, Any]:
+    """Two plain gradient steps on the adapter; the loss on the same row must change."""
+    import jax
+    import jax.numpy as jnp
+
+    lora = _init_lora(model)
+    trainable = sum(leaf.size for leaf in jax.tree.leaves(lora))
+    batch = {"input_ids": jnp.asarray(_input_ids(tokens))}
+    step, losses, seconds = _lora_step(), [], []
     for _ in range(2):
+        start = time.perf_counter()
         loss, grads = step(model, lora, batch)
         lora = jax.tree.map(lambda p, g: p - 0.1 * g / (jnp.abs(g).max() + 1e-12), lora, grads)
         losses.append(float(loss))
+        seconds.append(round(time.perf_counter() - start, 1))
     result = {
         "trainable_parameters": trainable,
         "losses": losses,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": seconds,  # the first with compilation
         "peak_bytes": peak_bytes(),
+        "peak_gib": round(peak_bytes() / 2**30, 2),
     }
     fine = trainable == 25_165_824 and all(map(math.isfinite, losses)) and losses[0] != losses[1]
-    if not fine or peak_bytes() > TRAIN_GIB * 2**30:
-        raise SystemExit(f"train: {result}")
+    if not fine or peak_bytes() > most_gib * 2**30:
+        raise SystemExit(f"train: at most {most_gib} GiB and a loss that changes: {result}")
+    return result
+
+
+def train(folder: Path) -> dict[str, Any]:
+    return _train(_load(folder, "bfloat16"), TRAIN_TOKENS, TRAIN_GIB)
+
+
+def qlora(folder: Path) -> dict[str, Any]:
+    """Loading in NF4 and training, in one process: the peak is that of both."""
+    import jax
+
+    start = time.perf_counter()
+    model = _load(folder, "bfloat16", "nf4")
+    seconds = round(time.perf_counter() - start, 1)
+    gib = sum(leaf.nbytes for leaf in jax.tree.leaves(model)) / 2**30
+    if gib > NF4_GIB:
+        raise SystemExit(f"qlora: {gib:.3f} GiB of parameters, at most {NF4_GIB}")
+    loaded = {"parameters_gib": round(gib, 3), "load_seconds": seconds, "load_peak_gib": round(peak_bytes() / 2**30, 2)}
+    return {**loaded, **_train(model, QLORA_TOKENS, QLORA_GIB)}
+
+
+def qlora_ratio(folder: Path) -> dict[str, Any]:
+    """Seconds of the fastest of some steps, taken in turns, so that a busy machine slows all alike."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from phi3_jax import Phi3Config, Phi3ForCausalLM
+    from phi3_jax.quant import quantize_model
+
+    config = replace(Phi3Config.from_pretrained(folder), num_hidden_layers=RATIO_LAYERS)
+    step, batch = _lora_step(), {"input_ids": jnp.asarray(_input_ids(QLORA_TOKENS))}
+    models = {}
+    for dtype in ("float32", "bfloat16"):
+        models[dtype] = Phi3ForCausalLM(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+        models[f"{dtype} nf4"] = quantize_model(models[dtype], "nf4")
+    lora = _init_lora(models["float32"])
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(1 + RATIO_STEPS):  # the first compiles
+        for name, model in models.items():
+            start = time.perf_counter()
+            jax.block_until_ready(step(model, lora, batch))
+            times[name].append(time.perf_counter() - start)
+    seconds = {name: round(min(taken[1:]), 3) for name, taken in times.items()}
+    fastest = min(("float32", "bfloat16"), key=lambda dtype: seconds[dtype])
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "faster": fastest,
+        "ratio": round(seconds[f"{fastest} nf4"] / seconds[fastest], 3),
+    }
+    if result["ratio"] > QLORA_RATIO:
+        raise SystemExit(f"qlora_ratio: at most {QLORA_RATIO}: {result}")
     return result
 
 
@@ -227,7 +301,7 @@ def _in_subprocess(part: str, *arguments: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("phi3_full"), help="of the random checkpoint, 7.7 GB")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1])
     parser.add_argument("--real", help="folder or hub id of the real weights, for the part `real`")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -12,10 +12,10 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from phi3_jax.cli import main
-from phi3_jax.config import LoraConfig
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.peft import save_adapter
 from phi3_jax.lora import init_lora
+from phi3_jax.lora_config import LoraConfig
 from tests.data.tiny import JULY, phi3_tokenizer
 from tests.training.tiny import tiny_model
 
@@ -118,12 +118,48 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(damage, copy
     assert refusal(capfd, ["info", copy])
 
 
-@pytest.mark.parametrize("name", ["q_proj", "gate_proj"])
-def test_the_names_of_llama_are_answered_with_those_of_phi_3(name, base, chats, tmp_path, capfd):
-    line = refusal(capfd, train_arguments(base, chats, tmp_path / "out", f"--peft.target_modules=[{name}]"))
-    assert name in line
+def test_names_of_other_models_are_answered_with_those_of_phi_3(base, chats, tmp_path, capfd):
+    line = refusal(capfd, train_arguments(base, chats, tmp_path / "out", "--peft.target_modules=[query_key_value]"))
+    assert "query_key_value matches nothing" in line
     assert "qkv_proj" in line
-    assert "gate_up_proj" in line
+    assert "v_proj" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_names_of_llama_are_slices(base, chats, tmp_path, capfd):
+    assert main(train_arguments(base, chats, tmp_path / "out", "--peft.target_modules=[v_proj, gate_proj]")) == 0
+    printed = capfd.readouterr().out
+    assert "model.layers.self_attn.v_proj (slice of qkv_proj)" in printed
+    assert "model.layers.mlp.gate_proj (slice of gate_up_proj)" in printed
+    written = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert sorted(written["target_modules"]) == ["gate_up_proj", "qkv_proj"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--peft.r=0"], ["peft.r is 0"]),
+        (["--peft.init_lora_weights=loftq"], ["loftq", "model.quantization is none"]),
+        (["--peft.init_lora_weights=pissa", "--model.quantization=nf4"], ["pissa", "nf4"]),
+        (["--peft.full_finetuning=true", "--model.quantization=int8"], ["full_finetuning", "int8"]),
+        (["--peft.use_dora=true", "--peft.lora_bias=true"], ["use_dora", "lora_bias"]),
+        (["--peft.use_dora=true", "--peft.target_modules=[q_proj]"], ["use_dora", "q_proj, k_proj, v_proj"]),
+        (["--peft.rank_pattern={dense: 4}"], ["rank_pattern", "dense", "matches none"]),
+        (["--peft.exclude_modules=[lm_head]"], ["exclude_modules", "lm_head"]),
+        (["--peft.layers_to_transform=[7]"], ["layers_to_transform has 7"]),
+        (["--peft.modules_to_save=[score]"], ["modules_to_save", "score matches nothing"]),
+        (["--peft.trainable_token_indices=[99999]"], ["trainable_token_indices has 99999"]),
+        (["--peft.init_lora_weights=loftq", "--model.quantization=int8"], ["loftq_bits 4", "int8"]),
+        (["--peft.init_lora_weights=eva", "--peft.eva_config={rho: 0.5}"], ["rho"]),
+        (["--peft.init_lora_weights=corda"], ["corda", "expected"]),
+        (["--training.optim=lion_8bit"], ["lion_8bit", "adamw_8bit"]),
+        (["--training.loraplus_lr_ratio=0"], ["loraplus_lr_ratio"]),
+        (["--training.optim=lorafa", "--training.loraplus_lr_ratio=4"], ["lorafa", "loraplus_lr_ratio"]),
+    ],
+)
+def test_what_cannot_be_together_is_told_in_one_line(options, words, base, chats, tmp_path, capfd):
+    line = refusal(capfd, train_arguments(base, chats, tmp_path / "out", *options))
+    assert [word for word in words if word not in line] == []
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phi3_jax import InputError, LoraConfig, Phi3Config
+from phi3_jax import InputError, Phi3Config
 
 SMALL: dict[str, Any] = {
     "model_type": "phi3",
@@ -103,30 +103,3 @@ def test_unreadable_files(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(InputError):
             Phi3Config.from_pretrained(tmp_path)
-
-
-def test_lora_scaling() -> None:
-    assert LoraConfig(r=16, lora_alpha=32).scaling == 2.0
-    assert LoraConfig(r=16, lora_alpha=32, use_rslora=True).scaling == 8.0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"r": 0}, "peft.r is 0"),
-        ({"r": 2.5}, "peft.r is 2.5"),
-        ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head"),
-        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
-        ({"target_modules": []}, "target_modules is empty"),
-    ],
-)
-def test_lora_config_refuses(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        LoraConfig(**change)
-
-
-def test_lora_config_is_hashable_from_lists() -> None:
-    assert hash(LoraConfig(target_modules=["qkv_proj", "o_proj"])) is not None  # type: ignore[arg-type]

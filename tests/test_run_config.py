@@ -114,7 +114,7 @@ def test_every_known_name_is_one_that_its_section_does_not_have_itself():
         ({"evaluation_strategy": "no"}, "training", {"eval_strategy": "no"}),
         ({"eval_strategy": False}, "training", {"eval_strategy": "no"}),
         ({"optim": "adamw_torch"}, "training", {"optim": "adamw"}),
-        ({"optim": "paged_adamw_8bit"}, "training", {"optim": "adamw"}),
+        ({"optim": "paged_adamw_8bit"}, "training", {"optim": "adamw_8bit"}),
         ({"optim": "lion_32bit"}, "training", {"optim": "lion"}),
         ({"adafactor": True}, "training", {"optim": "adafactor"}),
         ({"warmup_steps": 0.2}, "training", {"warmup_ratio": 0.2, "warmup_steps": 0}),
@@ -174,9 +174,14 @@ def test_a_pasted_adapter_config_is_a_peft_section(testdata):
     assert run.peft.target_modules == ("gate_up_proj", "down_proj", "qkv_proj", "o_proj")
     assert run.peft.base_model_name_or_path == "microsoft/Phi-3-mini-4k-instruct"
     assert notices == []
-    for kind, word in (("dora", "use_dora"), ("bdlora", "use_bdlora"), ("kasa", "kasa_config")):
+    for kind, word in (("bdlora", "use_bdlora"), ("kasa", "kasa_config")):
         (file,) = (folder / "peft_official").glob(f"lora__*{kind}.adapter_config.json")
         assert word in error(peft=json.loads(file.read_text()))
+    (file,) = (folder / "peft_official").glob("lora__*dora.adapter_config.json")
+    dora = json.loads(file.read_text())
+    assert "peft.target_modules is None" in error(peft=dora)  # PEFT has no default for Phi-3 either
+    run, _ = parse(peft={**dora, "target_modules": ["qkv_proj"]})
+    assert (run.peft.use_dora, run.peft.r) == (True, 32)
     for kind in ("ia3", "vera", "loha"):
         (file,) = (folder / "peft_official").glob(f"{kind}__*.adapter_config.json")
         assert "expected LORA" in error(peft=json.loads(file.read_text()))
@@ -187,7 +192,10 @@ def test_the_dictionary_of_a_peft_lora_config_is_a_peft_section():
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["o_proj"], task_type="CAUSAL_LM")
     run, _ = parse(peft=config.to_dict())
     assert run.peft == PeftSection(r=8, lora_alpha=16, target_modules=("o_proj",))
-    assert "alpha_pattern" in error(peft=peft.LoraConfig(alpha_pattern={"o_proj": 3}).to_dict())
+    config = peft.LoraConfig(target_modules=["o_proj"], alpha_pattern={"o_proj": 3}, modules_to_save=["lm_head"])
+    run, _ = parse(peft=config.to_dict())
+    assert (run.peft.alpha_pattern, run.peft.modules_to_save) == ({"o_proj": 3}, ("lm_head",))
+    assert "corda" in error(peft=peft.LoraConfig(target_modules=["o_proj"], init_lora_weights="corda").to_dict())
 
 
 @pytest.mark.parametrize(
@@ -203,12 +211,16 @@ def test_the_dictionary_of_a_peft_lora_config_is_a_peft_section():
         ({"training": [1]}, "training is [1], expected a section"),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast', expected a number"),
         ({"training": {"max_steps": 1.5}}, "training.max_steps is 1.5, expected a whole number"),
-        ({"training": {"optim": "adam"}}, "training.optim is 'adam', expected one of adamw, adafactor, lion, sgd"),
+        ({"training": {"optim": "adam"}}, "training.optim is 'adam', expected one of adamw, adamw_8bit"),
         ({"training": {"gradient_checkpointing": "maybe"}}, "expected true or false"),
         ({"data": {"train": 12}}, "data.train is 12, expected text or null"),
         ({"data": {"columns": {"prompt": 3}}}, "data.columns is {'prompt': 3}, expected a mapping"),
         ({"peft": {"target_modules": []}}, "peft.target_modules is empty"),
-        ({"peft": {"modules_to_save": ["lm_head"]}}, "peft.modules_to_save"),
+        ({"peft": {"init_lora_weights": "loftq"}}, "model.quantization is none; give nf4"),
+        (
+            {"peft": {"init_lora_weights": "pissa"}, "model": {"name_or_path": "x", "quantization": "nf4"}},
+            "leave quantization out, or give loftq",
+        ),
         ({"model": {}}, "model.name_or_path is not given"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate is nan, expected at least 0"),
         ({"training": {"warmup_ratio": 1.1}}, "training.warmup_ratio is 1.1, expected from 0 to 1"),

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "Fine-tune a model on chats.",
     "evaluate": "Loss, perplexity and token accuracy of a model on chats.",
     "generate": "Answer a prompt.",
-    "export": "Merge an adapter into its base, as a checkpoint that transformers loads.",
+    "export": "Merge an adapter into its base, or make it portable.",
     "info": "What a checkpoint or an adapter holds.",
 }
 

@@ -47,6 +47,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="type of the weights in memory; auto: bfloat16, on a CPU float32, which is faster there",
     )
+    parser.add_argument(
+        "--quantization", choices=("nf4", "int8"), help="what the linear layers of the base are kept in"
+    )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the model on the hub")
     parser.add_argument("--local-files-only", action="store_true", help="never ask the network")
 
@@ -75,6 +78,6 @@ def load(arguments: argparse.Namespace) -> Loaded:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = resolve_checkpoint(arguments.model, revision=arguments.revision, local_files_only=local)
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=dtype)
+    model = load_model(folder, dtype=dtype, quantization=arguments.quantization)
     lora = load_adapter(arguments.adapter, model, local_files_only=local) if arguments.adapter else None
     return Loaded(folder, model, tokenizer, lora)

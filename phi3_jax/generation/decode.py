@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Int
 
 from phi3_jax.errors import InputError
-from phi3_jax.lora.adapters import Lora
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 
 

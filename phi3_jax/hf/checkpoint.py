@@ -14,9 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,84 +27,29 @@ from flax import nnx
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
+from phi3_jax.hf import bnb
 from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.safetensors_io import (
-    FLOATS,
-    TensorEntry,
-    TensorSource,
-    equals,
-    read_header,
-    read_tensor,
-    unique_keys,
-    write_safetensors,
-)
+from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, TensorSource, equals, read_tensor, write_safetensors
+from phi3_jax.hf.slots import EMBEDDING, HEAD, Slot, abstract_model, checkpoint_slots, model_leaves
+from phi3_jax.hf.weights import CONFIG, INDEX, SINGLE, Weights, read_weights
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.quant import Quantized, Quantizer, is_quantized, make_quantizer
+from phi3_jax.quant.model import is_quantizable, stack_layers
 
 logger = logging.getLogger(__name__)
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG, GENERATION = "config.json", "generation_config.json"
+GENERATION = "generation_config.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-HEAD, EMBEDDING = "lm_head.weight", ("model", "embed_tokens", "weight")
-# Tables that transformers before 4.31 stored and nobody reads: they follow from config.json.
-HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 ALIGNMENT = 64  # bytes; what XLA's CPU backend asks of memory that it takes over without a copy
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor on disk, and its place in the model's state: all of the array at `path`, or a layer."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: tuple[str, ...]
-    layer: int | None
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the files of a checkpoint hold, by name, and all that is wrong with that, one kind a string."""
-
-    files: tuple[Path, ...]
-    tensors: Mapping[str, TensorEntry]
-    problems: tuple[str, ...]
-
-    def raise_for_problems(self, folder: Path) -> None:
-        """Raises `InputError` that tells all of them, if there are any."""
-        if self.problems:
-            raise InputError(
-                f"{folder}: {'; '.join(self.problems)}; give the whole checkpoint that config.json speaks of"
-            )
-
-
-def abstract_model(config: Phi3Config, dtype: Any = jnp.float32) -> Phi3ForCausalLM:
-    """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: Phi3ForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(0)))
-
-
-def _leaves(model: Phi3ForCausalLM) -> dict[tuple[str, ...], nnx.Variable]:
-    return {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
-
-
-def checkpoint_slots(config: Phi3Config) -> list[Slot]:
-    """Every tensor of such a model's checkpoint, in the order of the layers."""
-    outer, layers = [], []
-    for path, leaf in _leaves(abstract_model(config)).items():
-        if path[:2] == ("model", "layers"):
-            inner = ".".join(path[2:])
-            layers += [Slot(f"model.layers.{i}.{inner}", leaf.shape[1:], path, i) for i in range(leaf.shape[0])]
-        else:
-            outer.append(Slot(".".join(path), leaf.shape, path, None))
-    layers.sort(key=lambda slot: slot.layer or 0)
-    outer.sort(key=lambda slot: slot.path != EMBEDDING)
-    return [*outer[:1], *layers, *outer[1:]]
 
 
 def load_model(
     path_or_hub_id: str | Path,
     *,
     dtype: Any,
+    quantization: str | None = None,
+    double_quant: bool = True,
+    quantizer: Quantizer | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -113,16 +57,32 @@ def load_model(
 ) -> Phi3ForCausalLM:
     """The model of a checkpoint folder or hub id, its weights converted to `dtype`.
 
-    Host memory holds, beside what the device holds, no more than one stacked array.
+    Host memory holds, beside what the device holds, no more than one stacked array, and of weights
+    that are quantised no more than a few layers' in `dtype`. What bitsandbytes has quantised is loaded
+    as it is.
+
+    **Arguments**
+    - `quantization`: `nf4` or `int8`: what the decoder layers' linear weights are quantised to while
+      they are read, after they are rounded to `dtype`.
+    - `double_quant`: that the statistics of NF4 are quantised too.
+    - `quantizer`: takes the place of these two, for starts that look at each weight before it is
+      rounded (LoftQ). It is called with a module's name in the checkpoint and its weight, from several
+      threads at once, and gives a quantised weight of numpy arrays.
 
     Raises `InputError` with everything that is wrong with the checkpoint at once: missing, unknown,
-    doubled and misshapen tensors, shards that are missing or cut off.
+    doubled and misshapen tensors, shards that are missing or cut off. Also for a checkpoint that is
+    quantised already, otherwise than asked for.
     """
     dtype = _float_dtype(dtype)
+    if quantization is not None and quantizer is None:
+        quantizer = make_quantizer(quantization, double_quant=double_quant)
     folder = resolve_checkpoint(
         path_or_hub_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )
     config = read_config(folder)
+    stored = bnb.read_bnb_config(config, folder / CONFIG)
+    if stored is not None and quantizer is not None:
+        _check_stored(stored, folder, quantization, double_quant)
     weights = read_weights(folder, config)
     weights.raise_for_problems(folder)
     empty = abstract_model(config, dtype)
@@ -131,34 +91,57 @@ def load_model(
         slots.setdefault(slot.path, []).append(slot)
     leaves = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path, leaf in _leaves(empty).items():
-            array = _aligned_empty(leaf.shape, dtype)
-            jobs = [
-                pool.submit(read_tensor, weights.tensors[slot.name], array if slot.layer is None else array[slot.layer])
-                for slot in slots[path]
-            ]
-            for job in jobs:
-                job.result()
+        for path, leaf in model_leaves(empty).items():
+            if stored is not None and path in stored.paths:
+                value: Any = _read_quantized(
+                    pool, slots[path], lambda slot: bnb.read_weight(weights.tensors, slot, stored)
+                )
+            elif stored is None and quantizer is not None and is_quantizable(path, leaf.shape):
+                value = _read_quantized(pool, slots[path], lambda slot: _quantized(weights, slot, dtype, quantizer))
+            else:
+                value = _read_stacked(pool, slots[path], weights, _aligned_empty(leaf.shape, dtype))
             if path == EMBEDDING and config.tie_word_embeddings and HEAD in weights.tensors:
-                _check_tied(weights.tensors[HEAD], array)
+                _check_tied(weights.tensors[HEAD], value)
             # Waiting frees the host's copy before the next one is made.
-            leaves.append((path, leaf.replace(jax.device_put(array).block_until_ready())))
+            leaves.append((path, leaf.replace(jax.block_until_ready(jax.device_put(value)))))
     return nnx.merge(nnx.graphdef(empty), nnx.from_flat_state(leaves))
+
+
+def _check_stored(stored: bnb.BnbConfig, folder: Path, quantization: str | None, double_quant: bool) -> None:
+    found = f"{stored.kind}{' with double quantisation' if stored.double_quant else ''}"
+    if quantization != stored.kind or (stored.double_quant and not double_quant):
+        wanted = quantization if double_quant else f"{quantization} without double quantisation"
+        raise InputError(
+            f"{folder}: is quantised already, to {found}, and cannot be to {wanted}; leave that out, or give the "
+            "unquantised checkpoint"
+        )
+
+
+def _read_stacked(pool: ThreadPoolExecutor, slots: Sequence[Slot], weights: Weights, array: np.ndarray) -> np.ndarray:
+    jobs = [
+        pool.submit(read_tensor, weights.tensors[slot.name], array if slot.layer is None else array[slot.layer])
+        for slot in slots
+    ]
+    for job in jobs:
+        job.result()
+    return array
+
+
+def _read_quantized(pool: ThreadPoolExecutor, slots: Sequence[Slot], read: Callable[[Slot], Quantized]) -> Quantized:
+    return stack_layers(pool.map(read, slots), len(slots), slots[0].path, _aligned_empty)
+
+
+def _quantized(weights: Weights, slot: Slot, dtype: np.dtype, quantizer: Quantizer) -> Quantized:
+    weight = np.empty(slot.shape, dtype)
+    read_tensor(weights.tensors[slot.name], weight)
+    return quantizer(slot.name.removesuffix(".weight"), weight)
 
 
 def read_config(folder: Path) -> Phi3Config:
     """The configuration of a checkpoint folder that this package can load."""
     if not (folder / CONFIG).exists() and (folder / "adapter_config.json").exists():
         raise InputError(f"{folder}: holds an adapter, no model; give its base model, and load the adapter beside it")
-    config = Phi3Config.from_pretrained(folder)
-    quantization = json.loads(config.source).get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise InputError(
-            f"{folder}: its weights are quantized ({method!r}), which is not supported yet; "
-            "give the float16, bfloat16 or float32 checkpoint"
-        )
-    return config
+    return Phi3Config.from_pretrained(folder)
 
 
 def _float_dtype(dtype: Any) -> np.dtype:
@@ -185,109 +168,6 @@ def _check_tied(head: TensorEntry, embedding: np.ndarray) -> None:
             "set tie_word_embeddings to false there"
         )
     logger.info("%s: %s repeats the tied embedding and is left out", head.path, HEAD)
-
-
-def read_weights(folder: Path, config: Phi3Config) -> Weights:
-    """Reads the headers of the folder's safetensors files and holds them against `config`.
-
-    Raises `InputError` where there are no safetensors files, or their index cannot be read; all
-    other problems are returned.
-    """
-    index = _read_index(folder)
-    files, problems = _shards(folder, index)
-    tensors: dict[str, TensorEntry] = {}
-    broken, doubled, misplaced = [], [], []
-    readable = []
-    for file in files:
-        try:
-            entries = read_header(file)
-        except InputError as error:
-            broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
-            continue
-        readable.append(file.name)
-        doubled += [name for name in entries if name in tensors]
-        misplaced += [name for name in entries if index is not None and index.get(name) != file.name]
-        tensors.update(entries)
-    # What a lost shard should hold is not missing besides.
-    lost = {name for name, file in (index or {}).items() if file not in readable}
-    if not readable and index is None:
-        lost = {slot.name for slot in checkpoint_slots(config)}
-    problems += _listed("unreadable files", broken)
-    problems += _listed("tensors in two files", doubled)
-    problems += _listed("tensors that the index places elsewhere or not at all", misplaced)
-    problems += _compare(checkpoint_slots(config), tensors, lost, config.tie_word_embeddings)
-    return Weights(tuple(files), tensors, tuple(problems))
-
-
-def _read_index(folder: Path) -> dict[str, str] | None:
-    """The index's weight map; None for a single file, which goes first, as in transformers."""
-    if (folder / SINGLE).is_file():
-        return None
-    path = folder / INDEX
-    if not path.is_file():
-        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-        if pickles or (folder / "pytorch_model.bin.index.json").exists():
-            raise InputError(
-                f"{folder}: its weights are pickles ({', '.join(pickles[:3]) or 'pytorch_model.bin'}), which can run "
-                "code and are never opened; convert them to safetensors"
-            )
-        raise InputError(f"{folder}: no weights in it; expected {SINGLE} or {INDEX}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-        weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise ValueError("no weight_map from tensor names to file names")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no proper index ({error}); download it again") from error
-    return weight_map
-
-
-def _shards(folder: Path, index: Mapping[str, str] | None) -> tuple[list[Path], list[str]]:
-    """The files to read, and what is wrong with those that the index names."""
-    if index is None:
-        return [folder / SINGLE], []
-    names = sorted(set(index.values()))
-    # A plain name and nothing else: an index must not lead out of its folder, nor to a pickle.
-    proper = [name for name in names if re.fullmatch(r"[\w][\w.-]*\.safetensors", name)]
-    present = [name for name in proper if (folder / name).is_file()]
-    problems = _listed(
-        "file names in the index that are no safetensors file beside it", sorted(set(names) - set(proper))
-    )
-    problems += _listed("missing shards", sorted(set(proper) - set(present)))
-    return [folder / name for name in present], problems
-
-
-def _compare(slots: Sequence[Slot], tensors: Mapping[str, TensorEntry], lost: set[str], tied: bool) -> list[str]:
-    expected = {slot.name: slot.shape for slot in slots}
-    if tied and HEAD in tensors:
-        expected[HEAD] = expected[".".join(EMBEDDING)]
-    missing = [name for name in expected if name not in tensors and name not in lost]
-    unknown = [name for name in tensors if name not in expected]
-    harmless = [name for name in unknown if HARMLESS.fullmatch(name)]
-    if harmless:
-        logger.info("left out, since config.json says the same: %s", _listed("tensors", harmless)[0])
-    both = [(tensors[name], shape) for name, shape in expected.items() if name in tensors]
-    shapes = [f"{e.name} is {list(e.shape)}, expected {list(shape)}" for e, shape in both if e.shape != shape]
-    dtypes = [f"{e.name} is {e.dtype}" for e, _ in both if e.dtype not in FLOATS]
-    hint = "; is config.json's tie_word_embeddings to be true?" if missing == [HEAD] else ""
-    return [
-        *(text + hint for text in _listed("missing tensors", missing)),
-        *_listed("unknown tensors", [name for name in unknown if name not in harmless]),
-        *_listed("wrong shapes", shapes),
-        *_listed("dtypes other than F32, F16 and BF16", dtypes),
-    ]
-
-
-def _listed(kind: str, items: Iterable[str]) -> list[str]:
-    """`["3 missing tensors (a, b, c)"]`, or nothing; bounded, and on one line whatever a file holds."""
-    items = list(items)
-    if not items:
-        return []
-    shown = [item if item.isprintable() else repr(item) for item in items[:5]]
-    more = ", ..." if len(items) > 5 else ""
-    return [f"{len(items)} {kind} ({', '.join(text[:300] for text in shown)}{more})"]
 
 
 def save_model(model: Phi3ForCausalLM, folder: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
@@ -334,22 +214,22 @@ def _check_target(folder: Path) -> None:
 
 def _write_files(model: Phi3ForCausalLM, folder: Path, max_shard_size: int) -> list[str]:
     """Writes all files; returns their names in the order in which they should appear."""
-    arrays = {path: leaf.get_value() for path, leaf in _leaves(model).items()}
+    arrays = {path: leaf.get_value() for path, leaf in model_leaves(model).items()}
     shards: list[list[TensorSource]] = [[]]
     size = 0
     for slot in checkpoint_slots(model.config):
-        array = arrays[slot.path]
-        tensor = TensorSource(slot.name, array.dtype, slot.shape, partial(_on_host, array, slot.layer))
-        if shards[-1] and size + tensor.nbytes > max_shard_size:
+        tensors = _sources(slot, arrays[slot.path])
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        if shards[-1] and size + nbytes > max_shard_size:
             shards.append([])
             size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
+        shards[-1] += tensors
+        size += nbytes
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, tensors in zip(names, shards, strict=True):
-        write_safetensors(folder / name, tensors)
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard)
     if len(shards) > 1:
         everything = list(itertools.chain.from_iterable(shards))
         where = {t.name: name for name, tensors in zip(names, shards, strict=True) for t in tensors}
@@ -362,8 +242,14 @@ def _write_files(model: Phi3ForCausalLM, folder: Path, max_shard_size: int) -> l
     if model.config.generation != "{}":
         _write_json(folder / GENERATION, json.loads(model.config.generation))
         names.append(GENERATION)
-    _write_json(folder / CONFIG, _config_json(model))
+    _write_json(folder / CONFIG, _config_json(model, arrays))
     return [*names, CONFIG]
+
+
+def _sources(slot: Slot, value: Any) -> list[TensorSource]:
+    if is_quantized(value):
+        return bnb.tensor_sources(slot, value)
+    return [TensorSource(slot.name, value.dtype, slot.shape, partial(_on_host, value, slot.layer))]
 
 
 def _on_host(array: jax.Array, layer: int | None) -> np.ndarray:
@@ -371,12 +257,13 @@ def _on_host(array: jax.Array, layer: int | None) -> np.ndarray:
     return np.asarray(array if layer is None else array[layer])
 
 
-def _config_json(model: Phi3ForCausalLM) -> dict[str, Any]:
+def _config_json(model: Phi3ForCausalLM, arrays: dict[tuple[str, ...], Any]) -> dict[str, Any]:
     raw = model.config.to_dict()
     raw.pop("auto_map", None)  # names Python files that do not go along
     raw.pop("dtype", None)
     raw["torch_dtype"] = str(model.dtype)  # `dtype` is its new name; every release reads the old one
-    return raw
+    quantization = bnb.config_section(arrays, str(model.dtype), raw.pop("quantization_config", None))
+    return raw if quantization is None else {**raw, "quantization_config": quantization}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.hf.checkpoint import checkpoint_slots, read_weights
+from phi3_jax.hf.bnb import read_bnb_config
 from phi3_jax.hf.hub import TOKENIZER_FILES, load_tokenizer, resolve_checkpoint, tokenizer_config
-from phi3_jax.hf.safetensors_io import FLOATS, read_header
+from phi3_jax.hf.safetensors_io import READABLE, read_header
+from phi3_jax.hf.slots import checkpoint_slots
+from phi3_jax.hf.weights import read_weights
 
 CONFIG_KEYS = (
     "vocab_size",
@@ -25,7 +27,7 @@ CONFIG_KEYS = (
     "tie_word_embeddings",
 )
 ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules")
-DTYPE_NAMES = {name: dtype.name for name, dtype in FLOATS.items()}
+DTYPE_NAMES = {name: dtype.name for name, dtype in READABLE.items()}
 
 
 def checkpoint_info(
@@ -38,7 +40,7 @@ def checkpoint_info(
 ) -> dict[str, Any]:
     """What can be said of a checkpoint, an adapter, or a run's output folder; fit for JSON.
 
-    **Returns** `path`; `config`, `parameters` (their number), `parameters_by_module`, `weights`
+    **Returns** `path`; `config`, `quantization`, `parameters` (their number), `parameters_by_module`, `weights`
     (`files`, `bytes`, tensors by `dtypes`), `tokenizer` and `chat_template`, each None where there
     is none; and `adapters`, a list of those in the folder and in its subfolders. Of a hub repository
     only the small files are downloaded, so that its weights count as absent unless they are cached.
@@ -55,12 +57,18 @@ def checkpoint_info(
         patterns=TOKENIZER_FILES,
     )
     adapters = [_adapter(file.parent) for file in _adapter_configs(folder)]
-    keys = ("config", "parameters", "parameters_by_module", "weights")
+    keys = ("config", "quantization", "parameters", "parameters_by_module", "weights")
     info: dict[str, Any] = {"path": str(path_or_hub_id), **dict.fromkeys(keys)}
     if (folder / "config.json").exists():
         config = Phi3Config.from_pretrained(folder)
         counts = _parameters(config)
-        values = (_config(config), sum(counts.values()), counts, _weights(folder, config))
+        values = (
+            _config(config),
+            _quantization(config, folder),
+            sum(counts.values()),
+            counts,
+            _weights(folder, config),
+        )
         info |= dict(zip(keys, values, strict=True))
     elif not adapters:
         raise InputError(f"{path_or_hub_id}: no config.json and no adapter in it; give a checkpoint or adapter folder")
@@ -81,6 +89,13 @@ def _config(config: Phi3Config) -> dict[str, Any]:
         "rotary_dim": config.rotary_dim,
         "original_max_position_embeddings": rope.original_max_position_embeddings,
     }
+
+
+def _quantization(config: Phi3Config, folder: Path) -> str | None:
+    quantization = read_bnb_config(config, folder / "config.json")
+    if quantization is None:
+        return None
+    return quantization.kind + (" with double quantisation" if quantization.double_quant else "")
 
 
 def _parameters(config: Phi3Config) -> dict[str, int]:
@@ -158,6 +173,8 @@ def print_info(info: dict[str, Any]) -> None:
     print(info["path"])
     if info["config"] is not None:
         _print_section("config", info["config"])
+        if info["quantization"] is not None:
+            print(f"\nquantization: {info['quantization']}, by bitsandbytes")
         counts = {"total": info["parameters"], **info["parameters_by_module"]}
         _print_section("parameters", {name: f"{count:,}" for name, count in counts.items()})
         weights = info["weights"]

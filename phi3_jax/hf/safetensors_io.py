@@ -7,10 +7,11 @@ beside the arrays they are copied to. Reading with `readinto` keeps one copy onl
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -20,6 +21,8 @@ from phi3_jax.errors import InputError
 
 # The kinds of number that weights come in.
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+# Those, and what quantised weights come in.
+READABLE = {**FLOATS, "U8": np.dtype(np.uint8), "I8": np.dtype(np.int8)}
 ITEM_SIZES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -72,6 +75,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     Raises `InputError` for a file that is cut off or too long, and for a header that is no JSON,
     names a tensor twice, or has sizes and offsets that do not fit together.
     """
+    return _read_header(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file holds beside its tensors. Raises as `read_header`."""
+    return _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -85,7 +97,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
         if not isinstance(header, dict):
             raise ValueError(f"a {type(header).__name__} instead of an object")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its __metadata__ is not a mapping of texts")
         entries = [_entry(path, name, fields, 8 + length) for name, fields in header.items()]
         end = _check_gapless(entries, 8 + length)
     except (ValueError, RecursionError) as error:
@@ -93,7 +107,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     if end != size:
         state = "is cut off" if size < end else "is too long"
         raise InputError(f"{path}: {state}: {size} bytes, but its header speaks of {end}; download it again")
-    return {entry.name: entry for entry in entries}
+    return {entry.name: entry for entry in entries}, metadata
 
 
 def _is_count(value: Any) -> bool:
@@ -134,7 +148,7 @@ def _check_gapless(entries: Sequence[TensorEntry], start: int) -> int:
 def read_tensor(entry: TensorEntry, out: np.ndarray) -> None:
     """Fills `out`, a C-contiguous array of the entry's shape, converting to its dtype chunk by chunk."""
     flat = out.reshape(-1)
-    if FLOATS[entry.dtype] == out.dtype:
+    if READABLE[entry.dtype] == out.dtype:
         with _opened(entry) as file:
             _read_exactly(file, flat)
         return
@@ -176,10 +190,15 @@ def _read_exactly(file: FileIO, out: np.ndarray) -> None:
         view = view[count:]
 
 
-def write_safetensors(path: Path, tensors: Sequence[TensorSource]) -> None:
-    """Writes the file that `safetensors.torch.save_file` would, one tensor in memory at a time."""
-    names = {dtype: name for name, dtype in FLOATS.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def write_safetensors(
+    path: Path, tensors: Sequence[TensorSource], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes the file that `safetensors.torch.save_file` would, one tensor in memory at a time.
+
+    **Arguments**: `metadata`, texts to lie beside the tensors.
+    """
+    names = {dtype: name for name, dtype in READABLE.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.nbytes

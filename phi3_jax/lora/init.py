@@ -1,16 +1,23 @@
-"""Fresh adapters, drawn from PEFT's distributions."""
+"""Fresh adapters, drawn from PEFT's distributions or computed from the base's weights."""
 
 import math
 import zlib
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from phi3_jax.config import LoraConfig
-from phi3_jax.lora.adapters import Lora, LoraEmbedding, LoraLinear
-from phi3_jax.lora.targets import Module, match_targets
+from phi3_jax.errors import InputError
+from phi3_jax.lora.adapters import DoraEmbedding, DoraLinear, HeadRows, LoraEmbedding, LoraLinear, TokenRows
+from phi3_jax.lora.describe import described
+from phi3_jax.lora.fused import slice_table
+from phi3_jax.lora.starts import olora_start, pissa_start
+from phi3_jax.lora.targets import Module, config_targets, saved_modules
+from phi3_jax.lora.tree import ByLayer, Lora
+from phi3_jax.lora.weights import is_quantized, layer_weights, module_weight, saved_weight, weight_rows
+from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
 
 
@@ -21,54 +28,203 @@ def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> 
     `key` and on a module's name and shape, not on which other modules have adapters.
 
     **Arguments**
-    - `model`: the base; only its shapes are looked at, so an abstract one (`nnx.eval_shape`) will do.
+    - `model`: the base. Of an abstract one (`nnx.eval_shape`) only shapes are known, which is enough
+      but for DoRA, PiSSA, OLoRA, `modules_to_save` and `trainable_token_indices`.
     - `key`: what everything random is drawn from.
 
-    Raises `InputError` where a target matches nothing (see `match_targets`).
+    Raises `InputError` where a setting matches nothing (see `config_targets`), and for the starts that
+    need more than the model: `eva` (`eva_init`, which sees data) and `loftq` (`loftq_init`, which
+    quantises the base).
     """
-    adapters = {}
-    modules = match_targets(model, config.target_modules)
-    for module in modules:
-        # A checksum, since Python's own hash of a string differs from run to run.
-        module_key = jax.random.fold_in(key, zlib.crc32(module.name.encode()))
-        new = _init_embedding if module.is_embedding else _init_linear
-        adapters[module.name] = new(module, config, module_key)
-    # As in PEFT, the modules found take the place of the pattern that found them, so that an adapter
-    # is the same pytree before it is saved and after it is loaded.
-    entries = {entry.name: getattr(config, entry.name) for entry in fields(LoraConfig)}
-    entries["target_modules"] = tuple(sorted(module.suffix for module in modules))
-    return Lora.from_items(adapters, LoraConfig(**entries))
+    if config.init_lora_weights in ("eva", "loftq"):
+        start = config.init_lora_weights
+        raise InputError(f"init_lora_weights is {start}, which {start}_init computes, not init_lora; call that")
+    modules = config_targets(model, config)
+    return assemble(model, config, modules, {m.name: init_module(model, m, config, key) for m in modules})
 
 
-def _init_linear(module: Module, config: LoraConfig, key: PRNGKeyArray) -> LoraLinear:
-    """PEFT's starts of a linear layer (`LoraLayer.reset_lora_parameters`).
+def assemble(
+    model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[Module], adapters: Mapping[str, Any]
+) -> Lora:
+    """The whole of it: `adapters` for `modules`, and what else the configuration trains, as the base has it."""
+    adapters = {**adapters, **_token_rows(model, config, adapters)}
+    saved = {name: saved_weight(model, name) for name in saved_modules(model, config.modules_to_save or ())}
+    parts = {name: part for name, part in slice_table(model).items() if name in adapters}
+    return Lora.from_items(adapters, resolved(config, modules, model.config.num_hidden_layers, saved), saved, parts)
+
+
+def resolved(config: LoraConfig, modules: Iterable[Module], num_layers: int, saved: Iterable[str] = ()) -> LoraConfig:
+    """The configuration with the modules found in place of the expressions that found them (see `described`)."""
+    found = {name: config.rank_and_alpha(name) for module in modules for name in module.names}
+    return described(config, found, num_layers, saved)
+
+
+def init_module(model: Phi3ForCausalLM, module: Module, config: LoraConfig, key: PRNGKeyArray) -> Any:
+    """The adapter of one module."""
+    # A checksum, since Python's own hash of a string differs from run to run.
+    key = jax.random.fold_in(key, zlib.crc32(module.name.encode()))
+
+    def make(part: Module, r: int, alpha: float, index: int) -> Any:
+        # The first group of layers has the numbers that all layers have where they do not differ.
+        return _init(model, part, config, r, alpha, jax.random.fold_in(key, index) if index else key)
+
+    return by_layer_groups(module, config, model.config.num_hidden_layers, make)
+
+
+def by_layer_groups(
+    module: Module, config: LoraConfig, num_layers: int, make: Callable[[Module, int, float, int], Any]
+) -> Any:
+    """`make(module, r, α, 0)`, or where the layers of a stacked module differ, or some have no adapter, a
+    `ByLayer` of what it makes of each group of equal ones.
+    """
+    if not module.layers:
+        return make(module, *config.rank_and_alpha(module.name), 0)
+    groups = list(layer_groups(module, config))
+    if len(groups) == 1 and len(module.layers) == num_layers:
+        return make(module, *groups[0][1:], 0)
+    parts = tuple(make(module.of_layers(layers), r, alpha, i) for i, (layers, r, alpha) in enumerate(groups))
+    return ByLayer(parts, tuple(layers for layers, _, _ in groups), num_layers)
+
+
+def layer_groups(module: Module, config: LoraConfig) -> Iterator[tuple[tuple[int, ...], int, float]]:
+    """(layers, r, α) of the layers that have the same of both, in the order of the first of each."""
+    groups: dict[tuple[int, float], list[int]] = {}
+    for name, layer in zip(module.names, module.layers, strict=True):
+        groups.setdefault(config.rank_and_alpha(name), []).append(layer)
+    return ((tuple(layers), r, alpha) for (r, alpha), layers in groups.items())
+
+
+def _init(model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int, alpha: float, key: PRNGKeyArray) -> Any:
+    scaling = config.scaling_of(r, alpha)
+    if module.is_embedding:
+        return _init_embedding(model, module, config, r, scaling, key)
+    if config.start_is_in_update:
+        _check_start(model, module, config, r)
+        start = olora_start if config.init_lora_weights == "olora" else pissa_start(str(config.init_lora_weights), key)
+        return start(layer_weights(model, module), r, scaling, config.lora_dropout)
+    a, b = _random_start(module, config.init_lora_weights, r, key)
+    if config.use_dora:
+        # m starts at ‖V‖: that of the base where B is zero.
+        plain = LoraLinear(a, b, scaling)
+        magnitude = layer_weights(model, module)(_row_norms, plain)
+        return DoraLinear(a, b, magnitude, scaling, config.lora_dropout)
+    bias = jnp.zeros(b.shape[:-1], jnp.float32) if config.lora_bias else None
+    return LoraLinear(a, b, scaling, config.lora_dropout, bias)
+
+
+def _check_start(model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int) -> None:
+    start = config.init_lora_weights
+    if r > min(module.shape):
+        raise InputError(
+            f"r is {r}, but init_lora_weights {start} finds only {min(module.shape)} directions in {module.suffix} "
+            f"({module.shape[0]}×{module.shape[1]}); lower r"
+        )
+    if str(start).startswith("pissa") and is_quantized(model, module.parent):
+        raise InputError(
+            f"init_lora_weights {start} needs the unquantised weights of {module.suffix}; leave quantization out, or "
+            "give loftq"
+        )
+
+
+def _row_norms(weight: Float[Array, "out in"], plain: LoraLinear) -> Float[Array, "out"]:
+    return jnp.linalg.norm(plain.merged(weight), axis=1)
+
+
+def _random_start(
+    module: Module, start: bool | str, r: int, key: PRNGKeyArray
+) -> tuple[Float[Array, "*stack r in"], Float[Array, "*stack out r"]]:
+    """PEFT's A and B of a linear layer (`LoraLayer.reset_lora_parameters`, `orthogonal_init`).
 
     - True: A Kaiming-uniform with a = √5, that is uniform in ±1/√in; B zero.
     - `"gaussian"`: A normal with standard deviation 1/r; B zero.
+    - `"orthogonal"`: A = (X Q_o)ᵀ/10, B = Y Q_e/10 with X, Y normal and Q_o, Q_e every other row of
+      an orthogonal r × r matrix, so that B A is zero although neither is.
     - False: A as with True and B by the same rule, uniform in ±1/√r.
     """
     out_features, in_features = module.shape
     a_key, b_key = jax.random.split(key)
-    a_shape = (*module.stack, config.r, in_features)
-    b_shape = (*module.stack, out_features, config.r)
-    if config.init_lora_weights == "gaussian":
-        a = jax.random.normal(a_key, a_shape, jnp.float32) / config.r
+    a_shape = (*module.stack, r, in_features)
+    b_shape = (*module.stack, out_features, r)
+    if start == "orthogonal":
+        q_key, key = jax.random.split(key)
+        q = jnp.linalg.qr(jax.random.normal(q_key, (*module.stack, r, r), jnp.float32))[0]
+        x_key, y_key = jax.random.split(key)
+        x = jax.random.normal(x_key, (*module.stack, in_features, r // 2), jnp.float32)
+        y = jax.random.normal(y_key, (*module.stack, out_features, r // 2), jnp.float32)
+        return jnp.swapaxes(x @ q[..., 0::2, :], -1, -2) / 10, y @ q[..., 1::2, :] / 10
+    if start == "gaussian":
+        a = jax.random.normal(a_key, a_shape, jnp.float32) / r
     else:
         a = _uniform(a_key, a_shape, 1 / math.sqrt(in_features))
     b = jnp.zeros(b_shape, jnp.float32)
-    if config.init_lora_weights is False:
-        b = _uniform(b_key, b_shape, 1 / math.sqrt(config.r))
-    return LoraLinear(a, b, config.scaling, config.lora_dropout)
+    if start is False:
+        b = _uniform(b_key, b_shape, 1 / math.sqrt(r))
+    return a, b
 
 
-def _init_embedding(module: Module, config: LoraConfig, key: PRNGKeyArray) -> LoraEmbedding:
-    """PEFT's start of an embedding: A zero (random with False), B standard normal, for every setting."""
+def _init_embedding(
+    model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int, scaling: float, key: PRNGKeyArray
+) -> LoraEmbedding | DoraEmbedding:
+    """PEFT's start of an embedding: A zero (random with False), B standard normal, for every setting.
+
+    Raises `InputError` for what PEFT has for linear layers alone.
+    """
+    if config.lora_bias or config.init_lora_weights not in (True, False, "gaussian"):
+        what = "lora_bias" if config.lora_bias else f"init_lora_weights {config.init_lora_weights}"
+        raise InputError(f"{what} is not for embeddings; leave it out, or {module.suffix} out of target_modules")
     vocab, hidden = module.shape
     a_key, b_key = jax.random.split(key)
-    a = jnp.zeros((config.r, vocab), jnp.float32)
+    a = jnp.zeros((r, vocab), jnp.float32)
     if config.init_lora_weights is False:
-        a = jax.random.normal(a_key, (config.r, vocab), jnp.float32)
-    return LoraEmbedding(a, jax.random.normal(b_key, (hidden, config.r), jnp.float32), config.scaling)
+        a = jax.random.normal(a_key, (r, vocab), jnp.float32)
+    plain = LoraEmbedding(a, jax.random.normal(b_key, (hidden, r), jnp.float32), scaling)
+    if not config.use_dora:
+        return plain
+    magnitude = jnp.linalg.norm(plain.merged(module_weight(model, module)), axis=0)
+    return DoraEmbedding(plain.lora_A, plain.lora_B, magnitude, scaling)
+
+
+def _token_rows(model: Phi3ForCausalLM, config: LoraConfig, adapters: Mapping[str, Any]) -> dict[str, TokenRows]:
+    """The rows of `trainable_token_indices`, as they are in the base.
+
+    With tied embeddings the head uses those of `embed_tokens`.
+    """
+    wanted = token_modules(model, config)
+    rows: dict[str, TokenRows] = {}
+    for name, ids in wanted.items():
+        if name in adapters:
+            raise InputError(
+                f"trainable_token_indices trains rows of {name}, which target_modules gives an adapter: not "
+                "supported; leave one out"
+            )
+        vocab = model.config.vocab_size
+        if max(ids) >= vocab:
+            raise InputError(f"trainable_token_indices has {max(ids)}, but {name} has {vocab} rows, 0 to {vocab - 1}")
+        kind = HeadRows if name == "lm_head" else TokenRows
+        rows[name] = kind(weight_rows(model, name, ids), ids)
+    return rows
+
+
+def token_modules(model: Phi3ForCausalLM, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Module -> token ids of `trainable_token_indices`.
+
+    Raises `InputError` for modules other than embedding and head, and for other tokens of a tied head.
+    """
+    tokens = config.trainable_token_indices or {}
+    by_module = tokens if isinstance(tokens, dict) else {"embed_tokens": tokens}
+    known = {"embed_tokens": "model.embed_tokens", "model.embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
+    unknown = [name for name in by_module if name not in known]
+    if unknown:
+        raise InputError(f"trainable_token_indices names {unknown[0]}; expected embed_tokens or lm_head")
+    named = {known[name]: ids for name, ids in by_module.items() if ids}
+    if model.lm_head is None and "lm_head" in named:
+        if named.get("model.embed_tokens") != named["lm_head"]:
+            raise InputError(
+                "trainable_token_indices names lm_head, which shares the embedding's table in this model; give the "
+                "tokens for embed_tokens"
+            )
+        del named["lm_head"]
+    return named
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: float) -> jax.Array:

@@ -10,16 +10,20 @@ import optax
 from flax import nnx
 
 from phi3_jax.errors import InputError
-from phi3_jax.lora.adapters import Lora
+from phi3_jax.lora import leaves
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 
 
 def trainable_mask(
-    model: Phi3ForCausalLM | nnx.State, lora: Lora | None, *, full_finetuning: bool = False
+    model: Phi3ForCausalLM | nnx.State, lora: Lora | None, *, full_finetuning: bool = False, freeze_A: bool = False
 ) -> dict[str, Any]:
     """True at every array that trains: those of the adapter, or with `full_finetuning` all there are.
 
-    **Arguments**: `model`, the base or its state (`nnx.split(model)[1]`).
+    The constants that PiSSA and OLoRA start from (`start_A`, `start_B`) never train.
+
+    **Arguments**: `model`, the base or its state (`nnx.split(model)[1]`); `freeze_A`, that A of linear
+    layers stays as it is, for LoRA-FA. (A of an embedding trains even so: it starts at zero.)
 
     **Returns** `{"model": state, "lora": Lora or None}` with a bool for every array.
 
@@ -28,9 +32,15 @@ def trainable_mask(
     if lora is None and not full_finetuning:
         raise InputError("nothing would train: there is no adapter; give one, or set full_finetuning")
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
+
+    def trains(path: Any, _: Any) -> bool:
+        name = leaves.names(path)[-1]
+        is_frozen_A = freeze_A and name == "lora_A" and not leaves.is_embedding_adapter(path)
+        return not (is_frozen_A or name in ("start_A", "start_B"))
+
     return {
         "model": jax.tree.map(lambda _: full_finetuning, state),
-        "lora": jax.tree.map(lambda _: True, lora),
+        "lora": jax.tree_util.tree_map_with_path(trains, lora),
     }
 
 

@@ -1,7 +1,6 @@
 """Base and adapter made one model, and parted again."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,8 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from phi3_jax.lora.adapters import Lora
+from phi3_jax.errors import InputError
+from phi3_jax.lora.adapters import TokenRows
+from phi3_jax.lora.targets import slices
+from phi3_jax.lora.tree import Lora, items
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.model.phi3 import untied
 
 
 def merge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:
@@ -23,6 +26,8 @@ def merge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:
 
     With tied embeddings an adapter on `embed_tokens` or `lm_head` makes the two differ: the merged
     model then has an `lm_head` of its own (`tie_word_embeddings` false).
+
+    Raises `InputError` for a quantised base, and for adapters that no weight can hold (`lora_bias`).
     """
     return _with_weights(model, lora, _merged)
 
@@ -33,7 +38,11 @@ def unmerge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:
     In float32 this gives the base back but for rounding. In bfloat16 the merged weights have lost
     what the base's last bits were: there, keep the base instead. Embeddings that merging untied
     stay untied.
+
+    Raises `InputError` for what cannot be taken out again: DoRA, trained token rows, `modules_to_save`.
     """
+    if lora.saved:
+        raise InputError(f"{', '.join(lora.saved)} took the place of the base's weights; keep the base instead")
     return _with_weights(model, lora, _unmerged)
 
 
@@ -47,25 +56,48 @@ def _unmerged(adapter: Any, weight: Array) -> Array:
 
 
 def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Callable[[Any, Array], Array]) -> Phi3ForCausalLM:
-    adapters = dict(lora.items())
-    graph, state = nnx.split(model)
-    weights = dict(nnx.to_flat_state(state))
-    if model.lm_head is None and adapters.keys() & {"lm_head", "model.embed_tokens"}:
-        graph = _untied_graph(model)
-        weights[("lm_head", "weight")] = weights[("model", "embed_tokens", "weight")]
+    adapters = dict(items(lora.ready()))
+    changes: dict[str, list[tuple[slice, Any]]] = {}
+    if model.lm_head is None and _parts_tables(adapters):
+        model = untied(model)
+        # The head that it had had the trained rows, too; otherwise the table stays shared with them.
+        rows = adapters.get("model.embed_tokens")
+        if isinstance(rows, TokenRows):
+            changes["lm_head"] = [(slice(None), rows)]
+    parents = {part.name: (part.parent, part.rows) for part in slices(model)}
     for name, adapter in adapters.items():
+        parent, rows = parents.get(name, (name, slice(None)))
+        changes.setdefault(parent, []).append((rows, adapter))
+    graph, state = nnx.split(model.with_saved(lora))
+    weights = dict(nnx.to_flat_state(state))
+    for name, parts in changes.items():
         path = (*name.split("."), "weight")
-        weights[path] = weights[path].replace(_changed(change, adapter, weights[path][...]))
+        weight = weights[path].get_value()
+        if not isinstance(weight, jax.Array):
+            raise InputError(
+                f"{name} is quantised, and a merged weight would be rounded again; merge into the unquantised base"
+            )
+        for rows, adapter in parts:
+            weight = _changed(change, adapter, weight, rows)
+        weights[path] = weights[path].replace(weight)
     return nnx.merge(graph, nnx.from_flat_state(weights))
 
 
+def _parts_tables(adapters: Mapping[str, Any]) -> bool:
+    """Whether embedding and head, sharing a table so far, become two different ones."""
+    return "lm_head" in adapters or not isinstance(adapters.get("model.embed_tokens"), TokenRows | None)
+
+
 def _changed(
-    change: Callable[[Any, Array], Array], adapter: Any, weight: Float[Array, "*stack out in"]
+    change: Callable[[Any, Array], Array], adapter: Any, weight: Float[Array, "*stack out in"], rows: slice
 ) -> Float[Array, "*stack out in"]:
     # In a loop XLA's CPU backend makes float32 arrays of whole bfloat16 ones, to slice them and to
     # write into them; bits that pass for integers it leaves alone.
     bits = weight.view(f"uint{8 * weight.dtype.itemsize}")
-    return _change_layers(change, weight.dtype, adapter, bits).view(weight.dtype)
+    new = _change_layers(change, weight.dtype, adapter, bits[..., rows, :])
+    if new.shape != bits.shape:
+        new = bits.at[..., rows, :].set(new)
+    return new.view(weight.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -77,9 +109,3 @@ def _change_layers(
         return change(adapter, bits.view(dtype)).astype(dtype).view(bits.dtype)
 
     return jax.lax.map(one, (adapter, bits)) if bits.ndim == 3 else one((adapter, bits))
-
-
-def _untied_graph(model: Phi3ForCausalLM) -> Any:
-    config = replace(model.config, tie_word_embeddings=False)
-    abstract = nnx.eval_shape(lambda: type(model)(config, dtype=model.dtype, rngs=nnx.Rngs(0)))
-    return nnx.split(abstract)[0]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from phi3_jax.lora.adapters import Lora
+from phi3_jax.lora.mask import partition, trainable_mask
+from phi3_jax.lora.targets import slices
+from phi3_jax.lora.tree import ByLayer, Lora
 from phi3_jax.model import Phi3ForCausalLM
 
 
@@ -15,13 +17,16 @@ class ParameterRow:
     """A trainable module.
 
     **Fields**: `module`, its name, layer index left out; `layers`, how many layers have it (1
-    outside the stack); `shapes`, of one layer's arrays; `count`, numbers in all layers together.
+    outside the stack); `shapes`, of one layer's arrays; `count`, numbers in all layers together;
+    `note`, what the name alone does not say. Where the layers of a module differ, each kind of
+    layer has a row of its own.
     """
 
     module: str
     layers: int
     shapes: dict[str, tuple[int, ...]]
     count: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,13 @@ class ParameterTable:
         return self.trainable / self.total
 
 
-def parameter_table(model: Phi3ForCausalLM, lora: Lora | None) -> ParameterTable:
+def parameter_table(model: Phi3ForCausalLM, lora: Lora | None, *, freeze_A: bool = False) -> ParameterTable:
     """The modules of an adapter; without one (full fine-tuning) those of the model.
 
-    Abstract models and adapters (`nnx.eval_shape`, `jax.eval_shape`) will do.
+    PiSSA's constant start does not count. Abstract models and adapters (`nnx.eval_shape`,
+    `jax.eval_shape`) will do.
+
+    **Arguments**: `freeze_A`, that A of linear layers does not train (LoRA-FA).
     """
     weights = nnx.to_flat_state(nnx.state(model))
     base = sum(math.prod(weight.shape) for _, weight in weights)
@@ -55,18 +63,26 @@ def parameter_table(model: Phi3ForCausalLM, lora: Lora | None) -> ParameterTable
             for path, weight in weights
         ]
         return ParameterTable(tuple(rows), base)
-    rows = [
-        _row(name, {path[0].name: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(adapter)}, layers)
-        for name, adapter in lora.items()
-    ]
-    return ParameterTable(tuple(rows), base + sum(row.count for row in rows))
+    state = nnx.state(model)
+    adapter, _ = partition(lora, trainable_mask(state, lora)["lora"])
+    total = base + sum(leaf.size for leaf in jax.tree.leaves(adapter))
+    lora, _ = partition(lora, trainable_mask(state, lora, freeze_A=freeze_A)["lora"])
+    notes = {part.name: f"slice of {part.parent.rpartition('.')[2]}" for part in slices(model)}
+    rows = []
+    for name, adapter in lora.items():
+        for part in adapter.parts if isinstance(adapter, ByLayer) else (adapter,):
+            shapes = {path[-1].name: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+            count = next(iter(shapes.values()))[0] if name.startswith("model.layers.") else 1
+            rows.append(_row(name, shapes, count, notes.get(name, "")))
+    rows += [_row(name, {"weight": w.shape}, layers, "as a whole") for name, w in lora.saved.items()]
+    return ParameterTable(tuple(rows), total)
 
 
-def _row(name: str, shapes: dict[str, tuple[int, ...]], num_layers: int) -> ParameterRow:
+def _row(name: str, shapes: dict[str, tuple[int, ...]], num_layers: int, note: str = "") -> ParameterRow:
     count = sum(map(math.prod, shapes.values()))
     if name.startswith("model.layers."):
-        return ParameterRow(name, num_layers, {key: shape[1:] for key, shape in shapes.items()}, count)
-    return ParameterRow(name, 1, shapes, count)
+        return ParameterRow(name, num_layers, {key: shape[1:] for key, shape in shapes.items()}, count, note)
+    return ParameterRow(name, 1, shapes, count, note)
 
 
 def format_parameter_table(table: ParameterTable) -> str:
@@ -74,7 +90,8 @@ def format_parameter_table(table: ParameterTable) -> str:
     cells = [("trainable module", "layers", "shapes", "parameters")]
     for row in table.rows:
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
-        cells.append((row.module, str(row.layers), shapes, f"{row.count:,}"))
+        module = f"{row.module} ({row.note})" if row.note else row.module
+        cells.append((module, str(row.layers), shapes, f"{row.count:,}"))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         f"{name:<{widths[0]}}  {layers:>{widths[1]}}  {shapes:<{widths[2]}}  {count:>{widths[3]}}"

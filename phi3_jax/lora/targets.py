@@ -2,52 +2,63 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flax import nnx
 
 from phi3_jax.errors import InputError
+from phi3_jax.lora_config import LoraConfig, matching_key
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.layers import Embedding, Linear
+from phi3_jax.model.layers import Embedding, FusedLinear, Linear
 
 ALL_LINEAR = "all-linear"
 
-# What Llama-like models call the parts of a projection that Phi-3 keeps in one.
-FUSED = {
-    "q_proj": "qkv_proj",
-    "k_proj": "qkv_proj",
-    "v_proj": "qkv_proj",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-}
+Names = str | Sequence[str]
 
 
 @dataclass(frozen=True)
 class Module:
-    """A layer that can have an adapter.
+    """A layer, or a slice of a fused one, that can have an adapter.
 
     **Fields**
-    - `name`: as in the model's pytree, the layer index left out: `model.layers.mlp.down_proj`.
+    - `name`: as in the model's pytree, the layer index left out: `model.layers.mlp.down_proj`; a
+      slice takes the place of its layer's name: `model.layers.self_attn.q_proj`.
     - `names`: as in a checkpoint: `model.layers.0.mlp.down_proj` and so on; `name` alone outside
       the layers.
-    - `shape`: of one layer's weight: `[out, in]`, of the embedding `[vocab, hidden]`.
+    - `layers`: the indices that these names belong to; none outside the layers.
+    - `shape`: of one layer's weight (or the slice's rows of it): `[out, in]`, of the embedding
+      `[vocab, hidden]`.
     - `is_embedding`: a table that is looked up, no matrix product.
+    - `parent`: the module whose weight it is, and which `rows` of that; for a slice the fused one.
     """
 
     name: str
     names: tuple[str, ...]
+    layers: tuple[int, ...]
     shape: tuple[int, int]
     is_embedding: bool
+    parent: str
+    rows: slice
 
     @property
     def stack(self) -> tuple[int, ...]:
         """`(L,)` for a module of the decoder layers, `()` for the others."""
-        return (len(self.names),) if self.names != (self.name,) else ()
+        return (len(self.layers),) if self.layers else ()
 
     @property
     def suffix(self) -> str:
         """The last part of the name, which no other module has."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def is_slice(self) -> bool:
+        return self.name != self.parent
+
+    def of_layers(self, chosen: Sequence[int]) -> "Module":
+        """The same in some of the layers."""
+        kept = [(name, layer) for name, layer in zip(self.names, self.layers, strict=True) if layer in chosen]
+        names, layers = zip(*kept, strict=True)
+        return replace(self, names=names, layers=layers)
 
 
 def adaptable_modules(model: Phi3ForCausalLM) -> list[Module]:
@@ -56,15 +67,45 @@ def adaptable_modules(model: Phi3ForCausalLM) -> list[Module]:
     Works on abstract models (`nnx.eval_shape`) too. With tied embeddings there is an `lm_head`
     nevertheless, whose weight is the embedding's, as transformers and PEFT have it.
     """
-    vocab_hidden = model.config.vocab_size, model.config.hidden_size
     modules = [
-        Module(name, names, _weight_shape(module), isinstance(module, Embedding))
+        _module(name, names, module, model.config.num_hidden_layers)
         for name, names, module in _walk(model)
         if isinstance(module, Linear | Embedding) and name != "lm_head"
     ]
     # An abstract model lists its modules in another order than a concrete one.
     modules.sort(key=lambda module: module.name)
-    return [*modules, Module("lm_head", ("lm_head",), vocab_hidden, False)]
+    shape = model.config.vocab_size, model.config.hidden_size
+    return [*modules, Module("lm_head", ("lm_head",), (), shape, False, "lm_head", slice(0, shape[0]))]
+
+
+def slices(model: Phi3ForCausalLM) -> list[Module]:
+    """The parts of fused layers under the names that they have in Llama-like models, in their order."""
+    found = []
+    for name, names, module in _walk(model):
+        if isinstance(module, FusedLinear):
+            whole = _module(name, names, module, model.config.num_hidden_layers)
+            for part, rows in module.rows.items():
+                shape = (rows.stop - rows.start, whole.shape[1])
+                found.append(
+                    replace(
+                        whole,
+                        name=_sibling(name, part),
+                        names=tuple(_sibling(n, part) for n in names),
+                        shape=shape,
+                        rows=rows,
+                    )
+                )
+    return sorted(found, key=lambda module: (module.parent, module.rows.start))
+
+
+def _module(name: str, names: tuple[str, ...], module: Linear | Embedding, num_layers: int) -> Module:
+    rows, columns = module.weight.shape[-2:]
+    layers = tuple(range(num_layers)) if names != (name,) else ()
+    return Module(name, names, layers, (rows, columns), isinstance(module, Embedding), name, slice(0, rows))
+
+
+def _sibling(name: str, last: str) -> str:
+    return f"{name.rpartition('.')[0]}.{last}"
 
 
 def checkpoint_names(name: str, num_layers: int) -> tuple[str, ...]:
@@ -74,56 +115,96 @@ def checkpoint_names(name: str, num_layers: int) -> tuple[str, ...]:
     """
     if not (name + ".").startswith("model.layers."):
         return (name,)
-    tail = name.removeprefix("model.layers")
-    return tuple(f"model.layers.{i}{tail}" for i in range(num_layers))
+    return tuple(checkpoint_name(name, layer) for layer in range(num_layers))
 
 
-def match_targets(model: Phi3ForCausalLM, target_modules: str | Sequence[str]) -> list[Module]:
-    """The modules that `target_modules` names, in the model's order.
+def checkpoint_name(name: str, layer: int) -> str:
+    """What checkpoints call a stacked module in one layer."""
+    return f"model.layers.{layer}{name.removeprefix('model.layers')}"
+
+
+def config_targets(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
+    """The modules, and the layers of each, that get adapters by a configuration.
+
+    Raises `InputError` for whatever in it matches nothing, or cannot be together.
+    """
+    modules = match_targets(model, config.target_modules)
+    if config.exclude_modules:
+        modules = _without(modules, config.exclude_modules)
+    if config.modules_to_save:
+        modules = _without_saved(modules, set(saved_modules(model, config.modules_to_save)))
+    if config.layers_to_transform is not None:
+        modules = _in_layers(modules, config, model.config.num_hidden_layers)
+    if not modules:
+        raise InputError(
+            f"target_modules {_show(config.target_modules)}: nothing is left of it after exclude_modules, "
+            "modules_to_save and layers_to_transform"
+        )
+    _check_overlap(modules)
+    if config.use_dora:
+        _check_whole_slices(model, modules)
+    for field in ("rank_pattern", "alpha_pattern"):
+        used = {matching_key(getattr(config, field), name) for module in modules for name in module.names}
+        for key in getattr(config, field) or {}:
+            if key not in used:
+                raise InputError(
+                    f"{field}: {key!r} matches none of the modules with adapters that no earlier key matches; "
+                    f"there are {', '.join(module.suffix for module in modules)}"
+                )
+    return modules
+
+
+def match_targets(model: Phi3ForCausalLM, target_modules: Names) -> list[Module]:
+    """The modules that `target_modules` names, in the model's order, slices of fused ones last.
 
     **Arguments**
     - `target_modules`: names, each of which stands for the modules of exactly that name and those
       that end in `.name`; or one string: a regular expression for the whole of a name, or
       `"all-linear"` (every linear layer but the output head).
 
-    Raises `InputError` where a name, or the expression, matches nothing, matches something that
-    can have no adapter (as PEFT does), or matches some of a stack's layers and not the others.
+    Raises `InputError` where a name, or the expression, matches nothing, or something that can have
+    no adapter (as PEFT does).
     """
     modules = adaptable_modules(model)
     if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
         return [m for m in modules if not m.is_embedding and m.name != "lm_head"]
+    modules += slices(model)
     everything = [name for _, names, _ in _walk(model) for name in names]
-    if model.lm_head is None:
-        everything.append("lm_head")
+    everything += [name for module in modules for name in module.names if name not in everything]
     if isinstance(target_modules, str):
         matched = _match_pattern(target_modules, everything, modules)
     else:
         matched = _match_names(target_modules, everything, modules)
-
     wrong = matched.difference(*(m.names for m in modules))
     if wrong:
         raise InputError(
             f"target_modules {_show(target_modules)} matches {min(wrong)}, which is neither a linear layer nor an "
             f"embedding; {_choices(modules)}"
         )
-    for module in modules:
-        missing = [name for name in module.names if name not in matched]
-        if missing and len(missing) < len(module.names):
-            raise InputError(
-                f"target_modules {_show(target_modules)} matches {len(module.names) - len(missing)} of the "
-                f"{len(module.names)} layers of {module.suffix}, which is not supported yet; name all or none"
-            )
-    return [m for m in modules if m.names[0] in matched]
+    return [m for m in (_narrowed(module, matched) for module in modules) if m is not None]
+
+
+def _narrowed(module: Module, matched: set[str]) -> Module | None:
+    """The module in those layers whose names are in `matched`; None if there are none."""
+    if not module.layers:
+        return module if module.name in matched else None
+    layers = [layer for name, layer in zip(module.names, module.layers, strict=True) if name in matched]
+    return module.of_layers(layers) if layers else None
 
 
 def _match_pattern(pattern: str, everything: Sequence[str], modules: Sequence[Module]) -> set[str]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"target_modules {pattern!r} is no regular expression ({error}); correct it") from error
+    regex = _compiled("target_modules", pattern)
     matched = {name for name in everything if regex.fullmatch(name)}
     if matched:
-        return matched
+        # `.*_proj` fits a fused layer and its slices; PEFT's meaning, the layer, goes first.
+        covered = {
+            name
+            for module in modules
+            if module.is_slice
+            for name, layer in zip(module.names, module.layers, strict=True)
+            if checkpoint_name(module.parent, layer) in matched
+        }
+        return matched - covered
     hint = ""
     if any(_is_named(name, pattern) for name in everything):
         hint = f" (a single name goes into a list: [{pattern}])"
@@ -138,16 +219,114 @@ def _match_names(targets: Sequence[str], everything: Sequence[str], modules: Seq
     unmatched = [target for target, names in matched.items() if not names]
     if not unmatched:
         return set().union(*matched.values())
-    fused = {target: FUSED[target.rpartition(".")[2]] for target in unmatched if target.rpartition(".")[2] in FUSED}
-    message = (
-        f"target_modules {_show(targets)}: {', '.join(unmatched)} {_plural(unmatched, 'matches', 'match')} nothing"
-    )
-    if fused:
-        parts = ", ".join(f"{old} into {new}" for old, new in fused.items())
-        message += f" (Phi-3 fuses {parts})"
+    verb = "matches" if len(unmatched) == 1 else "match"
+    message = f"target_modules {_show(targets)}: {', '.join(unmatched)} {verb} nothing"
     if ALL_LINEAR in unmatched:
         message += f" ({ALL_LINEAR} is given as a string, not in a list)"
     raise InputError(f"{message}; {_choices(modules)}")
+
+
+def _without(modules: Sequence[Module], exclude: Names) -> list[Module]:
+    names = [name for module in modules for name in module.names]
+    if isinstance(exclude, str):
+        regex = _compiled("exclude_modules", exclude)
+        excluded = {name for name in names if regex.fullmatch(name)}
+        idle = [] if excluded else [exclude]
+    else:
+        found = {target: {name for name in names if _is_named(name, target)} for target in exclude}
+        excluded = set().union(*found.values())
+        idle = [target for target, matches in found.items() if not matches]
+    if idle:
+        raise InputError(
+            f"exclude_modules: {', '.join(idle)} excludes none of the target modules; "
+            f"there are {', '.join(module.suffix for module in modules)}"
+        )
+    kept = set(names) - excluded
+    return [m for m in (_narrowed(module, kept) for module in modules) if m is not None]
+
+
+def _without_saved(modules: Sequence[Module], saved: set[str]) -> list[Module]:
+    # As in PEFT: what trains as a whole has no adapter besides.
+    return [module for module in modules if module.parent not in saved]
+
+
+def _in_layers(modules: Sequence[Module], config: LoraConfig, num_layers: int) -> list[Module]:
+    wanted = config.layers_to_transform
+    indices = (wanted,) if isinstance(wanted, int) else tuple(wanted or ())
+    beyond = [index for index in indices if index >= num_layers]
+    if beyond:
+        raise InputError(
+            f"layers_to_transform has {beyond[0]}, but the model has {num_layers} layers, 0 to {num_layers - 1}"
+        )
+    outside = [module.suffix for module in modules if not module.layers]
+    if outside:
+        raise InputError(
+            f"layers_to_transform is given, but {', '.join(outside)} of target_modules is in no layer; leave one out"
+        )
+    narrowed = (
+        _narrowed(m, {n for n, layer in zip(m.names, m.layers, strict=True) if layer in indices}) for m in modules
+    )
+    return [m for m in narrowed if m is not None]
+
+
+def _check_overlap(modules: Sequence[Module]) -> None:
+    whole = {(module.name, layer): module for module in modules for layer in module.layers if not module.is_slice}
+    for module in modules:
+        if module.is_slice and any((module.parent, layer) in whole for layer in module.layers):
+            fused = module.parent.rpartition(".")[2]
+            raise InputError(f"target_modules names both {fused} and {module.suffix}, a slice of it; leave one out")
+
+
+def _check_whole_slices(model: Phi3ForCausalLM, modules: Sequence[Module]) -> None:
+    # PEFT's DoRA has a magnitude for every row of a layer, and for the fused layer knows no rows without.
+    for part in slices(model):
+        present = {module.name: module.layers for module in modules if module.parent == part.parent}
+        if present and part.parent not in present and len({present.get(p.name) for p in _siblings(model, part)}) > 1:
+            names = ", ".join(p.suffix for p in _siblings(model, part))
+            raise InputError(
+                f"use_dora with slices needs all of {names}, in the same layers, since PEFT's DoRA has a magnitude "
+                f"for every row of {part.parent.rpartition('.')[2]}; name them all, or none"
+            )
+
+
+def _siblings(model: Phi3ForCausalLM, part: Module) -> list[Module]:
+    return [other for other in slices(model) if other.parent == part.parent]
+
+
+def saved_modules(model: Phi3ForCausalLM, modules_to_save: Sequence[str]) -> list[str]:
+    """The modules with weights that `modules_to_save` names: as in PEFT, all whose name ends so, and
+    what they contain. With tied embeddings `lm_head` is among the choices.
+
+    Raises `InputError` where a name matches nothing, or only some layers of a stack.
+    """
+    weights = {name: names for name, names, module in _walk(model) if hasattr(module, "weight")}
+    weights.setdefault("lm_head", ("lm_head",))
+    containers = [(name, names) for name, names, _ in _walk(model)] + [("lm_head", ("lm_head",))]
+    found: dict[str, None] = {}
+    for wanted in modules_to_save:
+        matched = {n for _, names in containers for n in names if n.endswith(wanted)}
+        if not matched:
+            raise InputError(
+                f"modules_to_save: {wanted} matches nothing; choose from "
+                f"{', '.join(sorted({name.rpartition('.')[2] for name in weights}))}"
+            )
+        for name, names in weights.items():
+            inside = [n for n in names if any(n == m or n.startswith(f"{m}.") for m in matched)]
+            if len(inside) == len(names):
+                found[name] = None
+            elif inside:
+                raise InputError(
+                    f"modules_to_save: {wanted} matches {len(inside)} of the {len(names)} layers of {name}, which is "
+                    "not supported; name the module in all layers"
+                )
+    return sorted(found)
+
+
+def _compiled(field: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{field} {pattern!r} is no regular expression ({error}); correct it") from error
 
 
 def _is_named(name: str, target: str) -> bool:
@@ -158,12 +337,8 @@ def _choices(modules: Sequence[Module]) -> str:
     return f"choose from {', '.join(m.suffix for m in modules)} or give '{ALL_LINEAR}'"
 
 
-def _show(target_modules: str | Sequence[str]) -> str:
+def _show(target_modules: Names) -> str:
     return repr(target_modules) if isinstance(target_modules, str) else f"[{', '.join(target_modules)}]"
-
-
-def _plural(things: Sequence[str], one: str, many: str) -> str:
-    return one if len(things) == 1 else many
 
 
 def _walk(model: Phi3ForCausalLM) -> Iterator[tuple[str, tuple[str, ...], nnx.Module]]:
@@ -177,8 +352,3 @@ def _walk(model: Phi3ForCausalLM) -> Iterator[tuple[str, tuple[str, ...], nnx.Mo
                 yield from children(child, f"{name}.")
 
     return children(model, "")
-
-
-def _weight_shape(module: Linear | Embedding) -> tuple[int, int]:
-    rows, columns = module.weight.shape[-2:]
-    return rows, columns

@@ -4,6 +4,7 @@ A layer made with `stack=(L,)` holds L layers' weights in one array; the model s
 scans, and what runs is always a single layer.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -54,9 +55,19 @@ class EmbeddingAdapter(Protocol):
     """What an embedding takes beside its table."""
 
     def __call__(
-        self, rows: Float[Array, "batch seq hidden"], ids: Int[Array, "batch seq"], padding_idx: int | None
+        self,
+        rows: Float[Array, "batch seq hidden"],
+        ids: Int[Array, "batch seq"],
+        table: Float[Array, "vocab hidden"],
+        padding_idx: int | None,
     ) -> Float[Array, "batch seq hidden"]:
         """The adapted rows, given the table's `rows` for `ids`."""
+        ...
+
+    def tied_logits(
+        self, logits: Float[Array, "batch seq vocab"], x: Float[Array, "batch seq hidden"]
+    ) -> Float[Array, "batch seq vocab"]:
+        """The logits for `x` of an output head that shares the table, given those of the base."""
         ...
 
 
@@ -127,6 +138,38 @@ class Linear(nnx.Module):
         return y if adapter is None else adapter(y, x, weight, key)
 
 
+class FusedLinear(Linear):
+    """A linear layer whose output is cut into named parts, each of which may have an adapter of its own."""
+
+    def __init__(
+        self, in_features: int, parts: Mapping[str, int], std: float, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack
+    ):
+        super().__init__(in_features, sum(parts.values()), std, dtype, rngs, stack)
+        self.names = tuple(parts)
+        self.ends = tuple(itertools.accumulate(parts.values()))
+
+    @property
+    def rows(self) -> dict[str, slice]:
+        """Where in the weight's rows each part is."""
+        starts = (0, *self.ends[:-1])
+        return {name: slice(*ends) for name, *ends in zip(self.names, starts, self.ends, strict=True)}
+
+    def split(
+        self, x: Float[Array, "*batch in"], adapter: Adapter | None, part_adapters: Adapters, key: PRNGKeyArray | None
+    ) -> list[Float[Array, "*batch part"]]:
+        """The parts of the output, given the adapter of the whole and, by name, those of parts."""
+        weight = dense(self.weight, x.dtype)
+        y = project(x, weight)
+        whole_key, *keys = split_key(key, 1 + len(self.names))
+        if adapter is not None:
+            y = adapter(y, x, weight, whole_key)
+        parts = jnp.split(y, self.ends[:-1], axis=-1)
+        for i, (name, rows) in enumerate(self.rows.items()):
+            if name in part_adapters:
+                parts[i] = part_adapters[name](parts[i], x, weight[rows], keys[i])
+        return parts
+
+
 class Embedding(nnx.Module):
     """Rows of a table, and an optional adapter's update."""
 
@@ -137,8 +180,9 @@ class Embedding(nnx.Module):
     def __call__(
         self, ids: Int[Array, "batch seq"], adapter: EmbeddingAdapter | None = None
     ) -> Float[Array, "batch seq hidden"]:
-        rows = look_up(self.weight[...], ids, self.padding_idx)
-        return rows if adapter is None else adapter(rows, ids, self.padding_idx)
+        table = self.weight[...]
+        rows = look_up(table, ids, self.padding_idx)
+        return rows if adapter is None else adapter(rows, ids, table, self.padding_idx)
 
 
 class RMSNorm(nnx.Module):
@@ -159,10 +203,10 @@ class Phi3Attention(nnx.Module):
 
     def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack):
         std, width = config.initializer_range, config.num_attention_heads * config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, sum(config.qkv_sizes), std, dtype, rngs, stack)
+        qkv = dict(zip(("q_proj", "k_proj", "v_proj"), config.qkv_sizes, strict=True))
+        self.qkv_proj = FusedLinear(config.hidden_size, qkv, std, dtype, rngs, stack)
         self.o_proj = Linear(width, config.hidden_size, std, dtype, rngs, stack)
         self.head_dim = config.head_dim
-        self.qkv_sizes = config.qkv_sizes
 
     def __call__(
         self,
@@ -173,10 +217,9 @@ class Phi3Attention(nnx.Module):
         key: PRNGKeyArray | None,
     ) -> Float[Array, "batch seq hidden"]:
         qkv_key, o_key = split_key(key, 2)
-        qkv = self.qkv_proj(x, adapters.get("qkv_proj"), qkv_key)  # [B, T, (N + 2K) H]
-        q_size, k_size, _ = self.qkv_sizes
         q, k, v = (
-            part.reshape(*x.shape[:2], -1, self.head_dim) for part in jnp.split(qkv, (q_size, q_size + k_size), axis=-1)
+            part.reshape(*x.shape[:2], -1, self.head_dim)
+            for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, qkv_key)
         )  # [B, T, N, H], [B, T, K, H] twice
         out = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v, mask)
         return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key)
@@ -187,7 +230,9 @@ class Phi3MLP(nnx.Module):
 
     def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack):
         std, inner = config.initializer_range, config.intermediate_size
-        self.gate_up_proj = Linear(config.hidden_size, 2 * inner, std, dtype, rngs, stack)
+        self.gate_up_proj = FusedLinear(
+            config.hidden_size, {"gate_proj": inner, "up_proj": inner}, std, dtype, rngs, stack
+        )
         self.down_proj = Linear(inner, config.hidden_size, std, dtype, rngs, stack)
         self.hidden_act = config.hidden_act
 
@@ -195,7 +240,7 @@ class Phi3MLP(nnx.Module):
         self, x: Float[Array, "batch seq hidden"], adapters: Adapters, key: PRNGKeyArray | None
     ) -> Float[Array, "batch seq hidden"]:
         up_key, down_key = split_key(key, 2)
-        gate, up = jnp.split(self.gate_up_proj(x, adapters.get("gate_up_proj"), up_key), 2, axis=-1)
+        gate, up = self.gate_up_proj.split(x, adapters.get("gate_up_proj"), adapters, up_key)
         return self.down_proj(up * ACTIVATIONS[self.hidden_act](gate), adapters.get("down_proj"), down_key)
 
 

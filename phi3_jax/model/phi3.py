@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from phi3_jax.model.layers import Adapters, Embedding, Linear, Phi3DecoderLayer,
 from phi3_jax.model.rope import rope_cos_sin
 
 if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing else of it
-    from phi3_jax.lora.adapters import Lora
+    from phi3_jax.lora.tree import Lora
 
 
 @jax.custom_vjp
@@ -49,7 +50,7 @@ layer_weight.defvjp(_layer_weight_forward, _layer_weight_backward)
 
 def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
     """Rematerialisation policy: what the backward pass needs is kept, but for mere slices of what is
-    in memory anyway, such as a layer's weights out of the stack."""
+    in memory anyway, such as a layer's weights out of the stack, and quantised weights made dense."""
     slices = ("custom_vjp_call", "optimization_barrier", "dynamic_slice", "squeeze")  # of `layer_weight`
     return primitive.name not in slices
 
@@ -120,6 +121,8 @@ class Phi3ForCausalLM(nnx.Module):
         path_or_hub_id: str,
         *,
         dtype: Any = jnp.bfloat16,
+        quantization: str | None = None,
+        double_quant: bool = True,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -127,8 +130,12 @@ class Phi3ForCausalLM(nnx.Module):
     ) -> Phi3ForCausalLM:
         """Loads a Hugging Face checkpoint: a folder, or a hub id that is downloaded and cached.
 
-        **Arguments**: `dtype`, of the weights in memory; `revision`, `token`, `cache_dir` and
-        `local_files_only` as in huggingface_hub.
+        **Arguments**
+        - `dtype`: of the weights in memory, and of all arithmetic with them.
+        - `quantization`: `nf4` or `int8`: the decoder layers' linear weights are kept so, and the rest
+          in `dtype`. A checkpoint that bitsandbytes has quantised is kept as it is in any case.
+        - `double_quant`: that the statistics of NF4 are quantised too.
+        - `revision`, `token`, `cache_dir`, `local_files_only`: as in huggingface_hub.
 
         Raises `InputError` with everything that is wrong with the checkpoint at once.
         """
@@ -137,6 +144,8 @@ class Phi3ForCausalLM(nnx.Module):
         return load_model(
             path_or_hub_id,
             dtype=dtype,
+            quantization=quantization,
+            double_quant=double_quant,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -158,8 +167,22 @@ class Phi3ForCausalLM(nnx.Module):
         self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
-        adapters = {} if lora is None else lora.adapters.get("model", {})
-        return self.model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
+        adapters = {} if lora is None else lora.ready().get("model", {})
+        return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
+
+    def with_saved(self, lora: Lora | None) -> Phi3ForCausalLM:
+        """The model with the weights that `lora` replaces as a whole (`modules_to_save`)."""
+        if lora is None or not lora.saved:
+            return self
+        # Of a shared table each half is trained, and kept, on its own.
+        parts_tables = not lora.saved.keys().isdisjoint(("lm_head", "model.embed_tokens"))
+        model = untied(self) if self.lm_head is None and parts_tables else self
+        graph, state = nnx.split(model)
+        weights = dict(nnx.to_flat_state(state))
+        for name, weight in lora.saved.items():
+            path = (*name.split("."), "weight")
+            weights[path] = weights[path].replace(weight.astype(self.dtype))
+        return nnx.merge(graph, nnx.from_flat_state(weights))
 
     def __call__(
         self,
@@ -229,7 +252,7 @@ def _forward(
     collect: bool = False,
 ) -> Array:
     """The logits, or every layer's input and the normed output if `collect`."""
-    self: Phi3ForCausalLM = nnx.merge(graph, state)
+    self: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
     input_ids = jnp.asarray(input_ids)
     if input_ids.ndim != 2:
         raise InputError(f"input_ids have shape {input_ids.shape}, expected [batch, seq]")
@@ -243,7 +266,7 @@ def _forward(
         segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     if positions is None:
         positions = default_positions(segment_ids)
-    adapters: Adapters = {} if lora is None else lora.adapters
+    adapters: Adapters = {} if lora is None else lora.ready()
     # "float32" means float32, also where the hardware's default for it is coarser (TPUs, TF32).
     precise = jax.default_matmul_precision("highest") if self.dtype == jnp.float32 else contextlib.nullcontext()
     with precise:
@@ -255,10 +278,23 @@ def _forward(
             x = x[:, logits_to_keep]
         head = (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight[...]
         logits = project(x, head, jnp.float32)
+        embedding = adapters.get("model", {}).get("embed_tokens")
+        if self.lm_head is None and embedding is not None:
+            logits = embedding.tied_logits(logits, x)
         if "lm_head" in adapters:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
             logits = adapters["lm_head"](logits, x, head, key)
     return logits
+
+
+def untied(model: Phi3ForCausalLM) -> Phi3ForCausalLM:
+    """The same model with an output head of its own, a copy of the embedding that was its head."""
+    config = replace(model.config, tie_word_embeddings=False)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: type(model)(config, dtype=model.dtype, rngs=nnx.Rngs(0))))
+    weights = dict(nnx.to_flat_state(nnx.state(model)))
+    table = weights[("model", "embed_tokens", "weight")]
+    weights[("lm_head", "weight")] = table.replace(table.get_value())  # a variable of its own, the same array
+    return nnx.merge(graph, nnx.from_flat_state(weights))
 
 
 def default_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.generation import generate
-from phi3_jax.lora.adapters import Lora
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.training.step import Params
 

@@ -92,7 +92,7 @@ class Trainer:
         self.total_steps = training.max_steps if training.max_steps > 0 else epochs
         self.evaluates = job.data.eval is not None and training.eval_strategy != "no"
         self.schedule = make_schedule(training, self.total_steps)
-        tx = make_optimizer(training, self.schedule)
+        tx = make_optimizer(training, self.schedule, job.frozen["lora"])
         self.state = TrainState.create(job.trainable, tx, job.step_key)
         self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
         self.eval_step = make_eval_step(job.graph, job.dtype)

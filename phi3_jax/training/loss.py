@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.errors import InputError
-from phi3_jax.lora.adapters import Lora
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 
 IGNORED_LABEL = -100  # transformers' mark of a token that is no target

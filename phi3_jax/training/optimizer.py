@@ -10,6 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from phi3_jax.run_config import TrainingSection
+from phi3_jax.training import loraplus
+from phi3_jax.training.adam8bit import scale_by_adam8bit
+from phi3_jax.training.lorafa import lorafa
 
 # transformers' Trainer.get_decay_parameter_names: no decay on biases and norms.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
@@ -64,20 +67,33 @@ def decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(training: TrainingSection, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    training: TrainingSection, schedule: optax.Schedule, lora: Any = None
+) -> optax.GradientTransformation:
     """Clipping, the optimizer named by `optim`, decoupled weight decay, and the schedule.
 
     `lion` takes adam_beta1 and adam_beta2 and `adafactor` neither relative steps nor a scale by the
     parameter, as in transformers' Trainer. Adafactor's clipping by RMS acts on all layers' weights
-    of a kind at once, since they are stacked.
+    of a kind at once, since they are stacked. `adamw_8bit` is described in `training.adam8bit`. With
+    `loraplus_lr_ratio` groups of parameters learn, and decay, as `training.loraplus` says.
+
+    **Arguments**: `lora`, the adapter or its frozen half: `lorafa` (see there) takes A from it.
+
+    Raises `InputError` where `lorafa` finds no frozen A.
     """
     betas = training.adam_beta1, training.adam_beta2
+    clip = clip_by_global_norm(training.max_grad_norm) if training.max_grad_norm else optax.identity()
+    if training.optim == "lorafa":
+        return optax.chain(clip, lorafa(schedule, lora, *betas, training.adam_epsilon, training.weight_decay))
     core = {
         "adamw": lambda: optax.scale_by_adam(*betas, eps=training.adam_epsilon),
+        "adamw_8bit": lambda: scale_by_adam8bit(*betas, eps=training.adam_epsilon),
         "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
         "lion": lambda: optax.scale_by_lion(*betas),
         "sgd": optax.identity,
     }[training.optim]()
-    clip = clip_by_global_norm(training.max_grad_norm) if training.max_grad_norm else optax.identity()
-    decay = optax.add_decayed_weights(training.weight_decay, mask=decays) if training.weight_decay else optax.identity()
-    return optax.chain(clip, core, decay, optax.scale_by_learning_rate(schedule))
+    has_groups = training.loraplus_lr_ratio is not None
+    groups = loraplus.scale_by_group(training) if has_groups else optax.identity()
+    mask = loraplus.decays if has_groups else decays
+    decay = optax.add_decayed_weights(training.weight_decay, mask=mask) if training.weight_decay else optax.identity()
+    return optax.chain(clip, core, decay, groups, optax.scale_by_learning_rate(schedule))

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.lora.mask import combine
+from phi3_jax.quant import is_quantized
 from phi3_jax.run_config import TrainingSection
 from phi3_jax.training.loss import loss_sums
 
@@ -61,7 +62,8 @@ class TrainState:
 def model_and_lora(graph: Any, trainable: Params, frozen: Params, dtype: Any) -> tuple[Any, Any]:
     """The model, computing in `dtype` whatever its parameters are kept in, and its adapter."""
     params = combine(trainable, frozen)
-    state = jax.tree.map(lambda x: x.astype(dtype), params["model"])
+    # Quantised weights are made dense in the type that their layer's input has.
+    state = jax.tree.map(lambda x: x if is_quantized(x) else x.astype(dtype), params["model"], is_leaf=is_quantized)
     return nnx.merge(graph, state), params["lora"]
 
 

@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
 from phi3_jax.hf import checkpoint, safetensors_io
-from phi3_jax.hf.checkpoint import checkpoint_slots, load_model, save_model
+from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.slots import checkpoint_slots
 
 TINY = {
     "model_type": "phi3",
@@ -244,7 +245,8 @@ import gc, json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from phi3_jax import Phi3Config, Phi3ForCausalLM
-from phi3_jax.hf.checkpoint import checkpoint_slots, load_model, save_model
+from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.slots import checkpoint_slots
 from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
 
 def memory(kind):

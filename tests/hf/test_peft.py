@@ -208,12 +208,14 @@ def test_a_file_in_the_way(model, tmp_path):
         save_adapter(tmp_path / "adapter" / "below", make_lora(model))
 
 
-def test_adapters_that_differ_from_their_configuration_are_not_saved(model, tmp_path):
+def test_what_an_adapter_is_counts_not_what_its_configuration_says(model, tmp_path):
     lora = make_lora(model, target_modules=["lm_head"])
-    wrong = LoraLinear(lora.adapters["lm_head"].lora_A, lora.adapters["lm_head"].lora_B, scaling=1.0)
-    with pytest.raises(InputError, match="scale 1, its configuration r=2 and scale 4"):
-        save_adapter(tmp_path / "adapter", Lora({"lm_head": wrong}, lora.config))
-    assert not (tmp_path / "adapter").exists()
+    other = LoraLinear(lora.adapters["lm_head"].lora_A[:1], lora.adapters["lm_head"].lora_B[:, :1], scaling=1.5)
+    save_adapter(tmp_path, Lora({"lm_head": other}, lora.config))
+    raw = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (raw["r"], raw["lora_alpha"]) == (1, 1.5)
+    loaded = load_adapter(tmp_path, model)
+    assert_equal(loaded, Lora({"lm_head": other}, loaded.config))
 
 
 # What is read
@@ -297,7 +299,7 @@ def test_the_bases_own_tables_may_lie_beside_but_not_changed(model, saved, name)
     load_adapter(saved, model)
     weight[0, 0] += 1e-3
     edit_tensors(saved, **{name: weight})
-    assert f"changed embeddings, which are not supported yet ({name})" in error_of(saved, model)
+    assert f"1 not the base's, though modules_to_save does not name them ({name})" in error_of(saved, model)
 
 
 def test_names_in_full_as_peft_writes_them_for_small_models(model, saved):
@@ -305,25 +307,15 @@ def test_names_in_full_as_peft_writes_them_for_small_models(model, saved):
     edit_config(saved, target_modules=["lm_head", *names])
     load_adapter(saved, model)
     edit_config(saved, target_modules=["lm_head", *names[:2]])
-    assert "2 of the 3 layers" in error_of(saved, model)
+    assert "2 unknown (base_model.model.model.layers.2.mlp.down_proj.lora_A.weight" in error_of(saved, model)
 
 
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
-        ("use_dora", True),
-        ("rank_pattern", {"qkv_proj": 4}),
-        ("alpha_pattern", {"qkv_proj": 4}),
-        ("modules_to_save", ["lm_head"]),
-        ("layers_to_transform", [0, 1]),
         ("bias", "all"),
-        ("lora_bias", True),
         ("megatron_config", {"a": 1}),
-        ("eva_config", {"rho": 2}),
-        ("corda_config", {"a": 1}),
-        ("loftq_config", {"loftq_bits": 4}),
-        ("trainable_token_indices", [1, 2]),
-        ("exclude_modules", ["lm_head"]),
+        ("ensure_weight_tying", True),
         ("layer_replication", [[0, 2]]),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1]),
@@ -331,9 +323,6 @@ def test_names_in_full_as_peft_writes_them_for_small_models(model, saved):
         ("fan_in_fan_out", True),
         ("use_bdlora", {"nblocks": 2}),
         ("a_feature_of_next_year", "on"),
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "olora"),
-        ("init_lora_weights", "loftq"),
         ("task_type", "SEQ_CLS"),
     ],
 )
@@ -343,8 +332,32 @@ def test_features_that_are_not_supported_are_named(model, saved, entry, value):
 
 
 def test_several_unsupported_features_are_named_together(model, saved):
-    edit_config(saved, use_dora=True, lora_bias=True)
-    assert "lora_bias true, use_dora true" in error_of(saved, model)
+    edit_config(saved, use_qalora=True, fan_in_fan_out=True)
+    assert "fan_in_fan_out true, use_qalora true" in error_of(saved, model)
+
+
+@pytest.mark.parametrize(
+    ("start", "way"),
+    [
+        ("pissa", "path_initial_model_for_weight_conversion"),
+        ("pissa_niter_4", "path_initial_model_for_weight_conversion"),
+        ("olora", "path_initial_model_for_weight_conversion"),
+        ("corda", "path_initial_model_for_weight_conversion"),
+        ("loftq", "merge it into that base"),
+        (1, "path_initial_model_for_weight_conversion"),  # 1 == True, but is no start
+    ],
+)
+def test_starts_that_changed_the_base_are_refused(model, saved, start, way):
+    edit_config(saved, init_lora_weights=start)
+    message = error_of(saved, model)
+    assert f"init_lora_weights is {json.dumps(start)}" in message
+    assert way in message
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_starts_that_left_the_base_alone(model, saved, start):
+    edit_config(saved, init_lora_weights=start, eva_config={"rho": 1.0}, corda_config={"a": 1}, loftq_config={"b": 2})
+    load_adapter(saved, model)
 
 
 def test_entries_that_change_nothing_are_let_pass(model, saved):
@@ -379,8 +392,9 @@ def test_what_pefts_defaults_are(model, saved):
         (b"[1]", "holds a list"),
         (b"{}", "peft_type is None, expected 'LORA'"),
         (b'{"peft_type": "LORA"}', "target_modules is not given"),
-        (b'{"peft_type": "LORA", "target_modules": ["q_proj"]}', "Phi-3 fuses q_proj into qkv_proj"),
+        (b'{"peft_type": "LORA", "target_modules": ["q_proj"]}', "are parts of fused layers"),
         (b'{"peft_type": "LORA", "target_modules": ["lm_head"], "r": "8"}', "peft.r is '8'"),
+        (b'{"peft_type": "LORA", "target_modules": ["head"]}', "head matches nothing"),
         (b'{"peft_type": "LORA", "target_modules": {"a": 1}}', "peft.target_modules is"),
     ],
 )
@@ -428,11 +442,11 @@ def test_the_config_of_a_real_phi3_adapter(testdata):
         ("prompt_tuning__llama-3.2-3B-default", "peft_type is 'PROMPT_TUNING'"),
         ("trainable_tokens__llama-3.2-3B-sos+eos", "peft_type is 'TRAINABLE_TOKENS'"),
         ("vera__llama-3.2-3B-default", "peft_type is 'VERA'"),
-        ("lora__llama-3.2-3B-rank32-dora", "not supported yet: use_dora true"),
+        ("lora__llama-3.2-3B-rank32-dora", "target_modules is not given"),
         ("lora__llama-3.2-3B-rank32-kasa", "not supported yet: kasa_config {"),
         ("lora__llama-3.2-3B-rank14-target-mlp-bdlora", "not supported yet: use_bdlora {"),
         ("lora__llama-3.2-3B-rank32", "target_modules is not given"),
-        ("lora__llama-3.2-3B-rank10-target-mlp", "gate_proj, up_proj match nothing"),
+        ("lora__llama-3.2-3B-rank10-target-mlp", "0 bytes are no whole safetensors file"),
     ],
 )
 def test_real_configs_that_are_refused(model, testdata, tmp_path, name, message):

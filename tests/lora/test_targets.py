@@ -1,7 +1,8 @@
 import pytest
 
-from phi3_jax import InputError
-from phi3_jax.lora import adaptable_modules, match_targets
+from phi3_jax import InputError, LoraConfig
+from phi3_jax.lora import adaptable_modules, config_targets, match_targets
+from phi3_jax.lora.targets import saved_modules
 
 LAYERS = "model.layers"
 ALL = (f"{LAYERS}.mlp.down_proj", f"{LAYERS}.mlp.gate_up_proj", f"{LAYERS}.self_attn.o_proj")
@@ -28,6 +29,99 @@ def test_targets(tiny, targets, expected, tied):
     assert {module.name for module in matched} == expected
 
 
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (r"model\.layers\.[01]\.mlp\.down_proj", {"model.layers.mlp.down_proj": (0, 1)}),
+        (
+            ["layers.2.mlp.down_proj", "o_proj"],
+            {"model.layers.mlp.down_proj": (2,), "model.layers.self_attn.o_proj": (0, 1, 2)},
+        ),
+        ([f"{LAYERS}.1.self_attn.k_proj"], {"model.layers.self_attn.k_proj": (1,)}),
+        (r".*\.1\..*(q|o)_proj", {"model.layers.self_attn.q_proj": (1,), "model.layers.self_attn.o_proj": (1,)}),
+    ],
+)
+def test_some_layers_of_a_module(tiny, targets, expected):
+    matched = match_targets(tiny(), targets)
+    assert {module.name: module.layers for module in matched} == expected
+    for module in matched:
+        assert module.names == tuple(f"model.layers.{i}{module.name[12:]}" for i in module.layers)
+
+
+def test_slices_of_fused_layers(tiny):
+    names = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
+    qkv, mlp = "model.layers.self_attn.qkv_proj", "model.layers.mlp.gate_up_proj"
+    found = [(m.suffix, m.parent, (m.rows.start, m.rows.stop), m.shape) for m in match_targets(tiny(), names)]
+    assert sorted(found) == [  # 4 query heads of 4, 2 of keys and values
+        ("gate_proj", mlp, (0, 28), (28, 16)),
+        ("k_proj", qkv, (16, 24), (8, 16)),
+        ("q_proj", qkv, (0, 16), (16, 16)),
+        ("up_proj", mlp, (28, 56), (28, 16)),
+        ("v_proj", qkv, (24, 32), (8, 16)),
+    ]
+
+
+def configured(model, **settings):
+    settings = {"target_modules": ["qkv_proj", "down_proj"], **settings}
+    return {module.suffix: module.layers for module in config_targets(model, LoraConfig(**settings))}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"exclude_modules": ["down_proj"]}, {"qkv_proj": (0, 1, 2)}),
+        ({"exclude_modules": ["layers.1.mlp.down_proj"]}, {"qkv_proj": (0, 1, 2), "down_proj": (0, 2)}),
+        ({"exclude_modules": r".*\.[02]\..*"}, {"qkv_proj": (1,), "down_proj": (1,)}),
+        ({"layers_to_transform": 2}, {"qkv_proj": (2,), "down_proj": (2,)}),
+        ({"layers_to_transform": [0, 2], "layers_pattern": "layers"}, {"qkv_proj": (0, 2), "down_proj": (0, 2)}),
+        ({"modules_to_save": ["down_proj"]}, {"qkv_proj": (0, 1, 2)}),
+        ({"target_modules": ["q_proj", "o_proj"], "modules_to_save": ["qkv_proj"]}, {"o_proj": (0, 1, 2)}),
+    ],
+)
+def test_what_a_configuration_leaves(tiny, settings, expected):
+    assert configured(tiny(), **settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exclude_modules": ["o_proj"]}, "exclude_modules: o_proj excludes none of the target modules"),
+        ({"exclude_modules": ".*o_proj"}, "exclude_modules: .*o_proj excludes none"),
+        ({"exclude_modules": ".*"}, "nothing is left of it after exclude_modules"),
+        ({"layers_to_transform": [0, 3]}, "layers_to_transform has 3, but the model has 3 layers, 0 to 2"),
+        (
+            {"layers_to_transform": 0, "target_modules": ["o_proj", "lm_head"]},
+            "lm_head of target_modules is in no layer",
+        ),
+        ({"rank_pattern": {"o_proj": 4}}, "rank_pattern: 'o_proj' matches none of the modules with adapters"),
+        ({"alpha_pattern": {"proj": 4}}, "alpha_pattern: 'proj' matches none"),
+        ({"rank_pattern": {".*": 4, "down_proj": 2}}, "'down_proj' matches none .* no earlier key"),
+        ({"modules_to_save": ["norms"]}, "modules_to_save: norms matches nothing; choose from .*lm_head"),
+        ({"modules_to_save": ["layers.0.mlp.down_proj"]}, "matches 1 of the 3 layers of model.layers.mlp.down_proj"),
+        ({"target_modules": ["qkv_proj", "k_proj"]}, "names both qkv_proj and k_proj, a slice of it; leave one out"),
+        ({"target_modules": ["q_proj", "v_proj"], "use_dora": True}, "use_dora .* all of q_proj, k_proj, v_proj"),
+    ],
+)
+def test_what_a_configuration_cannot_mean(tiny, settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        configured(tiny(), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_dora_on_every_slice_of_a_layer(tiny):
+    assert len(configured(tiny(), target_modules=["q_proj", "k_proj", "v_proj"], use_dora=True)) == 3
+
+
+def test_modules_to_save_are_named_as_in_peft(tiny):
+    model = tiny()
+    layer = "model.layers"
+    norms = [f"{layer}.input_layernorm", f"{layer}.post_attention_layernorm", "model.norm"]
+    assert saved_modules(model, ["lm_head"]) == ["lm_head"]
+    assert saved_modules(model, ["norm"]) == norms  # PEFT's rule is `endswith`
+    assert saved_modules(model, ["mlp"]) == [f"{layer}.mlp.down_proj", f"{layer}.mlp.gate_up_proj"]
+    assert saved_modules(tiny(tie_word_embeddings=True), ["lm_head"]) == ["lm_head"]
+
+
 def test_a_module_knows_its_names_and_shape(tiny):
     modules = {module.name: module for module in adaptable_modules(tiny())}
     qkv = modules["model.layers.self_attn.qkv_proj"]
@@ -46,15 +140,6 @@ def test_a_model_of_one_layer_is_stacked_too(tiny):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (
-            ["q_proj"],
-            r"q_proj matches nothing \(Phi-3 fuses q_proj into qkv_proj\).*choose from .*qkv_proj.*all-linear",
-        ),
-        (["self_attn.k_proj"], r"fuses self_attn.k_proj into qkv_proj"),
-        (
-            ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-            r"q_proj, k_proj, v_proj, gate_proj, up_proj match nothing .*up_proj into gate_up_proj",
-        ),
         (["qkv_proj", "dense"], r"dense matches nothing; choose from"),
         (["proj"], "proj matches nothing"),  # not a suffix after a dot
         (["all-linear"], "given as a string"),
@@ -63,8 +148,6 @@ def test_a_model_of_one_layer_is_stacked_too(tiny):
         ("(", "no regular expression"),
         (["norm"], "matches model.norm, which is neither a linear layer nor an embedding"),
         (["self_attn"], "matches model.layers.0.self_attn, which is neither"),
-        (r"model\.layers\.[01]\.mlp\.down_proj", "matches 2 of the 3 layers of down_proj.*not supported yet"),
-        (["layers.2.mlp.down_proj", "qkv_proj"], "matches 1 of the 3 layers of down_proj"),
     ],
 )
 def test_what_cannot_be_adapted_is_named(tiny, targets, message):

@@ -232,7 +232,7 @@ def test_overwriting_a_run(inputs):
         ({"data": {"train": None}}, "data.train is not set"),
         ({"data": {"train": "no/such/file.jsonl"}}, "no such"),
         ({"model": {"name_or_path": "no/such/folder/at/all"}}, "no such folder"),
-        ({"peft": {"target_modules": ["q_proj"]}}, "qkv_proj"),
+        ({"peft": {"target_modules": ["query"]}}, "qkv_proj"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(inputs, sections, message):

@@ -69,7 +69,7 @@ def leaves(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
-@pytest.mark.parametrize("optim", ["adamw", "adafactor", "lion", "sgd"])
+@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "adafactor", "lion", "sgd"])
 def test_weight_decay_is_decoupled(optim):
     training = TrainingSection(
         optim=optim, learning_rate=0.1, lr_scheduler_type="constant", weight_decay=0.5, max_grad_norm=1.0
@@ -81,7 +81,7 @@ def test_weight_decay_is_decoupled(optim):
     assert updates["norm"] == 0
 
 
-@pytest.mark.parametrize("optim", ["adamw", "adafactor", "lion", "sgd"])
+@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "adafactor", "lion", "sgd"])
 def test_every_optimizer_descends(optim):
     training = TrainingSection(optim=optim, learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.0)
     tx = make_optimizer(training, make_schedule(training, 100))

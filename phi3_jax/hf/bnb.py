@@ -1,0 +1,288 @@
+"""Checkpoints that bitsandbytes quantised: their `quantization_config`, and the tensors of a weight.
+
+A 4-bit weight is `….weight` (uint8, two codes a byte) with `.absmax`, `.quant_map` (the 16 levels),
+with double quantisation `.nested_absmax` and `.nested_quant_map`, and the rest as JSON in
+`.quant_state.bitsandbytes__nf4`. An 8-bit weight is `….weight` (int8) with `….SCB`, its rows' absmax.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.errors import InputError
+from phi3_jax.hf.safetensors_io import FLOATS, READABLE, TensorEntry, TensorSource, read_tensor
+from phi3_jax.hf.slots import Expected, Slot, checkpoint_slots
+from phi3_jax.quant import FP4Weight, Int8Weight, NF4Weight, Quantized
+from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
+from phi3_jax.quant.dynamic import dynamic_map
+from phi3_jax.quant.model import is_quantizable, layer_name
+from phi3_jax.quant.nf4 import from_flat
+
+STATE = ".quant_state.bitsandbytes__"
+FLOATS_BY_NAME = {dtype.name: dtype for dtype in FLOATS.values()}
+FOUR_BIT: dict[str, type[NF4Weight]] = {"nf4": NF4Weight, "fp4": FP4Weight}
+
+
+@dataclass(frozen=True)
+class BnbConfig:
+    """What `quantization_config` says. **Fields**: `kind`; `double_quant`; `paths`, of the model's state,
+    whose weights are quantised."""
+
+    kind: Literal["nf4", "fp4", "int8"]
+    double_quant: bool
+    paths: frozenset[tuple[str, ...]]
+
+
+def read_bnb_config(config: Phi3Config, where: Path) -> BnbConfig | None:
+    """What config.json, at `where`, says of quantisation; None for an unquantised checkpoint.
+
+    Raises `InputError` for other methods than bitsandbytes', and for settings of it that change the
+    file's tensors in ways that are not read here.
+    """
+    raw = json.loads(config.source).get("quantization_config")
+    if raw is None:
+        return None
+    method = raw.get("quant_method", "bitsandbytes") if isinstance(raw, dict) else raw
+    if method != "bitsandbytes":
+        raise InputError(
+            f"{where}: its weights are quantised by {method!r}, expected 'bitsandbytes' or none; give the float16, "
+            "bfloat16 or float32 checkpoint"
+        )
+    four, eight = bool(raw.get("load_in_4bit")), bool(raw.get("load_in_8bit"))
+    kind: Any = "int8" if eight else raw.get("bnb_4bit_quant_type", "fp4")
+    if four == eight or (four and kind not in FOUR_BIT):
+        raise InputError(
+            f"{where}: quantization_config has load_in_4bit {four}, load_in_8bit {eight} and bnb_4bit_quant_type "
+            f"{raw.get('bnb_4bit_quant_type')!r}, expected one of the two, and nf4 or fp4"
+        )
+    storage = raw.get("bnb_4bit_quant_storage") or "uint8"
+    if storage != "uint8":
+        raise InputError(f"{where}: bnb_4bit_quant_storage is {storage!r}, expected 'uint8'; save it so again")
+    if raw.get("llm_int8_has_fp16_weight"):
+        raise InputError(f"{where}: llm_int8_has_fp16_weight is true, so that nothing is quantised; remove the section")
+    paths = _quantized_paths(config, raw.get("llm_int8_skip_modules"), where)
+    return BnbConfig(kind, four and bool(raw.get("bnb_4bit_use_double_quant")), paths)
+
+
+def _quantized_paths(config: Phi3Config, skipped: Any, where: Path) -> frozenset[tuple[str, ...]]:
+    """The weights that `llm_int8_skip_modules` leaves, by transformers' rule: names from the start, up to a
+    dot, or from the end. Without it the output head alone is left out."""
+    names = ["lm_head"] if skipped is None else skipped
+    if not isinstance(names, list) or not all(isinstance(n, str) and re.fullmatch(r"[\w.-]+", n) for n in names):
+        raise InputError(f"{where}: llm_int8_skip_modules is {skipped!r}, expected a list of plain module names")
+
+    def is_skipped(name: str) -> bool:
+        return any(name.endswith(key) or (name + ".").startswith(key.removesuffix(".") + ".") for key in names)
+
+    if not config.tie_word_embeddings and not is_skipped("lm_head"):
+        raise InputError(f"{where}: lm_head is quantised, which is not supported; add it to llm_int8_skip_modules")
+    answers: dict[tuple[str, ...], set[bool]] = {}
+    for slot in checkpoint_slots(config):
+        if slot.layer is not None and is_quantizable(slot.path, (0, *slot.shape)):
+            answers.setdefault(slot.path, set()).add(not is_skipped(layer_name(slot.path, slot.layer)))
+    mixed = [path[-2] for path, found in answers.items() if len(found) > 1]
+    if mixed:
+        raise InputError(
+            f"{where}: llm_int8_skip_modules names {mixed[0]} in some layers and not in others, which is not "
+            "supported; quantise all or none"
+        )
+    return frozenset(path for path, found in answers.items() if found == {True})
+
+
+def expected_tensors(slot: Slot, config: BnbConfig) -> dict[str, Expected]:
+    """The tensors that a quantised weight is stored as."""
+    if config.kind == "int8":
+        module = slot.name.removesuffix(".weight")
+        return {
+            slot.name: Expected(slot.shape, ("I8",)),
+            f"{module}.SCB": Expected(slot.shape[:1], ("F32",)),
+            f"{module}.weight_format": Expected((), ("U8",), optional=True),
+        }
+    size = math.prod(slot.shape)
+    blocks = -(-size // BLOCK_SIZE)
+    tensors = {
+        slot.name: Expected((-(-size // 2), 1), ("U8",)),
+        f"{slot.name}.absmax": Expected((blocks,), ("U8" if config.double_quant else "F32",)),
+        f"{slot.name}.quant_map": Expected((16,), ("F32",)),
+        f"{slot.name}{STATE}{config.kind}": Expected(None, ("U8",)),
+    }
+    if config.double_quant:
+        tensors[f"{slot.name}.nested_absmax"] = Expected((-(-blocks // NESTED_BLOCK_SIZE),), ("F32",))
+        tensors[f"{slot.name}.nested_quant_map"] = Expected((256,), ("F32",))
+    return tensors
+
+
+def read_weight(tensors: Mapping[str, TensorEntry], slot: Slot, config: BnbConfig) -> Quantized:
+    """One layer's quantised weight, in numpy arrays.
+
+    Raises `InputError` where its statistics are not those of bitsandbytes' tables and block sizes.
+    """
+    if config.kind == "int8":
+        return _read_int8(tensors, slot)
+    state = _read_state(tensors[f"{slot.name}{STATE}{config.kind}"], slot, config)
+    kind = FOUR_BIT[config.kind]
+    _check_table(tensors[f"{slot.name}.quant_map"], kind.levels)
+    nested = offset = None
+    if config.double_quant:
+        _check_table(tensors[f"{slot.name}.nested_quant_map"], dynamic_map(signed=True))
+        nested = _read_finite(tensors[f"{slot.name}.nested_absmax"])
+        offset = np.asarray(state["nested_offset"], np.float32)
+    absmax = tensors[f"{slot.name}.absmax"]
+    return from_flat(
+        kind,
+        _read(tensors[slot.name]).reshape(-1),
+        _read(absmax) if config.double_quant else _read_finite(absmax),
+        nested,
+        offset,
+        shape=slot.shape,
+        dtype=FLOATS_BY_NAME[state["dtype"]],
+    )
+
+
+def _read_int8(tensors: Mapping[str, TensorEntry], slot: Slot) -> Int8Weight:
+    module = slot.name.removesuffix(".weight")
+    layout = tensors.get(f"{module}.weight_format")
+    if layout is not None and _read(layout) != 0:
+        raise InputError(f"{layout.path}: {layout.name} is {_read(layout)}, expected 0 (rows); save the model again")
+    return Int8Weight(_read(tensors[slot.name]), _read_finite(tensors[f"{module}.SCB"]))
+
+
+def _read_state(entry: TensorEntry, slot: Slot, config: BnbConfig) -> dict[str, Any]:
+    wanted: dict[str, Any] = {"quant_type": config.kind, "blocksize": BLOCK_SIZE, "shape": list(slot.shape)}
+    if config.double_quant:
+        wanted |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
+    try:
+        state = json.loads(_read(entry).tobytes().decode("utf-8"))
+        found = {name: state.get(name) for name in wanted}
+        right = found == wanted and state.get("dtype") in FLOATS_BY_NAME
+        if config.double_quant:
+            right = right and math.isfinite(state.get("nested_offset"))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{entry.path}: {entry.name} is no proper quant_state ({error}); download it again") from error
+    if not right:
+        raise InputError(
+            f"{entry.path}: {entry.name} says {json.dumps(state)[:300]}, expected {json.dumps(wanted)} and a dtype "
+            "of 16 or 32 bits; quantise the model again with these settings"
+        )
+    return state
+
+
+def _check_table(entry: TensorEntry, levels: np.ndarray) -> None:
+    # Not to the last bit: PyTorch computes the table of 256 a little differently on other processors.
+    if not np.allclose(_read(entry), levels, rtol=0, atol=1e-6):
+        raise InputError(f"{entry.path}: {entry.name} is no table of bitsandbytes; quantise the model again")
+
+
+def _read(entry: TensorEntry) -> np.ndarray:
+    array = np.empty(entry.shape, READABLE[entry.dtype])
+    read_tensor(entry, array)
+    return array
+
+
+def _read_finite(entry: TensorEntry) -> np.ndarray:
+    array = _read(entry)
+    if not np.isfinite(array).all():
+        raise InputError(
+            f"{entry.path}: {entry.name} holds infinity or NaN, expected finite numbers; download it again"
+        )
+    return array
+
+
+def tensor_sources(slot: Slot, weight: Quantized) -> list[TensorSource]:
+    """What to write for one layer of a stack of quantised weights."""
+    layer = slot.layer
+
+    def source(name: str, array: Any, shape: tuple[int, ...]) -> TensorSource:
+        # Sliced before it comes to the host: jax keeps the host's copy of an array that it has fetched.
+        return TensorSource(name, array.dtype, shape, partial(lambda array: np.asarray(array[layer]), array))
+
+    def constant(name: str, array: np.ndarray) -> TensorSource:
+        return TensorSource(name, array.dtype, array.shape, lambda: array)
+
+    if isinstance(weight, Int8Weight):
+        module = slot.name.removesuffix(".weight")
+        return [
+            source(slot.name, weight.codes, slot.shape),
+            source(f"{module}.SCB", weight.absmax, slot.shape[:1]),
+            constant(f"{module}.weight_format", np.zeros((), np.uint8)),
+        ]
+    assert isinstance(weight, NF4Weight)
+    size = math.prod(slot.shape)
+    state: dict[str, Any] = {
+        "quant_type": weight.quant_type,
+        "blocksize": BLOCK_SIZE,
+        "dtype": weight.dtype.name,
+        "shape": list(slot.shape),
+    }
+    tensors = [
+        source(slot.name, weight.codes, (-(-size // 2), 1)),
+        source(f"{slot.name}.absmax", weight.absmax, (-(-size // BLOCK_SIZE),)),
+        constant(f"{slot.name}.quant_map", weight.levels),
+    ]
+    if weight.nested_absmax is not None and weight.offset is not None:
+        state |= {
+            "nested_blocksize": NESTED_BLOCK_SIZE,
+            "nested_dtype": "float32",
+            "nested_offset": float(weight.offset[layer]),
+        }
+        tensors += [
+            source(f"{slot.name}.nested_absmax", weight.nested_absmax, weight.nested_absmax.shape[1:]),
+            constant(f"{slot.name}.nested_quant_map", dynamic_map(signed=True)),
+        ]
+    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return [*tensors, constant(f"{slot.name}{STATE}{weight.quant_type}", text)]
+
+
+def config_section(weights: Mapping[tuple[str, ...], Any], dtype: str, earlier: Any) -> dict[str, Any] | None:
+    """The `quantization_config` to write for a model's state; None where nothing in it is quantised.
+
+    **Arguments**: `weights`, by path; `dtype`, of the model; `earlier`, the section that the model was
+    read with, whose settings that concern computing alone are kept.
+
+    Raises `InputError` where the weights are quantised in more than one way.
+    """
+    quantized = {path: value for path, value in weights.items() if isinstance(value, Quantized)}
+    if not quantized:
+        return None
+    kinds = {(_kind(value), _is_double(value)) for value in quantized.values()}
+    if len(kinds) > 1:
+        raise InputError(
+            f"the model's weights are quantised in {len(kinds)} ways, and a checkpoint has one; expected one"
+        )
+    kind, double_quant = kinds.pop()
+    four = kind in FOUR_BIT
+    plain = [path[-2] for path, value in weights.items() if is_quantizable(path, value.shape) and path not in quantized]
+    kept = ("bnb_4bit_compute_dtype", "llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload")
+    earlier = earlier if isinstance(earlier, dict) else {}
+    return {
+        "bnb_4bit_compute_dtype": dtype,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_threshold": 6.0,
+        **{name: earlier[name] for name in kept if name in earlier},
+        "_load_in_4bit": four,
+        "_load_in_8bit": not four,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": kind if four else "fp4",  # what transformers writes where it means nothing
+        "bnb_4bit_use_double_quant": double_quant,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_skip_modules": [*plain, "lm_head"] if plain else None,
+        "load_in_4bit": four,
+        "load_in_8bit": not four,
+        "quant_method": "bitsandbytes",
+    }
+
+
+def _kind(weight: Quantized) -> str:
+    return weight.quant_type if isinstance(weight, NF4Weight) else "int8"
+
+
+def _is_double(weight: Quantized) -> bool:
+    return isinstance(weight, NF4Weight) and weight.nested_absmax is not None

@@ -1,0 +1,84 @@
+"""Principal components of rows that come in batches."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+POWER_ITERATIONS = 4  # of the randomised SVD, and twice as many columns as components, as in PEFT
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class IncrementalPCA:
+    """Principal components of rows that come in batches, after Ross et al. (https://doi.org/10.1007/s11263-007-0075-7)
+    as scikit-learn and PEFT have it: each batch is joined by what is left of those before it.
+
+    **Fields**: `components` `[k, in]` and their `singular_values` `[k]`; `mean` `[in]`, `count` and
+    `variation` (the sum of squares about the mean) of all rows so far; `converged` `[k]`, whether the last
+    batch left a component as it was.
+    """
+
+    components: Float[Array, "k in"]
+    singular_values: Float[Array, "k"]
+    mean: Float[Array, "in"]
+    count: Float[Array, ""]
+    variation: Float[Array, ""]
+    converged: Bool[Array, "k"]
+
+    @classmethod
+    def empty(cls, components: int, inputs: int) -> Self:
+        zero = jnp.zeros((), jnp.float32)
+        wide = jnp.zeros((components, inputs), jnp.float32)
+        return cls(wide, wide[:, 0], wide[0], zero, zero, jnp.zeros(components, bool))
+
+    def updated(self, x: Float[Array, "rows in"], counted: Bool[Array, "rows"], tau: float, key: PRNGKeyArray) -> Self:
+        """With the rows of `x` that count; converged is what has a cosine of at least `tau` with what it was."""
+        x = x.astype(jnp.float32)
+        number = jnp.sum(counted, dtype=jnp.float32)
+        total = self.count + number
+        mean = jnp.sum(x, axis=0, where=counted[:, None]) / number
+        centred = jnp.where(counted[:, None], x - mean, 0)
+        shift = jnp.sqrt(self.count / total * number) * (self.mean - mean)
+        with jax.default_matmul_precision("highest"):
+            before = self.singular_values[:, None] * self.components
+            k = self.components.shape[0]
+            s, v = _singular(jnp.concatenate([before, centred, shift[None]]), 2 * k, key)
+        v = v[:k] * jnp.sign(jnp.take_along_axis(v[:k], jnp.argmax(jnp.abs(v[:k]), axis=1)[:, None], axis=1))
+        return replace(
+            self,
+            components=v,
+            singular_values=s[:k],
+            mean=(self.count * self.mean + number * mean) / total,
+            count=total,
+            variation=self.variation + jnp.sum(centred**2) + jnp.sum(shift**2),
+            converged=(self.count > 0) & (jnp.sum(v * self.components, axis=1) >= tau),
+        )
+
+    @property
+    def explained(self) -> Float[Array, "k"]:
+        """Each component's share of the whole variance."""
+        return self.singular_values**2 / self.variation
+
+    def start(self, rank: int, whiten: bool) -> Float[Array, "r in"]:
+        """A of that rank: the first components, with `whiten` divided by the root of their singular values."""
+        if not whiten:
+            return self.components[:rank]
+        return self.components[:rank] / jnp.sqrt(self.singular_values[:rank, None])
+
+
+def _singular(x: Float[Array, "rows in"], columns: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+    """The largest singular values and their right vectors: randomised subspace iteration
+    (https://arxiv.org/abs/0909.4061), which is exact where `columns` is not below a side of `x`.
+    """
+    columns = min(columns, *x.shape)
+    q = jnp.linalg.qr(x @ jax.random.normal(key, (x.shape[1], columns), x.dtype))[0]
+
+    def iterate(_: int, q: Array) -> Array:
+        return jnp.linalg.qr(x @ jnp.linalg.qr(x.T @ q)[0])[0]
+
+    q = jax.lax.fori_loop(0, POWER_ITERATIONS, iterate, q)
+    _, s, v = jnp.linalg.svd(q.T @ x, full_matrices=False)
+    return s, v

@@ -1,0 +1,112 @@
+"""What a run starts from: the base, quantised or not, and the adapter by its start."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.data import train_batches
+from phi3_jax.data.rows import TokenizedRows
+from phi3_jax.errors import InputError
+from phi3_jax.hf.bnb import read_bnb_config
+from phi3_jax.hf.checkpoint import abstract_model, load_model, read_config
+from phi3_jax.hf.peft import load_adapter
+from phi3_jax.lora import LoftqQuantizer, Lora, config_targets, eva_init, init_lora
+from phi3_jax.lora_config import LoraConfig
+from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.quant import Quantizer
+from phi3_jax.run_config import RunConfig
+
+# PEFT goes over the data until all components have converged, however long that takes.
+EVA_EPOCHS = 10
+
+
+def load_model_and_lora(
+    run: RunConfig, folder: Path, rows: TokenizedRows, key: PRNGKeyArray
+) -> tuple[Phi3ForCausalLM, Lora | None]:
+    """The base of the checkpoint in `folder`, and the adapter to train: fresh, or `peft.init_from`'s.
+
+    **Arguments**: `rows`, to train on, which some starts look at; `key`, what is drawn from.
+
+    Raises `InputError` for what is wrong with the checkpoint, the adapter or the settings of `peft`.
+    """
+    config = read_config(folder)
+    if config.attention_dropout > 0:
+        raise InputError(
+            f"{folder}: config.json has attention_dropout {config.attention_dropout}, which is not "
+            "supported in training; set it to 0"
+        )
+    if run.peft.full_finetuning:
+        return _load_whole(folder, config), None
+    if run.peft.init_from is not None:
+        model = _load_base(run, folder)
+        hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "local_files_only": run.model.local_files_only}
+        return model, load_adapter(run.peft.init_from, model, **hub)
+    # Every target is looked up before the weights are read, which may take minutes.
+    config_targets(abstract_model(config), run.peft)
+    if run.peft.init_lora_weights == "loftq":
+        return _load_loftq(run, folder, config)
+    model = _load_base(run, folder)
+    start = _eva_start(run, rows) if run.peft.init_lora_weights == "eva" else init_lora
+    return model, start(model, run.peft, key)
+
+
+def _load_base(run: RunConfig, folder: Path, quantizer: Quantizer | None = None) -> Phi3ForCausalLM:
+    return load_model(
+        folder,
+        dtype=run.model.dtype,
+        quantization=run.model.quantization,
+        double_quant=run.model.double_quant,
+        quantizer=quantizer,
+    )
+
+
+def _load_whole(folder: Path, config: Phi3Config) -> Phi3ForCausalLM:
+    if read_bnb_config(config, folder / "config.json") is not None:
+        raise InputError(
+            f"{folder}: its weights are quantised, and peft.full_finetuning trains them, which rounded ones cannot; "
+            "give the unquantised checkpoint"
+        )
+    # Weights that train are kept in float32 and rounded to model.dtype for every step's arithmetic:
+    # in bfloat16 an update of less than 1/256 of a weight would be lost.
+    return load_model(folder, dtype=jnp.float32)
+
+
+def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config) -> tuple[Phi3ForCausalLM, Lora]:
+    if read_bnb_config(config, folder / "config.json") is not None:
+        raise InputError(
+            f"{folder}: its weights are quantised, and peft.init_lora_weights loftq starts from what quantising "
+            "loses; give the unquantised checkpoint"
+        )
+    kind = str(run.model.quantization)
+    quantizer = LoftqQuantizer(abstract_model(config), run.peft, kind, double_quant=run.model.double_quant)
+    model = _load_base(run, folder, quantizer)
+    return model, quantizer.lora(model)
+
+
+def _eva_start(run: RunConfig, rows: TokenizedRows) -> Callable[..., Lora]:
+    """`eva_init` on the run's own batches, as `init_lora`."""
+
+    def start(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> Lora:
+        batches = train_batches(
+            rows,
+            run.data,
+            batch_size=run.training.per_device_train_batch_size,
+            accumulation=1,
+            epochs=EVA_EPOCHS,
+            seed=run.training.seed,
+            pad_id=0,  # padding does not count
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lora = eva_init(model, config, (jax.tree.map(lambda x: x[0], batch) for batch in batches), key)
+        for warning in caught:  # on the console, where the command line shows no warnings
+            print(warning.message)
+        return lora
+
+    return start
