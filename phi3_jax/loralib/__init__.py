@@ -1,0 +1,36 @@
+"""loralib in JAX: LoRA for the linear layers, embeddings and convolutions of any Flax NNX model.
+
+`import phi3_jax.loralib as lora` where a script has `import loralib as lora`; docs/loralib.md has both
+side by side.
+"""
+
+from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear
+from phi3_jax.loralib.adapters import Config, LoraConv, LoraMergedLinear
+from phi3_jax.loralib.functional import Adapters, apply, extract, init, merge, unmerge
+from phi3_jax.loralib.layers import Conv1d, Conv2d, Conv3d, Embedding, Linear, LoRALayer, LoraParam, MergedLinear
+from phi3_jax.loralib.state import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
+
+__all__ = [
+    "Adapters",
+    "Config",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "Embedding",
+    "Linear",
+    "LoRALayer",
+    "LoraConv",
+    "LoraEmbedding",
+    "LoraLinear",
+    "LoraMergedLinear",
+    "LoraParam",
+    "MergedLinear",
+    "apply",
+    "extract",
+    "init",
+    "load_lora_state_dict",
+    "lora_state_dict",
+    "mark_only_lora_as_trainable",
+    "merge",
+    "unmerge",
+]
