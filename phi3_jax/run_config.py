@@ -12,6 +12,7 @@ import yaml
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora_config import LoraConfig
+from phi3_jax.run_checks import check_adapter, check_evaluation
 
 
 def _check_range(
@@ -321,57 +322,8 @@ class RunConfig:
     logging: LoggingSection = field(default_factory=LoggingSection)
 
     def __post_init__(self) -> None:
-        training = self.training
-        give_rows = "there are no evaluation rows; give data.eval or data.eval_fraction"
-        if not self.data.has_eval:
-            if training.eval_strategy == "epoch":
-                raise InputError(f"training.eval_strategy is epoch, but {give_rows}")
-            if training.eval_strategy == "steps" and training.eval_steps is not None:
-                raise InputError(f"training.eval_steps is {training.eval_steps}, but {give_rows}")
-        for name in ("load_best_model_at_end", "early_stopping_patience"):
-            value = getattr(training, name)
-            if not value:
-                continue
-            if not self.data.has_eval:
-                raise InputError(f"training.{name} is {str(value).lower()}, but {give_rows}")
-            if training.eval_strategy == "no" or (training.eval_strategy == "steps" and training.eval_steps is None):
-                raise InputError(
-                    f"training.{name} is {str(value).lower()}, but nothing is evaluated before the end; "
-                    "give training.eval_steps, or training.eval_strategy epoch"
-                )
-        if training.load_best_model_at_end and training.save_strategy == "no":
-            raise InputError(
-                "training.load_best_model_at_end is true, but training.save_strategy is no; give steps or epoch"
-            )
-        self._check_start()
-        if self.peft.full_finetuning and self.model.quantization is not None:
-            raise InputError(
-                f"model.quantization is {self.model.quantization}, but peft.full_finetuning trains the base's own "
-                "weights, and rounded ones cannot; leave one out"
-            )
-        if self.peft.full_finetuning and self.peft.init_from is not None:
-            raise InputError(
-                f"peft.init_from is {self.peft.init_from}, but peft.full_finetuning trains no adapter; leave one out"
-            )
-        for name, given in (("optim", training.optim == "lorafa"), ("loraplus_lr_ratio", training.loraplus_lr_ratio)):
-            if self.peft.full_finetuning and given:
-                raise InputError(
-                    f"training.{name} is {getattr(training, name)}, but peft.full_finetuning trains no adapter; "
-                    "leave one out"
-                )
-
-    def _check_start(self) -> None:
-        start, quantization = self.peft.init_lora_weights, self.model.quantization
-        if start == "loftq" and quantization is None:
-            raise InputError(
-                "peft.init_lora_weights is loftq, which starts from what quantisation loses, but model.quantization is "
-                "none; give nf4"
-            )
-        if str(start).startswith("pissa") and quantization is not None:
-            raise InputError(
-                f"peft.init_lora_weights is {start}, which takes the base's largest directions before it is rounded, "
-                f"but model.quantization is {quantization}; leave quantization out, or give loftq"
-            )
+        check_evaluation(self)
+        check_adapter(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "RunConfig":

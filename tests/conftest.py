@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import jax
 import pytest
 
 # Many tests compile the same small programs, and most of a run's time is compiling: what one test
@@ -12,6 +13,17 @@ _compiled = tempfile.TemporaryDirectory(prefix="phi3_jax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has XLA leave out most optimizations, which saves a third of the time of tests that compile much.
+
+    Not where our numbers are held against PyTorch's, where memory is measured, and in slow tests: there
+    the programs are those that users run.
+    """
+    as_for_users = "parity" in item.path.parts or any(map(item.get_closest_marker, ("slow", "optimized")))
+    jax.config.update("jax_disable_most_optimizations", not as_for_users)
 
 
 @pytest.fixture(scope="session")

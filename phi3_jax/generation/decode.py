@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Int
 
 from phi3_jax.errors import InputError
-from phi3_jax.lora.tree import Lora
+from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 
 
@@ -18,7 +18,7 @@ def generate(
     input_ids: Int[ArrayLike, "batch prompt"],
     *,
     attention_mask: Int[ArrayLike, "batch prompt"] | None = None,
-    lora: Lora | None = None,
+    lora: Lora | LoraRows | None = None,
     max_new_tokens: int = 20,
     eos_token_id: int | tuple[int, ...] | list[int] | None = None,
     pad_token_id: int | None = None,
@@ -64,7 +64,7 @@ def _decode(
     state: Any,
     input_ids: Array,
     mask: Array,
-    lora: Lora | None,
+    lora: Lora | LoraRows | None,
     max_new_tokens: int,
     ends: tuple[int, ...],
     pad: int,

@@ -190,6 +190,11 @@ def _token_rows(model: Phi3ForCausalLM, config: LoraConfig, adapters: Mapping[st
     With tied embeddings the head uses those of `embed_tokens`.
     """
     wanted = token_modules(model, config)
+    if wanted and model.lm_head is None and isinstance(adapters.get("lm_head"), DoraLinear):
+        raise InputError(
+            "trainable_token_indices trains rows of the table that lm_head shares in this model, and PEFT cannot run "
+            "DoRA on such a head; leave lm_head out of target_modules"
+        )
     rows: dict[str, TokenRows] = {}
     for name, ids in wanted.items():
         if name in adapters:

@@ -19,6 +19,7 @@ from phi3_jax.model.layers import Adapters, Embedding, Linear, Phi3DecoderLayer,
 from phi3_jax.model.rope import rope_cos_sin
 
 if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing else of it
+    from phi3_jax.lora.several import LoraRows
     from phi3_jax.lora.tree import Lora
 
 
@@ -164,13 +165,13 @@ class Phi3ForCausalLM(nnx.Module):
         return self.model.embed_tokens.weight.dtype
 
     def embed(
-        self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | None = None
+        self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | LoraRows | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
         adapters = {} if lora is None else lora.ready().get("model", {})
         return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
 
-    def with_saved(self, lora: Lora | None) -> Phi3ForCausalLM:
+    def with_saved(self, lora: Lora | LoraRows | None) -> Phi3ForCausalLM:
         """The model with the weights that `lora` replaces as a whole (`modules_to_save`)."""
         if lora is None or not lora.saved:
             return self
@@ -191,7 +192,7 @@ class Phi3ForCausalLM(nnx.Module):
         attention_mask: Int[ArrayLike, "batch seq"] | None = None,
         positions: Int[ArrayLike, "batch seq"] | None = None,
         segment_ids: Int[ArrayLike, "batch seq"] | None = None,
-        lora: Lora | None = None,
+        lora: Lora | LoraRows | None = None,
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
@@ -205,7 +206,7 @@ class Phi3ForCausalLM(nnx.Module):
         - `positions`: default: counted from 0 at each row's (or segment's) first real token.
         - `segment_ids`: documents of a packed row, counted from 1; 0 at padding. Attention stays
           within a document.
-        - `lora`: adapters to apply.
+        - `lora`: adapters to apply; `per_row(...)` for another one in each row.
         - `inputs_embeds`: taken instead of `embed(input_ids, lora)`.
         - `logits_to_keep`: the places in the sequence whose logits are wanted; default: all.
         - `dropout_key`: training mode: dropout of the configuration and of the adapters.
@@ -244,7 +245,7 @@ def _forward(
     attention_mask: Array | None = None,
     positions: Array | None = None,
     segment_ids: Array | None = None,
-    lora: Lora | None = None,
+    lora: Lora | LoraRows | None = None,
     inputs_embeds: Array | None = None,
     logits_to_keep: Array | None = None,
     dropout_key: PRNGKeyArray | None = None,

@@ -17,7 +17,7 @@ from tests.lora.test_kinds import IDS, VARIANTS, config, shaken
 from tests.training.tiny import tiny_model
 
 CASES = {
-    **{name: VARIANTS[name] for name in ("slices", "ranks by layer", "pissa", "olora by layer")},
+    **{name: VARIANTS[name] for name in ("ranks by layer", "pissa")},
     "slices of a layer": {"target_modules": r".*\.1\..*(q|up)_proj", "alpha_pattern": {"q_proj": 9}},
     "rslora and head": {"use_rslora": True, "target_modules": ["lm_head", "o_proj"]},
 }
@@ -78,7 +78,7 @@ def test_what_has_no_place_is_named(model, settings, message):
 
 def test_from_the_command_line(model, tmp_path, capfd):
     save_model(model, tmp_path / "base")
-    lora = shaken(init_lora(model, config(**CASES["slices"], use_rslora=True), jax.random.key(0)))
+    lora = shaken(init_lora(model, config(**VARIANTS["slices"], use_rslora=True), jax.random.key(0)))
     save_adapter(tmp_path / "adapter", lora, base_model_name_or_path=str(tmp_path / "base"))
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "adapter"), "--portable", "--output", str(out)]) == 0

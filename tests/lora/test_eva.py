@@ -89,7 +89,7 @@ def test_A_is_the_principal_components_of_the_inputs_that_count(model, quantizat
     for (_, layer), a in found.items():
         expected = directions[layer][: len(a)]
         expected *= np.sign(np.sum(expected * a, axis=1, keepdims=True))
-        np.testing.assert_allclose(a, expected, atol=2e-5)  # neighbours in the spectrum mix by float32's rounding
+        np.testing.assert_allclose(a, expected, atol=5e-5)  # neighbours in the spectrum mix by float32's rounding
         # PEFT's sign: the largest entry is positive.
         assert np.all(np.take_along_axis(a, np.abs(a).argmax(axis=1)[:, None], axis=1) > 0)
     whitened = rows(start(model, [data], eva_config={"whiten": True}))

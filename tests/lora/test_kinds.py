@@ -54,7 +54,13 @@ def largest(a, b):
     return float(np.abs(np.asarray(a) - np.asarray(b)).max())
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "bias"])
+# The others are held against PEFT in tests/parity, gradients included.
+FEW = ("some slices", "dora on some layers", "olora by layer", "fast pissa", "saved layer", "tokens of both", "bias")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in [*VARIANTS, "bias"]]
+)
 def test_a_start_changes_nothing_and_everything_trains(tiny, name):
     model = tiny()
     lora = init_lora(model, config(**{**VARIANTS, "bias": BIAS}[name]), jax.random.key(0))
@@ -194,6 +200,12 @@ def test_what_cannot_be_made(tiny, settings, message):
     with pytest.raises(InputError, match=message) as error:
         init_lora(tiny(), config(**settings), jax.random.key(0))
     assert "\n" not in str(error.value)
+
+
+def test_dora_on_a_tied_head_with_trained_tokens(tiny):
+    both = config(use_dora=True, target_modules=["lm_head"], trainable_token_indices=[1])
+    with pytest.raises(InputError, match="PEFT cannot run DoRA on such a head"):
+        init_lora(tiny(tie_word_embeddings=True), both, jax.random.key(0))
 
 
 def test_other_tokens_for_a_tied_head(tiny):

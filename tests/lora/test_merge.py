@@ -66,6 +66,7 @@ def test_a_bfloat16_weight_is_rounded_once(tiny, random_lora):
     assert np.any(merged != twice)
 
 
+@pytest.mark.optimized
 def test_memory_is_one_layer_in_float32_not_the_stack(tiny, random_lora):
     """What XLA sets aside beside arguments and result for a stack of 64 bfloat16 layers."""
     model = tiny(jnp.bfloat16, num_hidden_layers=64, hidden_size=64, intermediate_size=128, head_dim=16)

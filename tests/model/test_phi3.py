@@ -97,6 +97,7 @@ def test_attention_dropout_is_not_silently_left_out() -> None:
 
 
 @pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.optimized
 def test_weights_are_never_copied_whole(remat: bool) -> None:
     """A step needs the layer at work beside the stack, not a second stack in another type.
 

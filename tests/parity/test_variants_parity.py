@@ -28,6 +28,7 @@ from tests.parity.test_lora_parity import (  # noqa: E402
     SMALL,
     assert_close,
     assert_different,
+    assert_near,
     torch_base,
     torch_logits,
 )
@@ -169,11 +170,11 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def assert_gradients_close(ours, theirs):
+def assert_gradients_close(ours, theirs, rtol=1e-5):
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         assert np.abs(theirs[name]).max() > 0, name
-        assert_close(gradient, theirs[name], rtol=2e-5)
+        assert_near(gradient, theirs[name], rtol)
 
 
 @pytest.mark.parametrize(("base", "variant"), CASES)
@@ -291,7 +292,8 @@ def test_slices(bases, tmp_path, variant):
         for _, full, _, one in layer_adapters(gradients)
         for field, leaf in fields_of(one).items()
     }
-    assert_gradients_close(found, torch_gradients(reference, parameters))
+    # The reference is written here, and its numbers are larger: 1.5e-5 was seen with seven slices.
+    assert_gradients_close(found, torch_gradients(reference, parameters), rtol=2e-5)
     if variant in ("seven", "dora"):
         assert_close(merge_lora(model, lora)(IDS), expected)
 

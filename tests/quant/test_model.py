@@ -104,6 +104,7 @@ class TestComputing:
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             assert np.allclose(a, b, rtol=1e-6, atol=1e-6)
 
+    @pytest.mark.optimized
     def test_only_the_layer_at_work_is_dense(self):
         """Also without rematerialisation the step's temporary memory has one dense layer, and not six."""
         layers, hidden, inner = 6, 256, 512

@@ -105,6 +105,7 @@ def test_small_tensors_and_the_embedding_keep_32_bits():
         assert quantized["lora"]["saved"] == {"model.embed_tokens": False, "lm_head": True}
 
 
+@pytest.mark.optimized
 def test_the_state_takes_2_bytes_a_parameter_and_a_step_little_more():
     params = {"layers": {"lora_A": jnp.zeros((16, 16, 3072)), "lora_B": jnp.zeros((16, 9216, 16))}}
     numbers = sum(x.size for x in jax.tree.leaves(params))
