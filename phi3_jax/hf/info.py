@@ -27,6 +27,8 @@ CONFIG_KEYS = (
     "tie_word_embeddings",
 )
 ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules")
+# Shown where something is in them.
+ADAPTER_EXTRAS = ("rank_pattern", "alpha_pattern", "lora_bias", "modules_to_save", "trainable_token_indices")
 DTYPE_NAMES = {name: dtype.name for name, dtype in READABLE.items()}
 
 
@@ -157,6 +159,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
     info = {"path": str(folder), "base_model_name_or_path": raw.get("base_model_name_or_path")}
     info |= {key: raw[key] for key in ADAPTER_KEYS if key in raw}
+    info |= {key: raw[key] for key in ADAPTER_EXTRAS if raw.get(key)}
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         return {**info, "trainable_parameters": None, "dtypes": None}
@@ -181,7 +184,7 @@ def print_info(info: dict[str, Any]) -> None:
         if weights is None:
             print("\nweights: none in this folder")
         else:
-            dtypes = ", ".join(f"{count} tensors of {dtype}" for dtype, count in weights["dtypes"].items())
+            dtypes = _dtypes(weights["dtypes"])
             print(f"\nweights: {dtypes or 'none'} in {weights['files']} file(s), {weights['bytes']:,} bytes")
     if info["tokenizer"] is None:
         print("\ntokenizer: none")
@@ -202,14 +205,20 @@ def print_info(info: dict[str, Any]) -> None:
         parameters = adapter["trainable_parameters"]
         shown = {key: value for key, value in adapter.items() if key not in ("path", "trainable_parameters")}
         count = "no weights in this folder" if parameters is None else f"{parameters:,}"
+        if adapter["dtypes"]:
+            shown["dtypes"] = _dtypes(adapter["dtypes"])
         _print_section(f"adapter {adapter['path']}", {**shown, "trainable_parameters": count})
+
+
+def _dtypes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} tensors of {dtype}" for dtype, count in counts.items())
 
 
 def _word(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, dict):
-        return ", ".join(f"{count} tensors of {name}" for name, count in value.items())
+        return ", ".join(f"{name}: {entry}" for name, entry in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

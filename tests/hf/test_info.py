@@ -66,6 +66,17 @@ class TestReleased:
         assert "3,821,079,552" in printed
         assert "weights: none" in printed
 
+    def test_what_of_an_adapter_differs_by_module(self, tmp_path, capsys):
+        add_adapter(
+            tmp_path, {**ADAPTER, "rank_pattern": {"o_proj": 3}, "modules_to_save": ["lm_head"], "alpha_pattern": {}}
+        )
+        print_info(checkpoint_info(tmp_path))
+        printed = capsys.readouterr().out
+        assert "o_proj: 3" in printed
+        assert "lm_head" in printed
+        assert "alpha_pattern" not in printed
+        assert "2 tensors of float32" in printed
+
     def test_a_real_adapter_without_weights(self, testdata, capsys):
         info = checkpoint_info(testdata / "adapters" / "phi-3-mini-4k_r16_all-fused")
         (adapter,) = info["adapters"]
