@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
@@ -26,24 +26,25 @@ class Batches(Iterator[Batch]):
     """Training batches; see `train_batches`.
 
     - `steps_per_epoch`: exact, the same in every epoch. A last partial batch counts.
+    - `fingerprint`: of rows and settings, the same in all processes that share the batches.
     - `get_state()`: a JSON-able dictionary. `set_state(state)` continues with the very batch that
       would have come next; it raises `InputError` where rows or settings are not those of the state.
     """
 
     def __init__(self, steps: "_TrainingSteps") -> None:
         self.steps_per_epoch = steps.per_epoch
-        self._fingerprint = steps.fingerprint
+        self.fingerprint = steps.fingerprint
         self._iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS))
 
     def __next__(self) -> Batch:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        return {**self._iterator.get_state(), "fingerprint": self._fingerprint}
+        return {**self._iterator.get_state(), "fingerprint": self.fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        if state.pop("fingerprint", None) != self._fingerprint:
+        if state.pop("fingerprint", None) != self.fingerprint:
             raise InputError(
                 "the checkpoint was written with other training rows, batch sizes or seed; "
                 "resume with the same data and settings, or start anew"
@@ -60,6 +61,7 @@ def train_batches(
     epochs: int | None,
     seed: int,
     pad_id: int,
+    part: Sequence[int] | None = None,
 ) -> Batches:
     """Batches for `epochs` epochs, or without end for None; one for each optimizer step.
 
@@ -68,16 +70,25 @@ def train_batches(
     `segment_ids` (documents from 1, 0 at padding) and `loss_mask`. `length` is `data.max_length`
     with packing, else the smallest bucket (`packing.bucket_length`) for the rows of the step. The last
     batch of an epoch is filled up with empty sequences.
+
+    **Arguments**
+    - `batch_size`: sequences of a micro-batch, over all processes.
+    - `part`: which of them to assemble (default: all), where several processes share the batches.
+      `length` and the order are those of the whole; a state is good for any part.
     """
-    return Batches(_TrainingSteps(rows, data, batch_size, accumulation, epochs, seed, pad_id))
+    return Batches(_TrainingSteps(rows, data, batch_size, accumulation, epochs, seed, pad_id, part))
 
 
-def eval_batches(rows: TokenizedRows, data: DataSection, *, batch_size: int, pad_id: int) -> Iterable[Batch]:
+def eval_batches(
+    rows: TokenizedRows, data: DataSection, *, batch_size: int, pad_id: int, part: Sequence[int] | None = None
+) -> Iterable[Batch]:
     """Every row exactly once, in dictionaries as of `train_batches` but `[batch_size, length]`.
 
     The result can be iterated again. Packed if training is; else rows of like length share a batch.
+
+    **Arguments**: `part`, which sequences of each batch to assemble, as in `train_batches`.
     """
-    steps = _EvaluationSteps(rows, data, batch_size, pad_id)
+    steps = _EvaluationSteps(rows, data, batch_size, pad_id, part)
     return grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS)
 
 
@@ -93,9 +104,10 @@ class _TrainingSteps:
         epochs: int | None,
         seed: int,
         pad_id: int,
+        part: Sequence[int] | None,
     ) -> None:
         self._rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
-        self._shape = accumulation, batch_size
+        self._shape, self._part = (accumulation, batch_size), _part(part, batch_size)
         self._epoch, self._plan = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
         self.per_epoch = math.ceil(len(self._plan) / (accumulation * batch_size))
         self._length = sys.maxsize if epochs is None else epochs * self.per_epoch
@@ -113,40 +125,58 @@ class _TrainingSteps:
         epoch, index = divmod(int(step), self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, plan_epoch(self._rows.lengths, self._data, seed=self._seed, epoch=epoch)
-        size = math.prod(self._shape)
+        accumulation, batch_size = self._shape
+        size = accumulation * batch_size
         sequences = self._plan[index * size : (index + 1) * size]
-        batch = _assemble(self._rows, sequences, self._data, size, self._pad_id)
-        return {name: array.reshape(*self._shape, -1) for name, array in batch.items()}
+        chosen = [start + row for start in range(0, size, batch_size) for row in self._part]
+        batch = _assemble(self._rows, sequences, self._data, chosen, self._pad_id)
+        return {name: array.reshape(accumulation, len(self._part), -1) for name, array in batch.items()}
 
 
 class _EvaluationSteps:
     """Grain's data source: item `i` is the evaluation batch `i`."""
 
-    def __init__(self, rows: TokenizedRows, data: DataSection, batch_size: int, pad_id: int) -> None:
+    def __init__(
+        self, rows: TokenizedRows, data: DataSection, batch_size: int, pad_id: int, part: Sequence[int] | None
+    ) -> None:
         self._rows, self._data, self._batch_size, self._pad_id = rows, data, batch_size, pad_id
+        self._part = _part(part, batch_size)
         # The order is no matter for sums, so it may be the one that pads least: that of a shuffled
         # plan when packing, by length when padding.
-        self._plan = plan_epoch(rows.lengths, data, seed=0, epoch=0)
+        lengths = rows.lengths
+        self._plan = plan_epoch(lengths, data, seed=0, epoch=0)
         if not data.packing:
-            self._plan.sort(key=lambda sequence: int(rows.lengths[sequence[0]]))
+            self._plan.sort(key=lambda sequence: int(lengths[sequence[0]]))
 
     def __len__(self) -> int:
         return math.ceil(len(self._plan) / self._batch_size)
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         sequences = self._plan[int(index) * self._batch_size : (int(index) + 1) * self._batch_size]
-        return _assemble(self._rows, sequences, self._data, self._batch_size, self._pad_id)
+        return _assemble(self._rows, sequences, self._data, self._part, self._pad_id)
 
 
-def _assemble(rows: TokenizedRows, sequences: list[list[int]], data: DataSection, size: int, pad_id: int) -> Batch:
-    """`size` sequences, those beyond `sequences` empty."""
-    longest = max(sum(int(rows.lengths[row]) for row in sequence) for sequence in sequences)
+def _part(part: Sequence[int] | None, batch_size: int) -> Sequence[int]:
+    if part is None:
+        return range(batch_size)
+    assert all(0 <= row < batch_size for row in part), f"rows {part} of a batch of {batch_size}"
+    return part
+
+
+def _assemble(
+    rows: TokenizedRows, sequences: list[list[int]], data: DataSection, chosen: Sequence[int], pad_id: int
+) -> Batch:
+    """The `chosen` of the sequences, those beyond the last one empty."""
+    # By all of them, so that every process has the same shape.
+    lengths = rows.lengths
+    longest = max(sum(int(lengths[row]) for row in sequence) for sequence in sequences)
     length = data.max_length if data.packing else bucket_length(longest, data.max_length)
-    batch = {name: np.zeros((size, length), np.int32) for name in ("positions", "segment_ids", "loss_mask")}
-    batch["input_ids"] = np.full((size, length), pad_id, np.int32)
-    for index, sequence in enumerate(sequences):
+    shape = len(chosen), length
+    batch = {name: np.zeros(shape, np.int32) for name in ("positions", "segment_ids", "loss_mask")}
+    batch["input_ids"] = np.full(shape, pad_id, np.int32)
+    for index, choice in enumerate(chosen):
         start = 0
-        for segment, row in enumerate(sequence, 1):
+        for segment, row in enumerate(sequences[choice] if choice < len(sequences) else [], 1):
             ids, mask = rows[row]
             part = np.s_[index, start : start + len(ids)]
             batch["input_ids"][part] = ids

@@ -20,6 +20,7 @@ from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.hf.safetensors_io import FLOATS, READABLE, TensorEntry, TensorSource, read_tensor
 from phi3_jax.hf.slots import Expected, Slot, checkpoint_slots
+from phi3_jax.parallel.distributed import to_host
 from phi3_jax.quant import FP4Weight, Int8Weight, NF4Weight, Quantized
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.dynamic import dynamic_map
@@ -202,7 +203,7 @@ def tensor_sources(slot: Slot, weight: Quantized) -> list[TensorSource]:
 
     def source(name: str, array: Any, shape: tuple[int, ...]) -> TensorSource:
         # Sliced before it comes to the host: jax keeps the host's copy of an array that it has fetched.
-        return TensorSource(name, array.dtype, shape, partial(lambda array: np.asarray(array[layer]), array))
+        return TensorSource(name, array.dtype, shape, partial(lambda array: to_host(array[layer]), array))
 
     def constant(name: str, array: np.ndarray) -> TensorSource:
         return TensorSource(name, array.dtype, array.shape, lambda: array)
@@ -231,7 +232,7 @@ def tensor_sources(slot: Slot, weight: Quantized) -> list[TensorSource]:
         state |= {
             "nested_blocksize": NESTED_BLOCK_SIZE,
             "nested_dtype": "float32",
-            "nested_offset": float(weight.offset[layer]),
+            "nested_offset": float(to_host(weight.offset[layer])),
         }
         tensors += [
             source(f"{slot.name}.nested_absmax", weight.nested_absmax, weight.nested_absmax.shape[1:]),

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,13 @@ from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.hf import bnb
 from phi3_jax.hf.hub import resolve_checkpoint
+from phi3_jax.hf.leaves import Shardings, aligned_empty, fused_rows, read_parts, read_sharded, read_whole, share
 from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, TensorSource, equals, read_tensor, write_safetensors
 from phi3_jax.hf.slots import EMBEDDING, HEAD, Slot, abstract_model, checkpoint_slots, model_leaves
 from phi3_jax.hf.weights import CONFIG, INDEX, SINGLE, Weights, read_weights
+from phi3_jax.model.layers import PartedWeight
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.parallel.distributed import barrier, is_main, to_host, together
 from phi3_jax.quant import Quantized, Quantizer, is_quantized, make_quantizer
 from phi3_jax.quant.model import is_quantizable, stack_layers
 
@@ -40,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-ALIGNMENT = 64  # bytes; what XLA's CPU backend asks of memory that it takes over without a copy
 
 
 def load_model(
@@ -50,6 +52,9 @@ def load_model(
     quantization: str | None = None,
     double_quant: bool = True,
     quantizer: Quantizer | None = None,
+    attention: str = "auto",
+    shardings: Shardings | None = None,
+    parts: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -68,6 +73,7 @@ def load_model(
     - `quantizer`: takes the place of these two, for starts that look at each weight before it is
       rounded (LoftQ). It is called with a module's name in the checkpoint and its weight, from several
       threads at once, and gives a quantised weight of numpy arrays.
+    - `attention`: the model's kernel, see `model.attention.attend`.
 
     Raises `InputError` with everything that is wrong with the checkpoint at once: missing, unknown,
     doubled and misshapen tensors, shards that are missing or cut off. Also for a checkpoint that is
@@ -85,25 +91,35 @@ def load_model(
         _check_stored(stored, folder, quantization, double_quant)
     weights = read_weights(folder, config)
     weights.raise_for_problems(folder)
-    empty = abstract_model(config, dtype)
+    empty = abstract_model(config, dtype, attention)
     slots: dict[tuple[str, ...], list[Slot]] = {}
     for slot in checkpoint_slots(config):
         slots.setdefault(slot.path, []).append(slot)
     leaves = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path, leaf in model_leaves(empty).items():
+            sharding = None if shardings is None else partial(shardings, path)
+            read: Callable[[Slot], Quantized] | None = None
             if stored is not None and path in stored.paths:
-                value: Any = _read_quantized(
-                    pool, slots[path], lambda slot: bnb.read_weight(weights.tensors, slot, stored)
-                )
+                read = partial(_read_stored, weights, stored)
             elif stored is None and quantizer is not None and is_quantizable(path, leaf.shape):
-                value = _read_quantized(pool, slots[path], lambda slot: _quantized(weights, slot, dtype, quantizer))
+                read = partial(_quantized, weights, dtype, quantizer)
+            value: Any
+            if read is not None:
+                value = stack_layers(pool.map(read, slots[path]), len(slots[path]), path, aligned_empty)
+                value = value if sharding is None else share(value, sharding)
+            elif sharding is None:
+                value = read_whole(pool, slots[path], weights.tensors, dtype)
+            elif parts and (rows := fused_rows(empty, path)) is not None:
+                value = read_parts(pool, slots[path], weights.tensors, dtype, sharding, rows)
             else:
-                value = _read_stacked(pool, slots[path], weights, _aligned_empty(leaf.shape, dtype))
+                value = read_sharded(pool, slots[path], weights.tensors, dtype, sharding)
             if path == EMBEDDING and config.tie_word_embeddings and HEAD in weights.tensors:
                 _check_tied(weights.tensors[HEAD], value)
+            if sharding is None:
+                value = jax.device_put(value)
             # Waiting frees the host's copy before the next one is made.
-            leaves.append((path, leaf.replace(jax.block_until_ready(jax.device_put(value)))))
+            leaves.append((path, leaf.replace(jax.block_until_ready(value))))
     return nnx.merge(nnx.graphdef(empty), nnx.from_flat_state(leaves))
 
 
@@ -117,21 +133,11 @@ def _check_stored(stored: bnb.BnbConfig, folder: Path, quantization: str | None,
         )
 
 
-def _read_stacked(pool: ThreadPoolExecutor, slots: Sequence[Slot], weights: Weights, array: np.ndarray) -> np.ndarray:
-    jobs = [
-        pool.submit(read_tensor, weights.tensors[slot.name], array if slot.layer is None else array[slot.layer])
-        for slot in slots
-    ]
-    for job in jobs:
-        job.result()
-    return array
+def _read_stored(weights: Weights, stored: bnb.BnbConfig, slot: Slot) -> Quantized:
+    return bnb.read_weight(weights.tensors, slot, stored)
 
 
-def _read_quantized(pool: ThreadPoolExecutor, slots: Sequence[Slot], read: Callable[[Slot], Quantized]) -> Quantized:
-    return stack_layers(pool.map(read, slots), len(slots), slots[0].path, _aligned_empty)
-
-
-def _quantized(weights: Weights, slot: Slot, dtype: np.dtype, quantizer: Quantizer) -> Quantized:
+def _quantized(weights: Weights, dtype: np.dtype, quantizer: Quantizer, slot: Slot) -> Quantized:
     weight = np.empty(slot.shape, dtype)
     read_tensor(weights.tensors[slot.name], weight)
     return quantizer(slot.name.removesuffix(".weight"), weight)
@@ -154,15 +160,12 @@ def _float_dtype(dtype: Any) -> np.dtype:
     return result
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _check_tied(head: TensorEntry, embedding: np.ndarray) -> None:
-    if not equals(head, embedding):
+def _check_tied(head: TensorEntry, embedding: np.ndarray | jax.Array) -> None:
+    whole = (slice(None),) * 2
+    shares = [(whole, embedding)]
+    if isinstance(embedding, jax.Array):
+        shares = list({str(shard.index): (shard.index, shard.data) for shard in embedding.addressable_shards}.values())
+    if not all(equals(head, np.asarray(share), index) for index, share in shares):
         raise InputError(
             f"{head.path}: {HEAD} differs from model.embed_tokens.weight, but config.json ties them; "
             "set tie_word_embeddings to false there"
@@ -179,24 +182,43 @@ def save_model(model: Phi3ForCausalLM, folder: str | Path, *, max_shard_size: in
 
     **Arguments**: `max_shard_size`, bytes.
 
+    Several processes must all call it: the first one writes, and the others give what their devices
+    hold, a tensor at a time.
+
     Raises `InputError` where the folder holds something else that would be in the way.
     """
     folder = Path(folder)
     if max_shard_size < 1:
         raise InputError(f"max_shard_size is {max_shard_size}, expected a positive number of bytes")
+    # Before anything is written, and by all: what this raises is raised in all of them.
+    shards, config = _shards(model, max_shard_size), _config_json(model)
+    with together():
+        staging = _stage(folder) if is_main() else None
+    if staging is None:
+        for tensor in itertools.chain.from_iterable(shards):
+            tensor.read()
+    else:
+        try:
+            _replace(folder, staging, _write_files(model, shards, config, staging))
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    barrier(f"{folder} is written")
+
+
+def _stage(folder: Path) -> Path:
+    """A new folder within the target, to write in."""
     _check_target(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        names = _write_files(model, staging, max_shard_size)
-        (folder / CONFIG).unlink(missing_ok=True)
-        for old in folder.iterdir():
-            if old.name in (SINGLE, INDEX, GENERATION) or SHARD.fullmatch(old.name):
-                old.unlink()
-        for name in names:
-            (staging / name).replace(folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+
+
+def _replace(folder: Path, staging: Path, names: list[str]) -> None:
+    (folder / CONFIG).unlink(missing_ok=True)
+    for old in folder.iterdir():
+        if old.name in (SINGLE, INDEX, GENERATION) or SHARD.fullmatch(old.name):
+            old.unlink()
+    for name in names:
+        (staging / name).replace(folder / name)
 
 
 def _check_target(folder: Path) -> None:
@@ -212,8 +234,8 @@ def _check_target(folder: Path) -> None:
             raise InputError(f"{folder}: holds another model's config.json; save in a folder of its own") from error
 
 
-def _write_files(model: Phi3ForCausalLM, folder: Path, max_shard_size: int) -> list[str]:
-    """Writes all files; returns their names in the order in which they should appear."""
+def _shards(model: Phi3ForCausalLM, max_shard_size: int) -> list[list[TensorSource]]:
+    """What each file is to hold."""
     arrays = {path: leaf.get_value() for path, leaf in model_leaves(model).items()}
     shards: list[list[TensorSource]] = [[]]
     size = 0
@@ -225,6 +247,13 @@ def _write_files(model: Phi3ForCausalLM, folder: Path, max_shard_size: int) -> l
             size = 0
         shards[-1] += tensors
         size += nbytes
+    return shards
+
+
+def _write_files(
+    model: Phi3ForCausalLM, shards: list[list[TensorSource]], config: dict[str, Any], folder: Path
+) -> list[str]:
+    """Writes all files; returns their names in the order in which they should appear."""
     names = [SINGLE]
     if len(shards) > 1:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
@@ -242,22 +271,25 @@ def _write_files(model: Phi3ForCausalLM, folder: Path, max_shard_size: int) -> l
     if model.config.generation != "{}":
         _write_json(folder / GENERATION, json.loads(model.config.generation))
         names.append(GENERATION)
-    _write_json(folder / CONFIG, _config_json(model, arrays))
+    _write_json(folder / CONFIG, config)
     return [*names, CONFIG]
 
 
 def _sources(slot: Slot, value: Any) -> list[TensorSource]:
     if is_quantized(value):
         return bnb.tensor_sources(slot, value)
-    return [TensorSource(slot.name, value.dtype, slot.shape, partial(_on_host, value, slot.layer))]
+    arrays = value.parts if isinstance(value, PartedWeight) else (value,)
+    return [TensorSource(slot.name, arrays[0].dtype, slot.shape, partial(_on_host, arrays, slot.layer))]
 
 
-def _on_host(array: jax.Array, layer: int | None) -> np.ndarray:
+def _on_host(arrays: tuple[jax.Array, ...], layer: int | None) -> np.ndarray:
     # Sliced before it comes to the host: jax keeps the host's copy of an array that it has fetched.
-    return np.asarray(array if layer is None else array[layer])
+    parts = [to_host(array if layer is None else array[layer]) for array in arrays]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _config_json(model: Phi3ForCausalLM, arrays: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+def _config_json(model: Phi3ForCausalLM) -> dict[str, Any]:
+    arrays = {path: leaf.get_value() for path, leaf in model_leaves(model).items()}
     raw = model.config.to_dict()
     raw.pop("auto_map", None)  # names Python files that do not go along
     raw.pop("dtype", None)

@@ -4,6 +4,7 @@ The safetensors library maps a file into memory, so that the pages read count as
 beside the arrays they are copied to. Reading with `readinto` keeps one copy only.
 """
 
+import itertools
 import json
 import math
 import os
@@ -145,40 +146,65 @@ def _check_gapless(entries: Sequence[TensorEntry], start: int) -> int:
     return start
 
 
-def read_tensor(entry: TensorEntry, out: np.ndarray) -> None:
-    """Fills `out`, a C-contiguous array of the entry's shape, converting to its dtype chunk by chunk."""
-    flat = out.reshape(-1)
-    if READABLE[entry.dtype] == out.dtype:
-        with _opened(entry) as file:
-            _read_exactly(file, flat)
-        return
-    for start, part in _chunks(entry, flat.size):
-        flat[start : start + part.size] = part
+def read_tensor(entry: TensorEntry, out: np.ndarray, index: tuple[slice, ...] | None = None) -> None:
+    """Fills `out`, C-contiguous, with the tensor or the part of it at `index`, converted to its dtype chunk by chunk.
+
+    No other bytes are read: some of the rows are one piece of the file, some of the columns one for each row.
+
+    **Arguments**: `index`, a slice without steps for each axis.
+    """
+    direct = READABLE[entry.dtype] == out.dtype
+    for start, part in _pieces(entry, index, out.reshape(-1) if direct else None):
+        if not direct:
+            out.reshape(-1)[start : start + part.size] = part
 
 
-def equals(entry: TensorEntry, array: np.ndarray) -> bool:
-    """Whether the entry's tensor, converted to the array's dtype, is the array, bit for bit."""
+def equals(entry: TensorEntry, array: np.ndarray, index: tuple[slice, ...] | None = None) -> bool:
+    """Whether the tensor, or the part of it at `index`, converted to the array's dtype is the array, bit for bit."""
     flat = array.reshape(-1)
-    return entry.shape == array.shape and all(
+    return _part_shape(entry, index) == array.shape and all(
         np.array_equal(part.astype(flat.dtype).view(np.uint8), flat[start : start + part.size].view(np.uint8))
-        for start, part in _chunks(entry, flat.size)
+        for start, part in _pieces(entry, index, None)
     )
 
 
-def _opened(entry: TensorEntry) -> FileIO:
-    file = FileIO(entry.path)
-    file.seek(entry.start)
-    return file
+def _bounds(entry: TensorEntry, index: tuple[slice, ...] | None) -> list[range]:
+    whole = (slice(None),) * len(entry.shape)
+    return [range(*cut.indices(size)) for cut, size in zip(index or whole, entry.shape, strict=True)]
 
 
-def _chunks(entry: TensorEntry, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The tensor's numbers in pieces, each with its place; the memory of one piece serves the next."""
-    chunk = np.empty(min(CHUNK, size), FLOATS[entry.dtype])
-    with _opened(entry) as file:
-        for start in range(0, size, CHUNK):
-            part = chunk[: size - start]
-            _read_exactly(file, part)
-            yield start, part
+def _part_shape(entry: TensorEntry, index: tuple[slice, ...] | None) -> tuple[int, ...]:
+    return tuple(map(len, _bounds(entry, index)))
+
+
+def _runs(entry: TensorEntry, index: tuple[slice, ...] | None) -> Iterator[tuple[int, int]]:
+    """Which runs of the tensor's numbers make up the part: the first and the length of each, in order."""
+    bounds = _bounds(entry, index)
+    # Axes behind the last one that is cut are in one piece with it.
+    cut = max((axis for axis, size in enumerate(entry.shape) if len(bounds[axis]) < size), default=0)
+    strides = [math.prod(entry.shape[axis + 1 :]) for axis in range(len(bounds))]
+    last = bounds[cut] if bounds else range(1)
+    stride = math.prod(entry.shape[cut + 1 :])
+    for outer in itertools.product(*bounds[:cut]):
+        place = sum(i * step for i, step in zip(outer, strides[:cut], strict=True))
+        yield place + last.start * stride, len(last) * stride
+
+
+def _pieces(
+    entry: TensorEntry, index: tuple[slice, ...] | None, out: np.ndarray | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The part's numbers in pieces, each with its place in the part: read into `out`, flat, or where that is
+    None into memory that the next piece takes again."""
+    place = 0
+    chunk = np.empty(min(CHUNK, math.prod(_part_shape(entry, index))) if out is None else 0, READABLE[entry.dtype])
+    with FileIO(entry.path) as file:
+        for first, length in _runs(entry, index):
+            file.seek(entry.start + first * chunk.itemsize)
+            for done in range(0, length, CHUNK if out is None else max(1, length)):
+                piece = chunk[: length - done] if out is None else out[place : place + length]
+                _read_exactly(file, piece)
+                yield place, piece
+                place += piece.size
 
 
 def _read_exactly(file: FileIO, out: np.ndarray) -> None:

@@ -33,9 +33,9 @@ class Expected:
     optional: bool = False
 
 
-def abstract_model(config: Phi3Config, dtype: Any = jnp.float32) -> Phi3ForCausalLM:
+def abstract_model(config: Phi3Config, dtype: Any = jnp.float32, attention: str = "auto") -> Phi3ForCausalLM:
     """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: Phi3ForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Phi3ForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(0), attention=attention))
 
 
 def model_leaves(model: Phi3ForCausalLM) -> dict[tuple[str, ...], nnx.Variable]:

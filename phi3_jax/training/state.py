@@ -38,6 +38,10 @@ class Checkpoints:
     """The checkpoints of a run: training state as arrays, everything else as JSON.
 
     Half-written checkpoints of a killed process are never read, and removed on opening.
+
+    Several processes open, save and restore together, in a folder that all of them see. There every
+    array of a state must be a global one, on all devices or cut over them; each process writes what
+    it holds. On which devices it was saved does not matter to what it is restored onto.
     """
 
     def __init__(self, folder: Path, save_total_limit: int | None):
@@ -71,8 +75,8 @@ class Checkpoints:
         )
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state saved at `step` (default: the newest), with the types and shapes of `like`, and
-        the JSON beside it.
+        """The state saved at `step` (default: the newest), with the types, shapes and shardings of
+        `like`, and the JSON beside it.
 
         Raises `InputError` where the checkpoint has other arrays than this run.
         """

@@ -140,3 +140,35 @@ def test_buckets_are_few_and_hold_the_longest_row():
     data = DataSection(packing=False, max_length=1000, shuffle=False)
     batches = train_batches(make_rows([3, 70, 5, 6]), data, batch_size=1, accumulation=2, epochs=1, seed=0, pad_id=PAD)
     assert [batch["input_ids"].shape for batch in batches] == [(2, 1, 128), (2, 1, 64)]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_processes_that_share_batches_put_together_the_whole(packing):
+    rows = make_rows([200, *range(20, 49)])
+    data = DataSection(packing=packing, max_length=256)
+    parts = [(0, 2), (3,), (1,)]  # not neighbours, not equally many
+
+    def share(part=None):
+        return train_batches(rows, data, batch_size=4, accumulation=2, epochs=2, seed=3, pad_id=PAD, part=part)
+
+    assert len({share(part).fingerprint for part in (None, *parts)}) == 1
+    lengths = set()
+    for whole, *shares in zip(share(), *map(share, parts), strict=True):
+        lengths.add(whole["input_ids"].shape[-1])
+        for name, array in whole.items():
+            for part, batch in zip(parts, shares, strict=True):
+                np.testing.assert_array_equal(batch[name], array[:, part])
+    assert len(lengths) == (1 if packing else 2)  # by the longest row of all, whoever has it
+    evaluation = [eval_batches(rows, data, batch_size=4, pad_id=PAD, part=part) for part in (None, *parts)]
+    for whole, *shares in zip(*evaluation, strict=True):
+        for name, array in whole.items():
+            for part, batch in zip(parts, shares, strict=True):
+                np.testing.assert_array_equal(batch[name], array[list(part)])
+    # A state that one process saved is good for all.
+    first, second = share(parts[0]), share(parts[1])
+    next(first)
+    second.set_state(first.get_state())
+    following = [next(stream)["input_ids"] for stream in (first, second)]
+    whole = list(itertools.islice(share(), 2))[1]["input_ids"]
+    for array, part in zip(following, parts, strict=False):
+        np.testing.assert_array_equal(array, whole[:, part])

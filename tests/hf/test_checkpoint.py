@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
-from phi3_jax.hf import checkpoint, safetensors_io
+from phi3_jax.hf import checkpoint, leaves, safetensors_io
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.slots import checkpoint_slots
 
@@ -209,17 +209,72 @@ class TestRoundTrip:
             assert np.asarray(value).tobytes() == tensors[slot.name].astype(target).tobytes(), slot.name
 
 
+def cut(size: int):
+    return st.tuples(st.integers(0, size), st.integers(0, size)).map(lambda ends: slice(*sorted(ends)))
+
+
+class TestParts:
+    SHAPES = ((5,), (4, 6), (3, 4, 5))
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data(), target=st.sampled_from([np.float32, ml_dtypes.bfloat16]))
+    def test_a_part_is_read_and_nothing_else(self, tmp_path_factory, monkeypatch, data, target):
+        path = tmp_path_factory.mktemp("parts") / "x.safetensors"
+        random = np.random.default_rng(0)
+        tensors = {str(len(shape)): random.normal(size=shape).astype(np.float32) for shape in self.SHAPES}
+        save_file(tensors, path)
+        name = data.draw(st.sampled_from(sorted(tensors)))
+        tensor, entry = tensors[name], safetensors_io.read_header(path)[name]
+        index = tuple(data.draw(cut(size)) for size in tensor.shape)
+        expected = np.ascontiguousarray(tensor[index].astype(target))
+        out, counts, read = np.empty_like(expected), [], safetensors_io._read_exactly
+        with monkeypatch.context() as patch:
+            patch.setattr(safetensors_io, "CHUNK", 3)
+            patch.setattr(
+                safetensors_io, "_read_exactly", lambda file, out: (counts.append(out.nbytes), read(file, out))
+            )
+            safetensors_io.read_tensor(entry, out, index)
+        assert out.tobytes() == expected.tobytes()
+        assert sum(counts) == tensor[index].nbytes
+        assert safetensors_io.equals(entry, expected, index)
+        if expected.size:
+            expected.reshape(-1)[-1] += 1
+            assert not safetensors_io.equals(entry, expected, index)
+
+    def test_whole_rows_are_read_in_one_go(self, tmp_path, monkeypatch):
+        save_file({"a": np.zeros((8, 4), np.float32)}, tmp_path / "x.safetensors")
+        entry = safetensors_io.read_header(tmp_path / "x.safetensors")["a"]
+        counts, read = [], safetensors_io._read_exactly
+        monkeypatch.setattr(
+            safetensors_io, "_read_exactly", lambda file, out: (counts.append(out.nbytes), read(file, out))
+        )
+        safetensors_io.read_tensor(entry, np.empty((3, 4), np.float32), np.s_[2:5, :])
+        assert counts == [48]
+
+    def test_a_repeated_head_is_compared_share_by_share(self, folder):
+        """Loading onto many devices itself is tested with the processes, in tests/parallel."""
+        (folder / "config.json").write_text(json.dumps(TINY | {"tie_word_embeddings": True}))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        with pytest.raises(InputError, match=r"lm_head\.weight differs"):
+            load_model(folder, dtype=jnp.bfloat16, shardings=lambda path, shape: device)
+        with safe_open(folder / FIRST, "np") as opened:
+            embedding = opened.get_tensor("model.embed_tokens.weight")
+        edit_shard(folder / SECOND, lambda t: t.update({"lm_head.weight": embedding}))
+        loaded = load_model(folder, dtype=jnp.bfloat16, shardings=lambda path, shape: device)
+        assert bits(loaded) == bits(load_model(folder, dtype=jnp.bfloat16))
+
+
 class TestMemory:
     def test_the_device_takes_over_the_memory_that_was_read_into(self, folder, monkeypatch):
         if jax.default_backend() != "cpu":
             pytest.skip("accelerators have memory of their own")
         addresses = set()
 
-        def recording(entry, out):
+        def recording(entry, out, index):
             addresses.add(out.ctypes.data)
-            safetensors_io.read_tensor(entry, out)
+            safetensors_io.read_tensor(entry, out, index)
 
-        monkeypatch.setattr(checkpoint, "read_tensor", recording)
+        monkeypatch.setattr(leaves, "read_tensor", recording)
         model = load_model(folder, dtype=jnp.bfloat16)
         for leaf in jax.tree.leaves(model):
             assert leaf.unsafe_buffer_pointer() in addresses

@@ -1,0 +1,84 @@
+"""Where every array of a run lies on the mesh, by its name and shape: the rules of `sharding`, applied.
+
+Trees are those of training: `{"model": the model's state, "lora": Lora or None}`, and the state of a
+step, whose optimizer's arrays have the names of the parameters that they belong to.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from phi3_jax.names import path_names
+from phi3_jax.parallel.sharding import spec
+
+# Weights of the model by their module; norms are not cut.
+KEPT: dict[str, tuple[str | None, str | None]] = {
+    "embed_tokens": ("kept_heads", None),
+    "lm_head": ("kept_heads", None),
+    "qkv_proj": ("kept_heads", None),
+    "gate_up_proj": ("kept_heads", None),
+    "o_proj": ("kept", "heads"),
+    "down_proj": ("kept", "heads"),
+}
+
+
+def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """That of a weight of the model, or of an array of a quantised one.
+
+    **Arguments**: `names`, the parts of its dotted name, down to its module at least.
+    """
+    axes = next((KEPT[name] for name in names if name in KEPT), None)
+    stack = int("layers" in names)
+    if axes is None or len(shape) != stack + 2:  # norms, and the nested statistics of a quantised weight
+        return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, spec(shape, (*[None] * stack, *axes), mesh))
+
+
+def adapter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """That of an array of an adapter between steps: cut along its longest axis."""
+    axes: list[str | None] = [None] * len(shape)
+    if shape:
+        axes[int(np.argmax(shape))] = "kept"
+    return NamedSharding(mesh, spec(shape, tuple(axes), mesh))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for every array of parameters or of a step's state."""
+
+    def leaf(path: Any, x: Any) -> NamedSharding:
+        names = path_names(path)
+        if "adapters" in names:
+            return adapter_sharding(x.shape, mesh)
+        if names[-1] in ("step", "key", "window") or "window" in names:
+            return NamedSharding(mesh, PartitionSpec())
+        return weight_sharding(names, x.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """That of `[..., batch, seq]`."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), ("data", "fsdp"), "context"))
+
+
+def place(tree: Any, layout: Any) -> Any:
+    """Arrays that every process holds whole, spread over the mesh; arrays that are on it already, moved.
+
+    PRNG keys keep their type.
+    """
+
+    def leaf(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = np.asarray(jax.random.key_data(x))
+            bits = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(leaf, tree, layout)

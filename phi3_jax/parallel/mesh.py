@@ -1,0 +1,81 @@
+"""The mesh of devices, and the one that a program is being traced for."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from phi3_jax.errors import InputError
+
+# data: copies of the model, each with its own rows; fsdp: devices that share one copy's weights;
+# tensor: devices that share each matrix product; context: devices that share each row's positions.
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+def mesh_shape(parallel: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The size of every axis, -1 made the number of devices that the others leave.
+
+    Raises `InputError` where the axes and the number of devices do not go together.
+    """
+    shape = {axis: parallel.get(axis, 1) for axis in AXES}
+    given = ", ".join(f"{axis} {size}" for axis, size in shape.items())
+    known = math.prod(size for size in shape.values() if size != -1)
+    if devices % known:
+        raise InputError(
+            f"parallel: {given} multiply to {known}, which does not divide the {devices} devices there are; "
+            "give axes whose product does"
+        )
+    return {axis: devices // known if size == -1 else size for axis, size in shape.items()}
+
+
+def make_mesh(parallel: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh with the axes `AXES`, for use with `jax.set_mesh`.
+
+    Axes are of type Auto: the compiler spreads what the rules of `sharding` leave open.
+
+    **Arguments**: `parallel`, the sizes of axes (default 1; one of them may be -1 for "all that are
+    left"); `devices`, default: all of JAX's.
+
+    Raises `InputError` where the product does not divide the number of devices, and where it leaves
+    devices out on several hosts, each of which must take part.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = mesh_shape(parallel, len(devices))
+    used = math.prod(shape.values())
+    if used < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise InputError(
+            f"parallel: the axes take {used} of the {len(devices)} devices; on several hosts they must take all: "
+            "set one axis to -1"
+        )
+    sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
+    if used == len(devices) and used > 1:
+        return jax.make_mesh(sizes, AXES, types, devices=devices)  # as the devices are wired
+    return Mesh(np.array(devices[:used]).reshape(sizes), AXES, axis_types=types)
+
+
+def describe_mesh(mesh: Mesh | None) -> str:
+    """A line that says what a run uses, and what it leaves idle."""
+    there = jax.device_count()
+    kind = jax.devices()[0].device_kind
+    used = 1 if mesh is None else mesh.size
+    axes = "" if mesh is None else f" ({', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)})"
+    idle = f"; {there - used} more are idle: parallel.fsdp -1 takes them all" if used < there else ""
+    return f"on {used} {kind} device{'s' if used > 1 else ''}{axes}{idle}"
+
+
+def ambient_mesh() -> AbstractMesh | None:
+    """The mesh of `jax.set_mesh`, None where there is none or it is of a single device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: what the program being traced is for, which on a machine that only plans
+    a run is not what it has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = getattr(mesh, "abstract_device", None)
+    name = getattr(device, "platform", None) or jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name

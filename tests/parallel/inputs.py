@@ -1,0 +1,30 @@
+"""What the processes of test_distributed.py and the test itself start from."""
+
+import numpy as np
+
+from phi3_jax.data import DataStats, TokenizedRows
+from phi3_jax.run_config import DataSection
+
+BASE = {
+    "model_type": "phi3",
+    "vocab_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+DATA = DataSection(packing=False, max_length=256)
+BATCHES = {"batch_size": 4, "accumulation": 2, "epochs": 1, "seed": 5, "pad_id": 0}
+
+
+def rows() -> TokenizedRows:
+    """Rows of lengths that need buckets of different sizes."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 200, 20)
+    ids = random.integers(1, 40, lengths.sum()).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    none = np.zeros(len(lengths), np.int32)
+    return TokenizedRows(ids, np.ones(len(ids), np.uint8), offsets, none, [""] * len(lengths), DataStats())

@@ -1,0 +1,170 @@
+"""One of several processes, or the only one, with 8 simulated devices in all: takes part in what a run
+does together and writes down what it saw, for test_distributed.py to judge."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from phi3_jax import InputError
+from phi3_jax.data import eval_batches, train_batches
+from phi3_jax.hf import leaves, safetensors_io
+from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.parallel import distributed
+from phi3_jax.training.state import Checkpoints
+from phi3_jax.training.step import TrainState
+from tests.parallel.inputs import BATCHES, DATA, rows
+
+
+def said(function, *arguments):
+    """The error that a call raises."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def agreement(process: int) -> dict[str, str]:
+    found = {"same": said(distributed.check_agreement, {"configuration": "seed: 1", "data": "abc"})}
+    texts = {"configuration": f"seed: 1\nlearning_rate: 1e-{4 + process}\n", "data": "abc" if process else "abcd"}
+    found["different"] = said(distributed.check_agreement, texts)
+    versions = {"jax": "0.10.2", "jaxlib": "0.10.2", "phi3_jax": "0.1.0"}
+    try:
+        distributed.version = lambda name: "9.9" if name == "jax" and process else versions[name]
+        found["version"] = said(distributed.check_agreement, {})
+    finally:
+        distributed.version = versions.__getitem__
+    count = jax.local_device_count
+    try:
+        jax.local_device_count = lambda: 4 + process
+        found["devices"] = said(distributed.check_agreement, {})
+    finally:
+        jax.local_device_count = count
+    return found
+
+
+def failures(process: int) -> dict[str, str]:
+    def block(fails: bool, error: Exception) -> None:
+        with distributed.together():
+            if fails:
+                raise error
+
+    return {
+        "nobody": said(block, False, ValueError("x")),
+        "input": said(block, process == 1, InputError("data.train is missing")),
+        "other": said(block, process == 0, OSError(28, "No space left")),
+        "barrier": said(distributed.barrier, f"at {process}"),
+    }
+
+
+def mesh() -> Mesh:
+    """2 x 2 x 2, with `data` the innermost: of two processes the first has fsdp 0 and the second fsdp 1."""
+    devices = np.array(jax.devices()).reshape(2, 2, 2, 1).transpose(2, 0, 1, 3)
+    return Mesh(devices, ("data", "fsdp", "tensor", "context"), axis_types=(AxisType.Auto,) * 4)
+
+
+def shardings(where: Mesh):
+    def sharding(path: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+        if "norm" in path[-2]:
+            return NamedSharding(where, P())
+        if path[-2] in ("o_proj", "down_proj"):
+            return NamedSharding(where, P(None, "fsdp", "tensor"))
+        return NamedSharding(where, P(*[None] * (len(shape) - 2), ("tensor", "fsdp")))
+
+    return sharding
+
+
+def loading(folder: Path, where: Mesh, process: int) -> dict[str, int]:
+    """Loads and saves again: whole, in parts, and quantised. Returns the bytes read while it loaded whole."""
+    counts: list[int] = []
+    read = safetensors_io._read_exactly
+    safetensors_io._read_exactly = lambda file, out: (counts.append(out.nbytes), read(file, out))[1]
+    sizes: list[int] = []
+    empty = leaves.aligned_empty
+    leaves.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]
+    model = load_model(folder / "base", dtype=jnp.float32, shardings=shardings(where))
+    found = {"bytes": sum(counts), "largest": max(sizes)}
+    qkv = model.model.layers.self_attn.qkv_proj.weight[...]
+    assert qkv.sharding.spec == P(None, ("tensor", "fsdp"))
+    save_model(model, folder / "saved", max_shard_size=20_000)
+    parted = load_model(folder / "base", dtype=jnp.float32, shardings=shardings(where), parts=True)
+    parts = parted.model.layers.self_attn.qkv_proj.weight.get_value().parts
+    found["parts"] = [[list(part.shape), list(part.addressable_shards[0].data.shape)] for part in parts]
+    save_model(parted, folder / "parted")
+    flat = lambda path, shape: NamedSharding(where, P(None, "fsdp") if len(shape) == 3 else P())  # noqa: E731
+    quantized = load_model(folder / "base", dtype=jnp.float32, quantization="nf4", shardings=flat)
+    codes = quantized.model.layers.mlp.gate_up_proj.weight.get_value().codes
+    found["codes"] = list(codes.addressable_shards[0].data.shape)
+    save_model(quantized, folder / "quantized")
+    (folder / "occupied").mkdir(exist_ok=True)
+    (folder / "occupied" / "adapter_config.json").write_text("{}")
+    found["occupied"] = said(save_model, model, folder / "occupied")
+    return found
+
+
+def batches(where: Mesh) -> dict[str, np.ndarray]:
+    """The second training batch and the first to evaluate, put together of what the processes assembled."""
+    found = {}
+    training = NamedSharding(where, P(None, ("data", "fsdp"), "tensor"))
+    part = distributed.local_rows(training, (2, 4, DATA.max_length))
+    stream = train_batches(rows(), DATA, **BATCHES, part=part)
+    next(stream)
+    for name, array in distributed.place(next(stream), training, 4).items():
+        assert array.sharding == training
+        found[f"train {name}"] = distributed.to_host(array)
+    evaluation = NamedSharding(where, P(("data", "fsdp"), "tensor"))
+    part = distributed.local_rows(evaluation, (4, DATA.max_length))
+    batch = next(iter(eval_batches(rows(), DATA, batch_size=4, pad_id=0, part=part)))
+    found |= {f"eval {name}": distributed.to_host(x) for name, x in distributed.place(batch, evaluation, 4).items()}
+    return found | {"part": np.array(part)}
+
+
+def state(where: Mesh, spec: P, factor: float) -> TrainState:
+    """A state of global arrays: what trains and its moments by `spec`, all else on every device."""
+
+    def make() -> TrainState:
+        trainable = {"lora": {"A": factor * jnp.arange(32.0).reshape(4, 8)}}
+        created = TrainState.create(trainable, optax.adam(1e-3), jax.random.key(3))
+        return jax.tree.map(lambda x: x + int(factor) if x.dtype == jnp.int32 else x, created)
+
+    kept = jax.tree.map(lambda x: NamedSharding(where, spec if x.ndim else P()), jax.eval_shape(make))
+    return jax.jit(make, out_shardings=kept)()
+
+
+def checkpoints(folder: Path, where: Mesh) -> dict[str, object]:
+    saved = Checkpoints(folder / "checkpoints", None)
+    for step in (1, 2):
+        saved.save(step, state(where, P("fsdp", "tensor"), step), {"step": step}, None)
+    restored, progress = saved.restore(state(where, P("data", "fsdp"), 0.0), 1)
+    saved.close()
+    lora = restored.trainable["lora"]["A"]
+    return {
+        "progress": progress,
+        "spec": str(lora.sharding.spec),
+        "step": int(restored.step),
+        "lora": distributed.to_host(lora).tolist(),
+    }
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    distributed.initialize()
+    distributed.initialize()  # once is enough
+    process = jax.process_index()
+    found = {"processes": jax.process_count(), "main": distributed.is_main()}
+    if jax.process_count() > 1:
+        found |= agreement(process) | failures(process)
+    where = mesh()
+    found |= loading(folder, where, process) | checkpoints(folder, where)
+    np.savez(folder / f"batches-{process}.npz", **batches(where))
+    (folder / f"found-{process}.json").write_text(json.dumps(found))
+
+
+main()
