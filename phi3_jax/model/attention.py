@@ -1,8 +1,27 @@
-"""Who sees whom, and scaled dot-product attention."""
+"""Who sees whom, and scaled dot-product attention by whichever kernel suits the device and the shape."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from phi3_jax.errors import InputError
+from phi3_jax.model.flash import flash_attention, visible
+from phi3_jax.parallel.mesh import ambient_mesh, platform
+from phi3_jax.parallel.sharding import RULES
+
+KINDS = ("auto", "xla", "cudnn", "splash", "chunked")
+
+# Splash attention cuts rows into blocks of a multiple of this.
+_SPLASH_BLOCK = 128
+# Up to here the whole square is one block for `chunked` too, and its loops only cost compile time.
+_XLA_LENGTH = 128
+# cuDNN takes the mask as an array of every pair of positions.
+_CUDNN_LENGTH = 8192
 
 
 def attention_mask(segment_ids: Int[Array, "batch seq"], sliding_window: int | None) -> Bool[Array, "batch 1 seq seq"]:
@@ -12,20 +31,157 @@ def attention_mask(segment_ids: Int[Array, "batch seq"], sliding_window: int | N
     within the window: `q - sliding_window < k <= q`, so `sliding_window` keys with the query's own.
     Padding (segment 0) sees only padding, so that no row of the softmax is ever empty.
     """
-    index = jnp.arange(segment_ids.shape[1])
-    distance = index[:, None] - index[None, :]  # [T, S]
-    visible = distance >= 0
-    if sliding_window is not None:
-        visible &= distance < sliding_window
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]  # [B, T, S]
-    return (visible & same)[:, None]
+    return visible(segment_ids, segment_ids, 0, 0, sliding_window)[:, None]
 
 
 def attend(
     q: Float[Array, "batch seq heads head_dim"],
     k: Float[Array, "batch seq kv_heads head_dim"],
     v: Float[Array, "batch seq kv_heads head_dim"],
-    mask: Bool[Array, "batch 1 seq seq"],
+    segment_ids: Int[Array, "batch seq"],
+    *,
+    sliding_window: int | None,
+    kind: str = "auto",
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """softmax(q kᵀ / √head_dim) v; scores and softmax in float32, each kv head shared by its group."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    """softmax(q kᵀ / √head_dim) v over the keys that `attention_mask` says.
+
+    Scores and softmax are in float32, each kv head is shared by its group. Under a mesh
+    (`jax.set_mesh`) rows lie over `data` and `fsdp`, heads over `tensor` and positions over `context`;
+    each device gathers the keys and values of its rows and works on its own queries.
+
+    **Arguments**
+    - `segment_ids`: the document of each position, 0 at padding.
+    - `sliding_window`: how many keys a query sees, its own one included; None for all.
+    - `kind`: `xla`, the whole square of scores; `chunked`, block by block in plain JAX, memory linear
+      in length; `splash`, a Pallas kernel for TPUs; `cudnn`, cuDNN's for NVIDIA's GPUs, whose mask is
+      the whole square; `auto`, the one for the device and the shape.
+
+    Raises `InputError` for a kind that the device or the shape does not allow, and where `tensor` does
+    not divide the heads.
+    """
+    return run_kind(kernel_for(q, kind), q, k, v, segment_ids, sliding_window)
+
+
+def kernel_for(q: Float[Array, "batch seq heads head_dim"], kind: str) -> str:
+    """The kernel that `kind` means for these queries, of which only shape and type count.
+
+    Raises `InputError` where the device or the shape does not allow it.
+    """
+    chosen = _auto(q) if kind == "auto" else kind
+    _check_kind(chosen, q)
+    return chosen
+
+
+def _auto(q: Array) -> str:
+    length, device = q.shape[1], platform()
+    if device == "tpu":
+        return "splash" if length >= _SPLASH_BLOCK else "xla"
+    if device == "gpu":
+        return "cudnn" if length <= _CUDNN_LENGTH and _cudnn_refusal(q) is None else "chunked"
+    return "xla" if length <= _XLA_LENGTH else "chunked"
+
+
+def _check_kind(kind: str, q: Array) -> None:
+    device = platform()
+    if kind not in KINDS:
+        raise InputError(f"attention {kind!r} is not known; give one of {', '.join(KINDS)}")
+    if kind == "splash" and device != "tpu":
+        raise InputError(f"attention 'splash' runs on TPUs, and this is a {device}; give 'auto' or 'chunked'")
+    if kind == "cudnn":
+        if device != "gpu":
+            raise InputError(f"attention 'cudnn' runs on NVIDIA GPUs, and this is a {device}; give 'auto' or 'chunked'")
+        refusal = _cudnn_refusal(q)
+        if refusal is not None:
+            raise InputError(f"attention 'cudnn' {refusal}; give 'auto' or 'chunked'")
+
+
+def _cudnn_refusal(q: Array) -> str | None:
+    """Why cuDNN's kernel does not take these queries; None if it does."""
+    _, length, _, head_dim = q.shape
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16 or float16, and the model is {q.dtype}"
+    if head_dim > 128 or head_dim % 8:
+        return f"takes a head_dim of up to 128 that is a multiple of 8, and the model's is {head_dim}"
+    if length % 2:
+        return f"takes an even length, and this one is {length}"
+    return None
+
+
+def run_kind(
+    kind: str, q: Array, k: Array, v: Array, segment_ids: Array, sliding_window: int | None, interpret: bool = False
+) -> Float[Array, "batch seq heads head_dim"]:
+    """`attend` by the one kind named, whether or not the device is made for it."""
+    mesh, (batch, length) = ambient_mesh(), q.shape[:2]
+    shards = 1 if mesh is None else mesh.shape["context"]
+    rows = 1
+    if mesh is not None:
+        _check_heads(mesh, q, k)
+        rows = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    # Rows and positions of padding, which see but themselves, up to what mesh and kernel can cut.
+    missing = -batch % rows, -length % (shards * (_SPLASH_BLOCK if kind == "splash" else 1))
+    if any(missing):
+        padding = tuple((0, more) for more in missing)
+        q, k, v = (jnp.pad(x, (*padding, (0, 0), (0, 0))) for x in (q, k, v))
+        segment_ids = jnp.pad(segment_ids, padding)
+    kernel, kernel_spec = None, None
+    if kind == "splash":
+        from phi3_jax.model.splash import splash_attention, splash_kernel  # Pallas takes a second to load
+
+        heads = q.shape[2] // (1 if mesh is None else mesh.shape["tensor"])
+        kernel = splash_kernel(q.shape[1], heads, shards, sliding_window, interpret)
+        if mesh is not None:
+            kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, "context")))
+
+    def local(kernel: Any, q: Array, k: Array, v: Array, q_ids: Array, kv_ids: Array, q_start: Array | int) -> Array:
+        if kind == "splash":
+            return splash_attention(kernel, q, k, v, q_ids, kv_ids)
+        if kind == "chunked":
+            return flash_attention(q, k, v, q_ids, kv_ids, jnp.int32(q_start), sliding_window)
+        mask = visible(q_ids, kv_ids, q_start, 0, sliding_window)[:, None]
+        # cuDNN leaves out the future where it knows of it, which it only can for whole rows.
+        implementation: Literal["xla", "cudnn"] = "cudnn" if kind == "cudnn" else "xla"
+        causal = kind == "cudnn" and shards == 1
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+
+    if mesh is None:
+        return local(kernel, q, k, v, segment_ids, segment_ids, 0)[:, :length]
+    return _over_mesh(local, mesh, kernel, kernel_spec, q, k, v, segment_ids)[:batch, :length]
+
+
+def _over_mesh(
+    local: Callable[..., Array],
+    mesh: AbstractMesh,
+    kernel: Any,
+    kernel_spec: Any,
+    q: Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array,
+) -> Array:
+    """`local` on every device for its rows, heads and queries, with all keys of the rows."""
+
+    def device(kernel: Any, q: Array, k: Array, v: Array, ids: Array) -> Array:
+        if mesh.shape["context"] == 1:
+            return local(kernel, q, k, v, ids, ids, 0)
+        k, v = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k, v))
+        q_start = jax.lax.axis_index("context") * q.shape[1]
+        return local(kernel, q, k, v, jax.lax.dynamic_slice_in_dim(ids, q_start, q.shape[1], axis=1), ids, q_start)
+
+    heads = PartitionSpec(RULES["batch"], RULES["seq"], RULES["heads"])
+    return jax.shard_map(
+        device,
+        mesh=mesh,
+        # Of the ids, which are small, every device has the whole row.
+        in_specs=(kernel_spec, heads, heads, heads, PartitionSpec(RULES["batch"])),
+        out_specs=heads,
+        # The check asks that loops start from values marked as differing between devices, and the
+        # kernels, which also run without a mesh, start theirs from constants.
+        check_vma=False,
+    )(kernel, q, k, v, segment_ids)
+
+
+def _check_heads(mesh: AbstractMesh, q: Array, k: Array) -> None:
+    tensor = mesh.shape["tensor"]
+    for what, heads in (("attention", q.shape[2]), ("key-value", k.shape[2])):
+        if heads % tensor:
+            raise InputError(f"parallel.tensor is {tensor}, which does not divide {heads} {what} heads; give a divisor")

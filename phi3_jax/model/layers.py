@@ -5,20 +5,28 @@ scans, and what runs is always a single layer.
 """
 
 import itertools
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
-from phi3_jax.model.attention import attend
+from phi3_jax.model.remat import PRODUCT, keep
 from phi3_jax.model.rope import apply_rope
+from phi3_jax.parallel.sharding import constrain
 
 Adapters = Mapping[str, Any]  # module name -> Adapter, or the Adapters of a submodule
+Attend = Callable[[Array, Array, Array], Array]  # (q, k, v) -> weighted v, see `attention.attend`
 Stack = tuple[int, ...]
+Axes = tuple[str | None, str | None]  # how a weight's rows and columns are cut while it is in use
+
+ROWS: Axes = ("heads", None)  # what makes heads, hidden units or logits
+COLUMNS: Axes = (None, "heads")  # what takes them in
 
 
 class Adapter(Protocol):
@@ -32,6 +40,10 @@ class Adapter(Protocol):
         key: PRNGKeyArray | None,
     ) -> Float[Array, "*batch out"]:
         """The layer's output, given the base's output `y` for the input `x`; dropout iff `key`."""
+        ...
+
+    def part(self, rows: slice) -> Self:
+        """The adapter of these rows of the output alone."""
         ...
 
 
@@ -88,10 +100,15 @@ def split_key(key: PRNGKeyArray | None, number: int) -> Any:
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     """Inverted dropout; the identity without a key."""
+    kept, scale = dropped(x, rate, key)
+    return kept if scale == 1 else kept * scale
+
+
+def dropped(x: Array, rate: float, key: PRNGKeyArray | None) -> tuple[Array, float]:
+    """Zeros where dropout drops, and what to multiply the rest by."""
     if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0)
+        return x, 1.0
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x, 0), 1 / (1 - rate)
 
 
 def look_up(
@@ -107,15 +124,70 @@ def look_up(
 def project(
     x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: jnp.dtype | None = None
 ) -> Float[Array, "*batch out"]:
-    """x Wᵀ as `dtype` (default: that of x)."""
-    contract = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype or x.dtype)
+    """x Wᵀ as `dtype` (default: that of x), summed in float32 where that is a 16-bit type."""
+    return _dot(x, weight, x.ndim - 1, 1) if dtype == jnp.float32 else _product(x, weight)
 
 
-def dense(weight: nnx.Param, dtype: jnp.dtype) -> Float[Array, "out in"]:
-    """A layer's weight as an array, dequantised to `dtype` where it is quantised."""
+@jax.custom_vjp
+def _product(x: Float[Array, "*batch in"], weight: Float[Array, "out in"]) -> Float[Array, "*batch out"]:
+    """x Wᵀ rounded once, forwards and backwards.
+
+    Asked for in float32, since for 16-bit results XLA's CPU backend has but a slow kernel, and in a
+    backward pass of its own, since JAX's would multiply float32 gradients by 16-bit weights. Other
+    backends round within the product.
+    """
+    return _dot(x, weight, x.ndim - 1, 1).astype(x.dtype)
+
+
+def _product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, weight), (x, weight)
+
+
+def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, weight = kept
+    rows = tuple(range(g.ndim - 1))
+    d_weight = jax.lax.dot_general(g, x, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return _dot(g, weight, g.ndim - 1, 0).astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(x: Array, weight: Array, x_axis: int, weight_axis: int) -> Float[Array, "*batch other"]:
+    axes = (((x_axis,), (weight_axis,)), ((), ()))
+    return jax.lax.dot_general(x, weight, axes, preferred_element_type=jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PartedWeight:
+    """A fused layer's weight held in its parts, so that devices can share the rows of each evenly.
+
+    **Fields**: `parts`, `[*stack, part, in]` each.
+    """
+
+    parts: tuple[Array, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the whole, `[*stack, out, in]`."""
+        *stack, _, columns = self.parts[0].shape
+        return (*stack, sum(part.shape[-2] for part in self.parts), columns)
+
+
+def dense(weight: nnx.Param, dtype: jnp.dtype, axes: Axes) -> Float[Array, "out in"]:
+    """A layer's weight as an array, dequantised to `dtype` where it is quantised.
+
+    On a mesh it is gathered here, but for the rows or columns that `axes` cuts; quantised weights as
+    they are stored, which is less to send.
+    """
     value = weight.get_value()
-    return value if isinstance(value, jax.Array) else value.dequantize(dtype)
+    if isinstance(value, PartedWeight):
+        value = jnp.concatenate(value.parts, axis=-2)
+    if isinstance(value, jax.Array):
+        return constrain(value, *axes)
+    gathered = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), value)
+    return constrain(gathered.dequantize(dtype), *axes)
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> nnx.Param:
@@ -125,6 +197,8 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: jnp.dtype
 class Linear(nnx.Module):
     """x Wᵀ without a bias, and an optional adapter's update."""
 
+    axes = COLUMNS
+
     def __init__(
         self, in_features: int, out_features: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack = ()
     ):
@@ -133,9 +207,10 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch in"], adapter: Adapter | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*batch out"]:
-        weight = dense(self.weight, x.dtype)
+        weight = dense(self.weight, x.dtype, self.axes)
         y = project(x, weight)
-        return y if adapter is None else adapter(y, x, weight, key)
+        y = y if adapter is None else adapter(y, x, weight, key)
+        return keep(constrain(y, "batch", "seq", None), PRODUCT)
 
 
 class FusedLinear(Linear):
@@ -158,16 +233,28 @@ class FusedLinear(Linear):
         self, x: Float[Array, "*batch in"], adapter: Adapter | None, part_adapters: Adapters, key: PRNGKeyArray | None
     ) -> list[Float[Array, "*batch part"]]:
         """The parts of the output, given the adapter of the whole and, by name, those of parts."""
-        weight = dense(self.weight, x.dtype)
-        y = project(x, weight)
         whole_key, *keys = split_key(key, 1 + len(self.names))
-        if adapter is not None:
-            y = adapter(y, x, weight, whole_key)
-        parts = jnp.split(y, self.ends[:-1], axis=-1)
-        for i, (name, rows) in enumerate(self.rows.items()):
+        weights, parts = self._project(x, adapter, whole_key)
+        for i, name in enumerate(self.names):
             if name in part_adapters:
-                parts[i] = part_adapters[name](parts[i], x, weight[rows], keys[i])
-        return parts
+                parts[i] = part_adapters[name](parts[i], x, weights[i], keys[i])
+        return [keep(constrain(part, "batch", "seq", "heads"), PRODUCT) for part in parts]
+
+    def _project(self, x: Array, adapter: Adapter | None, key: PRNGKeyArray | None) -> tuple[list[Array], list[Array]]:
+        """The parts of the weight, and those of the output with the adapter of the whole."""
+        value, rows = self.weight.get_value(), self.rows.values()
+        if isinstance(value, PartedWeight):
+            weights = [constrain(part, *ROWS) for part in value.parts]
+            parts = [project(x, weight) for weight in weights]
+            if adapter is not None:  # the same key: the parts' input is one and the same
+                halves = zip(parts, weights, rows, strict=True)
+                parts = [adapter.part(part)(y, x, weight, key) for y, weight, part in halves]
+            return weights, parts
+        weight = dense(self.weight, x.dtype, ROWS)
+        y = project(x, weight)
+        if adapter is not None:
+            y = adapter(y, x, weight, key)
+        return [weight[part] for part in rows], jnp.split(y, self.ends[:-1], axis=-1)
 
 
 class Embedding(nnx.Module):
@@ -180,9 +267,10 @@ class Embedding(nnx.Module):
     def __call__(
         self, ids: Int[Array, "batch seq"], adapter: EmbeddingAdapter | None = None
     ) -> Float[Array, "batch seq hidden"]:
-        table = self.weight[...]
+        table = constrain(self.weight[...], *ROWS)
         rows = look_up(table, ids, self.padding_idx)
-        return rows if adapter is None else adapter(rows, ids, table, self.padding_idx)
+        rows = rows if adapter is None else adapter(rows, ids, table, self.padding_idx)
+        return constrain(rows, "batch", "seq", None)
 
 
 class RMSNorm(nnx.Module):
@@ -212,7 +300,7 @@ class Phi3Attention(nnx.Module):
         self,
         x: Float[Array, "batch seq hidden"],
         cos_sin: tuple[Float[Array, "batch seq pairs"], Float[Array, "batch seq pairs"]],
-        mask: Bool[Array, "batch 1 seq seq"],
+        attend: Attend,
         adapters: Adapters,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "batch seq hidden"]:
@@ -221,8 +309,16 @@ class Phi3Attention(nnx.Module):
             part.reshape(*x.shape[:2], -1, self.head_dim)
             for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, qkv_key)
         )  # [B, T, N, H], [B, T, K, H] twice
-        out = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v, mask)
+        out = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v)
         return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key)
+
+
+# Of what is in between nothing is kept for the backward pass, under any policy.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _gated(activation: str, gate: Array, up: Array) -> Array:
+    """up · act(gate), rounded once: CPUs take long over every step's rounding."""
+    wide = up.astype(jnp.float32) * ACTIVATIONS[activation](gate.astype(jnp.float32))
+    return wide.astype(up.dtype)
 
 
 class Phi3MLP(nnx.Module):
@@ -241,7 +337,7 @@ class Phi3MLP(nnx.Module):
     ) -> Float[Array, "batch seq hidden"]:
         up_key, down_key = split_key(key, 2)
         gate, up = self.gate_up_proj.split(x, adapters.get("gate_up_proj"), adapters, up_key)
-        return self.down_proj(up * ACTIVATIONS[self.hidden_act](gate), adapters.get("down_proj"), down_key)
+        return self.down_proj(_gated(self.hidden_act, gate, up), adapters.get("down_proj"), down_key)
 
 
 class Phi3DecoderLayer(nnx.Module):
@@ -258,12 +354,12 @@ class Phi3DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "batch seq hidden"],
         cos_sin: tuple[Array, Array],
-        mask: Bool[Array, "batch 1 seq seq"],
+        attend: Attend,
         adapters: Adapters,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "batch seq hidden"]:
         attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
-        attn = self.self_attn(self.input_layernorm(x), cos_sin, mask, adapters.get("self_attn", {}), attn_key)
+        attn = self.self_attn(self.input_layernorm(x), cos_sin, attend, adapters.get("self_attn", {}), attn_key)
         x = x + dropout(attn, self.resid_pdrop, attn_drop)
         mlp = self.mlp(self.post_attention_layernorm(x), adapters.get("mlp", {}), mlp_key)
         return x + dropout(mlp, self.resid_pdrop, mlp_drop)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.model.attention import attention_mask as visible_keys
-from phi3_jax.model.layers import Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, project
+from phi3_jax.model.attention import attend
+from phi3_jax.model.layers import ROWS, Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, project
+from phi3_jax.model.remat import LAYER_INPUT, keep, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
+from phi3_jax.parallel.layout import weight_sharding
+from phi3_jax.parallel.mesh import platform
+from phi3_jax.parallel.sharding import constrain
 
 if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing else of it
     from phi3_jax.lora.several import LoraRows
@@ -33,7 +38,7 @@ def layer_weight(stack: Array, own: Array, index: Array) -> Array:
     each slice would then be added to one of the whole stack.
     """
     del own
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         stack, index = jax.lax.optimization_barrier((stack, index))
     return jax.lax.squeeze(jax.lax.dynamic_slice_in_dim(stack, index, 1), (0,))
 
@@ -47,13 +52,6 @@ def _layer_weight_backward(_: None, gradient: Array) -> tuple[None, Array, None]
 
 
 layer_weight.defvjp(_layer_weight_forward, _layer_weight_backward)
-
-
-def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Rematerialisation policy: what the backward pass needs is kept, but for mere slices of what is
-    in memory anyway, such as a layer's weights out of the stack, and quantised weights made dense."""
-    slices = ("custom_vjp_call", "optimization_barrier", "dynamic_slice", "squeeze")  # of `layer_weight`
-    return primitive.name not in slices
 
 
 class Phi3Model(nnx.Module):
@@ -74,25 +72,28 @@ class Phi3Model(nnx.Module):
         segment_ids: Int[Array, "batch seq"],
         adapters: Adapters,
         dropout_key: PRNGKeyArray | None,
-        remat: bool,
+        attention: str,
+        remat: str,
         collect: bool,
     ) -> tuple[Float[Array, "batch seq hidden"], Float[Array, "layers batch seq hidden"] | None]:
         """The normed output of the last layer, and every layer's input if `collect`."""
         config = self.config
         cos_sin = rope_cos_sin(config, positions, segment_ids, x.dtype)
-        mask = visible_keys(segment_ids, config.sliding_window)
+        # The ids, which are small, whole on every device: attention sees all keys of a row.
+        segment_ids = constrain(segment_ids, "batch", None)
+        attend_here = partial(attend, segment_ids=segment_ids, sliding_window=config.sliding_window, kind=attention)
         graph, weights = nnx.split(self.layers)
         indices = jnp.arange(config.num_hidden_layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
 
         def layer(x: Array, scanned: tuple[Array, Any, Adapters, Any]) -> tuple[Array, Array | None]:
             index, sliced, adapters, key = scanned
+            x = keep(x, LAYER_INPUT)
             own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
-            return nnx.merge(graph, own)(x, cos_sin, mask, adapters, key), x if collect else None
+            return nnx.merge(graph, own)(x, cos_sin, attend_here, adapters, key), x if collect else None
 
         # Inside a scan XLA cannot undo rematerialisation, so no barrier against that is needed.
-        policy = jax.checkpoint_policies.nothing_saveable if remat else save_all_but_slices
-        body = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+        body = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(remat))
         x, inputs = jax.lax.scan(body, x, (indices, weights, adapters.get("layers", {}), keys))
         return self.norm(x), inputs
 
@@ -105,10 +106,12 @@ class Phi3ForCausalLM(nnx.Module):
     - `dtype`: of the weights and activations; norms' statistics, RoPE, softmax and logits are
       float32 in any case.
     - `rngs`: `nnx.Rngs` for random weights; `from_pretrained` loads a checkpoint instead.
+    - `attention`: the kernel, see `model.attention.attend`.
     """
 
-    def __init__(self, config: Phi3Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Phi3Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, attention: str = "auto"):
         self.config = config
+        self.attention = attention
         self.model = Phi3Model(config, dtype, rngs)
         self.lm_head = (
             None
@@ -124,6 +127,8 @@ class Phi3ForCausalLM(nnx.Module):
         dtype: Any = jnp.bfloat16,
         quantization: str | None = None,
         double_quant: bool = True,
+        attention: str = "auto",
+        mesh: Mesh | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -136,6 +141,9 @@ class Phi3ForCausalLM(nnx.Module):
         - `quantization`: `nf4` or `int8`: the decoder layers' linear weights are kept so, and the rest
           in `dtype`. A checkpoint that bitsandbytes has quantised is kept as it is in any case.
         - `double_quant`: that the statistics of NF4 are quantised too.
+        - `attention`: the kernel, see `model.attention.attend`.
+        - `mesh`: devices that share the weights (`parallel.mesh.make_mesh`), of which each host reads its
+          own part; call the model within `jax.set_mesh(mesh)`. Default: one device has all.
         - `revision`, `token`, `cache_dir`, `local_files_only`: as in huggingface_hub.
 
         Raises `InputError` with everything that is wrong with the checkpoint at once.
@@ -147,6 +155,8 @@ class Phi3ForCausalLM(nnx.Module):
             dtype=dtype,
             quantization=quantization,
             double_quant=double_quant,
+            attention=attention,
+            shardings=None if mesh is None else partial(weight_sharding, mesh=mesh),
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -196,7 +206,7 @@ class Phi3ForCausalLM(nnx.Module):
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
-        remat: bool = False,
+        remat: bool | str = False,
     ) -> Float[Array, "batch kept vocab"]:
         """Logits, float32.
 
@@ -210,7 +220,8 @@ class Phi3ForCausalLM(nnx.Module):
         - `inputs_embeds`: taken instead of `embed(input_ids, lora)`.
         - `logits_to_keep`: the places in the sequence whose logits are wanted; default: all.
         - `dropout_key`: training mode: dropout of the configuration and of the adapters.
-        - `remat`: recompute each layer in the backward pass instead of keeping its activations.
+        - `remat`: recompute each layer in the backward pass instead of keeping its activations; True, or
+          the name of a policy, see `model.remat.remat_policy`.
         """
         return _forward(
             *nnx.split(self),
@@ -232,11 +243,39 @@ class Phi3ForCausalLM(nnx.Module):
 
         Takes the arguments of the call.
         """
-        return _forward(*nnx.split(self), input_ids, collect=True, **kwargs)
+        return _forward(*nnx.split(self), input_ids, output="layers", **kwargs)
+
+    def last_hidden_state(
+        self, input_ids: Int[ArrayLike, "batch seq"], **kwargs: Any
+    ) -> Float[Array, "batch seq hidden"]:
+        """The normed output of the last layer, which `logits` takes. Takes the arguments of the call."""
+        return _forward(*nnx.split(self), input_ids, output="hidden", **kwargs)
+
+    def logits(
+        self,
+        x: Float[Array, "batch seq hidden"],
+        lora: Lora | LoraRows | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "batch seq vocab"]:
+        """The output head's logits, float32, for any positions of `last_hidden_state`."""
+        head, adapters = self.head(lora)
+        with precise(self.dtype):
+            return adapted_logits(project(x, head, jnp.float32), x, head, adapters, dropout_key)
+
+    def head(self, lora: Lora | LoraRows | None = None) -> tuple[Float[Array, "vocab hidden"], Adapters]:
+        """The output head's weight, or the embedding's where they are one, and its adapters: what
+        `adapted_logits` takes."""
+        model = self.with_saved(lora)
+        adapters: Adapters = {} if lora is None else lora.ready()
+        found = {"lm_head": adapters.get("lm_head")}
+        if model.lm_head is None:
+            found["embed_tokens"] = adapters.get("model", {}).get("embed_tokens")
+        weight = (model.model.embed_tokens if model.lm_head is None else model.lm_head).weight[...]
+        return constrain(weight, *ROWS), {name: adapter for name, adapter in found.items() if adapter is not None}
 
 
 # Compiled here, so that also those who call the model without jit get one program a shape.
-@partial(jax.jit, static_argnums=0, static_argnames=("remat", "collect"))
+@partial(jax.jit, static_argnums=0, static_argnames=("remat", "output"))
 def _forward(
     graph: Any,
     state: Any,
@@ -249,10 +288,10 @@ def _forward(
     inputs_embeds: Array | None = None,
     logits_to_keep: Array | None = None,
     dropout_key: PRNGKeyArray | None = None,
-    remat: bool = False,
-    collect: bool = False,
+    remat: bool | str = False,
+    output: Literal["logits", "hidden", "layers"] = "logits",
 ) -> Array:
-    """The logits, or every layer's input and the normed output if `collect`."""
+    """The logits, the normed output of the last layer, or every layer's input before it."""
     self: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
     input_ids = jnp.asarray(input_ids)
     if input_ids.ndim != 2:
@@ -268,30 +307,52 @@ def _forward(
     if positions is None:
         positions = default_positions(segment_ids)
     adapters: Adapters = {} if lora is None else lora.ready()
-    # "float32" means float32, also where the hardware's default for it is coarser (TPUs, TF32).
-    precise = jax.default_matmul_precision("highest") if self.dtype == jnp.float32 else contextlib.nullcontext()
-    with precise:
+    policy = ("full" if remat else "none") if isinstance(remat, bool) else remat
+    with precise(self.dtype):
         x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
-        x, inputs = self.model(x, positions, segment_ids, adapters.get("model", {}), dropout_key, remat, collect)
-        if inputs is not None:
-            return jnp.concatenate([inputs, x[None]])
-        if logits_to_keep is not None:
-            x = x[:, logits_to_keep]
-        head = (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight[...]
-        logits = project(x, head, jnp.float32)
-        embedding = adapters.get("model", {}).get("embed_tokens")
-        if self.lm_head is None and embedding is not None:
-            logits = embedding.tied_logits(logits, x)
-        if "lm_head" in adapters:
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
-            logits = adapters["lm_head"](logits, x, head, key)
+        x, inputs = self.model(
+            constrain(x, "batch", "seq", None),
+            positions,
+            segment_ids,
+            adapters.get("model", {}),
+            dropout_key,
+            self.attention,
+            policy,
+            output == "layers",
+        )
+    if inputs is not None:
+        return jnp.concatenate([inputs, x[None]])
+    if logits_to_keep is not None:
+        x = x[:, logits_to_keep]
+    return x if output == "hidden" else self.logits(x, lora, dropout_key)
+
+
+def adapted_logits(
+    logits: Float[Array, "*batch vocab"],
+    x: Float[Array, "*batch hidden"],
+    head: Float[Array, "vocab hidden"],
+    adapters: Adapters,
+    dropout_key: PRNGKeyArray | None,
+) -> Float[Array, "*batch vocab"]:
+    """What a head's adapters make of its logits; see `Phi3ForCausalLM.head`."""
+    if "embed_tokens" in adapters:
+        logits = adapters["embed_tokens"].tied_logits(logits, x)
+    if "lm_head" in adapters:
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
+        logits = adapters["lm_head"](logits, x, head, key)
     return logits
+
+
+def precise(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Within it "float32" means float32, also where the hardware's default for it is coarser (TPUs, TF32)."""
+    return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
 
 
 def untied(model: Phi3ForCausalLM) -> Phi3ForCausalLM:
     """The same model with an output head of its own, a copy of the embedding that was its head."""
     config = replace(model.config, tie_word_embeddings=False)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: type(model)(config, dtype=model.dtype, rngs=nnx.Rngs(0))))
+    make = partial(type(model), config, dtype=model.dtype, attention=model.attention)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     weights = dict(nnx.to_flat_state(nnx.state(model)))
     table = weights[("model", "embed_tokens", "weight")]
     weights[("lm_head", "weight")] = table.replace(table.get_value())  # a variable of its own, the same array

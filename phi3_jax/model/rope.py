@@ -67,8 +67,10 @@ def apply_rope(
     cos: Float[Array, "batch seq pairs"],
     sin: Float[Array, "batch seq pairs"],
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """Rotates the first `2 · pairs` dimensions of each head, in rotate-half layout."""
+    """Rotates the first `2 · pairs` dimensions of each head, in rotate-half layout; rounded once."""
     pairs = cos.shape[-1]
-    cos, sin = cos[:, :, None], sin[:, :, None]  # [B, T, 1, D/2]
-    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    cos, sin = (table[:, :, None].astype(jnp.float32) for table in (cos, sin))  # [B, T, 1, D/2]
+    wide = x.astype(jnp.float32)
+    first, second, rest = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    return rotated.astype(x.dtype)

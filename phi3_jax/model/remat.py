@@ -1,0 +1,90 @@
+"""Rematerialisation: which of a layer's values are kept for the backward pass, and which made again."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Shaped
+
+from phi3_jax.errors import InputError
+from phi3_jax.parallel.mesh import platform
+
+POLICIES = ("none", "dots", "attention", "full", "offload")
+
+LAYER_INPUT = "layer_input"
+PRODUCT = "product"  # of a linear layer, its adapter's part included
+# What attention's backward pass needs beside q, k and v; the kernels give their results these names.
+ATTENTION = ("attention_out", "attention_lse")
+
+
+def named(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
+    """`x`, which policies know by `name`; for a backward pass that is written by hand.
+
+    On CPUs 16-bit numbers are kept as integers: XLA's CPU backend slices bfloat16 in float32, and so would
+    make a float32 copy of what all layers keep.
+    """
+    if platform() != "cpu" or x.dtype.itemsize != 2:
+        return checkpoint_name(x, name)
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def keep(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
+    """`named`, and the gradient goes through."""
+    return named(x, name)
+
+
+keep.defvjp(lambda x, name: (named(x, name), None), lambda _name, _none, gradient: (gradient,))
+
+
+def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What the backward pass needs is kept, but for mere slices of what is in memory anyway, such as a
+    layer's weights out of the stack, for those gathered from other devices, and for quantised weights
+    made dense."""
+    slices = ("custom_vjp_call", "optimization_barrier", "dynamic_slice", "squeeze")  # of `layer_weight`
+    return primitive.name not in (*slices, "sharding_constraint", "all_gather")
+
+
+def _cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """cuDNN's results, which have no names."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
+def remat_policy(name: str) -> Callable[..., Any]:
+    """`jax.checkpoint`'s policy of that name.
+
+    - `none`: keep everything; nothing is computed twice. (On CPUs, what `dots` keeps: to write and read
+      the rest takes longer there than to compute it.)
+    - `dots`: keep each layer's input, the products with weights and attention's output; make the rest again.
+    - `attention`: keep each layer's input and attention's output; make the rest again.
+    - `full`: keep each layer's input alone.
+    - `offload`: the same, moved to the host's memory meanwhile.
+
+    Raises `InputError` for other names.
+    """
+    policies = jax.checkpoint_policies
+    match name:
+        case "none" if platform() != "cpu":
+            return save_all_but_slices
+        case "none" | "dots":
+            return policies.save_from_both_policies(
+                policies.save_only_these_names(LAYER_INPUT, PRODUCT, *ATTENTION), _cudnn_attention
+            )
+        case "attention":
+            return policies.save_from_both_policies(
+                policies.save_only_these_names(LAYER_INPUT, *ATTENTION), _cudnn_attention
+            )
+        case "full":
+            return policies.save_only_these_names(LAYER_INPUT)
+        case "offload":
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=[LAYER_INPUT],
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+    raise InputError(f"the rematerialisation policy is {name!r}, expected one of {', '.join(POLICIES)}")

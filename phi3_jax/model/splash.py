@@ -1,0 +1,86 @@
+"""Attention on TPUs: JAX's splash attention, a Pallas kernel that skips the blocks of a known mask."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    BlockSizes,
+    LocalMask,
+    MultiHeadMask,
+    SegmentIds,
+    make_splash_mha,
+)
+from jaxtyping import Array, Float, Int
+
+# The kernels' blocks are multiples of this many positions.
+LANES = 128
+
+
+class _WindowMask(LocalMask):
+    """The mask of a window, quick to look at: of a block that is all one value, one element.
+
+    The kernel's making asks of every block whether any and whether all of it is visible. Written out,
+    that is the square of the length, a minute's work at 131,072 positions.
+    """
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        queries, keys = (range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
+        nearest, farthest = queries[0] - keys[-1], queries[-1] - keys[0]
+        left = self.window_size[0]
+        if nearest >= 0 and (left is None or farthest <= left):
+            return np.ones((1, 1), bool)
+        if farthest < 0 or (left is not None and nearest > left):
+            return np.zeros((1, 1), bool)
+        return super().__getitem__(index)
+
+
+def splash_kernel(length: int, heads: int, shards: int, sliding_window: int | None, interpret: bool = False) -> Any:
+    """The kernel for rows of `length` whose queries are cut into `shards`: a pytree, and callable.
+
+    Causality and the window are in its mask, and blocks outside of it are not visited. Documents come
+    with the call: a block between two of them is visited, and masked.
+
+    **Arguments**: `length`, a multiple of `LANES * shards`; `heads`, as many as one device has;
+    `interpret`, to run it without a TPU, slowly.
+    """
+    left = None if sliding_window is None else sliding_window - 1
+    mask = _WindowMask((length, length), (left, 0), 0)
+    q_block, kv_block = _block_size(length // shards), _block_size(length)
+    sizes = BlockSizes(
+        block_q=q_block,
+        block_kv=kv_block,
+        block_q_dkv=q_block,
+        block_kv_dkv=kv_block,
+        block_q_dq=q_block,
+        block_kv_dq=kv_block,
+    )
+    return make_splash_mha(
+        MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=shards,
+        residual_checkpoint_name="attention_out",  # on the output and on the softmax's sum
+        interpret=interpret,
+    )
+
+
+def _block_size(length: int) -> int:
+    """The largest size of up to 512 that cuts the length evenly."""
+    return max(size for size in range(LANES, 512 + 1, LANES) if length % size == 0)
+
+
+def splash_attention(
+    kernel: Any,
+    q: Float[Array, "batch seq heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    v: Float[Array, "batch keys kv_heads head_dim"],
+    q_segments: Int[Array, "batch seq"],
+    kv_segments: Int[Array, "batch keys"],
+) -> Float[Array, "batch seq heads head_dim"]:
+    """Attention of one device's queries to all keys of their rows, by a kernel of `splash_kernel`."""
+    scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
+    by_head = (x.swapaxes(1, 2) for x in (scaled, k, v))  # [B, N, T, H], [B, K, S, H] twice
+    out = jax.vmap(kernel)(*by_head, SegmentIds(q_segments, kv_segments))
+    return out.swapaxes(1, 2)
