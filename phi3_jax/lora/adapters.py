@@ -15,13 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from phi3_jax.errors import InputError
-from phi3_jax.model.layers import dropout, look_up, project
+from phi3_jax.lora.low_rank import add_low_rank
+from phi3_jax.model.layers import dropout, dropped, look_up, project
+from phi3_jax.parallel.sharding import constrain
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LoraLinear:
-    """y + s · (dropout(x) Aᵀ Bᵀ + bias), computed in the adapter's own dtype as PEFT does.
+    """y + s · (dropout(x) Aᵀ Bᵀ + bias), in the type of x, summed in float32; see `add_low_rank`.
 
     **Fields**: `lora_A` `[*stack, r, in]`, `lora_B` `[*stack, out, r]`, `scaling` (s), `dropout`,
     `lora_bias` `[*stack, out]` or None.
@@ -35,8 +37,14 @@ class LoraLinear:
 
     def __call__(self, y: Array, x: Array, weight: Array, key: jax.Array | None = None) -> Array:
         del weight  # a plain update does not look at the base
-        x = dropout(x.astype(self.lora_A.dtype), self.dropout, key)
-        return (y + self.update(x) * self.scaling).astype(y.dtype)
+        kept, keep_scale = dropped(x, self.dropout, key)
+        y = add_low_rank(y, kept, self.lora_A, self.lora_B, self.scaling * keep_scale)
+        return y if self.lora_bias is None else (y + self.lora_bias * self.scaling).astype(y.dtype)
+
+    def part(self, rows: slice) -> Self:
+        """What it adds to these rows of the output."""
+        bias = None if self.lora_bias is None else self.lora_bias[..., rows]
+        return replace(self, lora_B=_rows_at_work(self.lora_B, rows), lora_bias=bias)
 
     def update(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """x Aᵀ Bᵀ + bias, not yet scaled."""
@@ -114,6 +122,9 @@ class ResidualLora:
             return self.lora(y - self.start.update(wide) * self.scaling, x, weight, key).astype(y.dtype)
         return self.lora(y, x, weight, key)
 
+    def part(self, rows: slice) -> Self:
+        return replace(self, lora=self.lora.part(rows), start_B=_rows_at_work(self.start_B, rows))
+
     def as_plain(self) -> LoraLinear:
         """One plain adapter of twice the rank for the untouched base: A' = [A; A0], B' = [B, -B0]."""
         a = jnp.concatenate([self.lora.lora_A, self.start_A], axis=-2)
@@ -163,6 +174,9 @@ class DoraLinear:
             base = project(wide, weight.astype(wide.dtype))
         update = (wide @ self.lora_A.T) @ self.lora_B.T * self.scaling
         return (y + (factor - 1) * base + factor * update).astype(y.dtype)
+
+    def part(self, rows: slice) -> Self:
+        return replace(self, lora_B=_rows_at_work(self.lora_B, rows), magnitude=self.magnitude[..., rows])
 
     def _factor(self, weight: Float[Array, "out in"]) -> Float[Array, "out"]:
         """m / ‖V‖."""
@@ -314,6 +328,13 @@ class HeadRows(TokenRows):
         del weight, key
         own = project(x, self.rows.astype(x.dtype), y.dtype)
         return y.at[..., jnp.asarray(self.ids)].set(own)
+
+
+def _rows_at_work(b: Array, rows: slice) -> Array:
+    """Some rows of B, on a mesh those that each device has of them: cut from the whole B, which every device
+    has, where a cut B would be sent around."""
+    stack = [None] * (b.ndim - 2)
+    return constrain(constrain(b, *stack, None, None)[..., rows, :], *stack, "heads", None)
 
 
 def _ratio(scaling: float, other: float) -> float:

@@ -22,8 +22,8 @@ from phi3_jax.lora.targets import Module, checkpoint_name, config_targets
 from phi3_jax.lora.tree import ByLayer, Lora, nested
 from phi3_jax.lora_config import EVA_DEFAULTS, LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.attention import attention_mask
-from phi3_jax.model.phi3 import default_positions
+from phi3_jax.model.attention import attend
+from phi3_jax.model.phi3 import default_positions, precise
 from phi3_jax.model.rope import rope_cos_sin
 
 Batch = Mapping[str, Int[Array, "batch seq"]]
@@ -240,7 +240,7 @@ def _observe(
     positions = default_positions(segments) if positions is None else jnp.asarray(positions)
     x = model.embed(jnp.asarray(batch["input_ids"]))
     cos_sin = rope_cos_sin(model.config, positions, segments, x.dtype)
-    mask = attention_mask(segments, model.config.sliding_window)
+    window = model.config.sliding_window
     graph, weights = nnx.split(model.model.layers)
 
     def of_layer(layer: int | None) -> Iterator[tuple[str, str]]:
@@ -251,7 +251,7 @@ def _observe(
         names = {place: name for name, place in of_layer(layer)}
         pcas = {place: states[name] for place, name in names.items()}
         due = {place: jnp.asarray(not done[name]) for place, name in names.items()}
-        x, pcas = _layer(graph, own, x, cos_sin, mask, counted, pcas, due, tau, key)
+        x, pcas = _layer(graph, window, own, x, cos_sin, segments, counted, pcas, due, tau, key)
         states.update({names[place]: pca for place, pca in pcas.items()})
     for name, _ in of_layer(None):
         inputs = model.model.norm(x)
@@ -269,13 +269,14 @@ class _Spy:
         return y
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _layer(
     graph: Any,
+    window: int | None,
     weights: Any,
     x: Float[Array, "batch seq hidden"],
     cos_sin: tuple[Array, Array],
-    mask: Array,
+    segments: Int[Array, "batch seq"],
     counted: Bool[Array, "batch seq"],
     pcas: dict[str, IncrementalPCA],
     due: dict[str, Bool[Array, ""]],
@@ -284,9 +285,9 @@ def _layer(
 ) -> tuple[Float[Array, "batch seq hidden"], dict[str, IncrementalPCA]]:
     """A layer's output, and the components of what its linear layers are given."""
     spies = {place: _Spy() for place in pcas}
-    # As in the model: float32 means float32, also where the hardware's default for it is coarser.
-    with jax.default_matmul_precision("highest" if x.dtype == jnp.float32 else "default"):
-        x = nnx.merge(graph, weights)(x, cos_sin, mask, nested(spies), None)
+    attend_here = partial(attend, segment_ids=segments, sliding_window=window)
+    with precise(x.dtype):
+        x = nnx.merge(graph, weights)(x, cos_sin, attend_here, nested(spies), None)
     return x, {place: _advanced(pca, spies[place].x, counted, due[place], tau, key) for place, pca in pcas.items()}
 
 

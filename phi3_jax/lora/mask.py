@@ -13,6 +13,7 @@ from phi3_jax.errors import InputError
 from phi3_jax.lora import leaves
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.names import path_names
 
 
 def trainable_mask(
@@ -34,7 +35,7 @@ def trainable_mask(
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
 
     def trains(path: Any, _: Any) -> bool:
-        name = leaves.names(path)[-1]
+        name = path_names(path)[-1]
         is_frozen_A = freeze_A and name == "lora_A" and not leaves.is_embedding_adapter(path)
         return not (is_frozen_A or name in ("start_A", "start_B"))
 

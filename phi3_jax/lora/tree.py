@@ -136,6 +136,9 @@ class SomeLayers:
     def __call__(self, y: Array, x: Array, weight: Array, key: jax.Array | None = None) -> Array:
         return jnp.where(self.active, self.adapter(y, x, weight, key), y)
 
+    def part(self, rows: slice) -> "SomeLayers":
+        return SomeLayers(self.adapter.part(rows), self.active)
+
     def merged(self, weight: Array) -> Array:
         return jnp.where(self.active, self.adapter.merged(weight), weight.astype(jnp.float32))
 

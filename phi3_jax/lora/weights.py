@@ -81,5 +81,5 @@ def _identity(weight: Array) -> Array:
 # One program for each function and shape, whichever layer it is.
 @partial(jax.jit, static_argnums=(0, 1))
 def _apply(function: Callable[..., Any], rows: tuple[int, int], value: Any, adapter: Any) -> Any:
-    weight = dense(nnx.Param(value), jnp.float32)[slice(*rows)].astype(jnp.float32)
+    weight = dense(nnx.Param(value), jnp.float32, (None, None))[slice(*rows)].astype(jnp.float32)
     return function(weight) if adapter is None else function(weight, adapter)

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora.tree import Lora
-from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits
+from phi3_jax.training.cross_entropy import cross_entropy_sums
 
 IGNORED_LABEL = -100  # transformers' mark of a token that is no target
 
@@ -21,7 +22,7 @@ def loss(
     batch: Batch,
     *,
     dropout_key: PRNGKeyArray | None = None,
-    remat: bool = False,
+    remat: bool | str = False,
     label_smoothing: float = 0.0,
     neftune_alpha: float | None = None,
 ) -> Float[Array, ""]:
@@ -34,7 +35,8 @@ def loss(
       is predicted from the one before it, so that the first of a row, or of a packed document, is
       never a target.
     - `dropout_key`: training mode, see `Phi3ForCausalLM`.
-    - `remat`: recompute each layer in the backward pass instead of keeping its activations.
+    - `remat`: recompute each layer in the backward pass instead of keeping its activations; see
+      `Phi3ForCausalLM`.
     - `label_smoothing`: ε of (1 − ε) · cross-entropy + ε · mean over the vocabulary of −log p, as
       transformers' `LabelSmoother` and PyTorch's `CrossEntropyLoss`.
     - `neftune_alpha`: noise on the embeddings in training mode, see `neftune_noise`.
@@ -59,7 +61,7 @@ def loss_sums(
     batch: Batch,
     *,
     dropout_key: PRNGKeyArray | None = None,
-    remat: bool = False,
+    remat: bool | str = False,
     label_smoothing: float = 0.0,
     neftune_alpha: float | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
@@ -76,7 +78,7 @@ def loss_sums(
         noise_key, dropout_key = jax.random.split(dropout_key)
         embeds = model.embed(input_ids, lora)
         embeds += neftune_noise(noise_key, documents(batch), embeds.shape[-1], neftune_alpha).astype(embeds.dtype)
-    logits = model(
+    x = model.last_hidden_state(
         input_ids,
         attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
         positions=batch.get("positions"),
@@ -85,14 +87,19 @@ def loss_sums(
         inputs_embeds=embeds,
         dropout_key=dropout_key,
         remat=remat,
-    )  # [B, T, V]
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    losses = normalizer - chosen  # [B, T]
-    if label_smoothing:
-        losses = (1 - label_smoothing) * losses + label_smoothing * (normalizer - jnp.mean(logits, axis=-1))
-    correct = is_target & (jnp.argmax(logits, axis=-1) == targets)
-    return jnp.sum(losses, where=is_target), jnp.sum(is_target), jnp.sum(correct)
+    )  # [B, T, H]
+    head, adapters = model.head(lora)
+    total, correct = cross_entropy_sums(
+        x,
+        head,
+        targets,
+        is_target,
+        label_smoothing=label_smoothing,
+        adjust=adapted_logits,
+        adapters=adapters,
+        key=dropout_key,
+    )
+    return total, jnp.sum(is_target), correct
 
 
 def documents(batch: Batch) -> Int[Array, "batch seq"]:

@@ -32,20 +32,55 @@ def test_every_layer_and_module_drops_its_own(tiny, random_lora):
     assert np.any(first != base)
 
 
-def test_arithmetic_is_the_adapters_and_the_result_the_layers():
-    """The update is 2⁻⁸ + 2⁻²⁰: bfloat16 has no room for both, and 1 + 2⁻⁸ alone rounds to 1."""
-    x = jnp.ones((1, 2), jnp.bfloat16)
-    adapter = LoraLinear(jnp.array([[1.0, 2.0**-8 + 2.0**-20 - 1]]), jnp.ones((1, 1)), scaling=1.0)
-    out = adapter(jnp.ones((1, 1), jnp.bfloat16), x, None)
+def test_update_of_a_bfloat16_layer_is_as_near_the_truth_as_its_type_allows():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, y = (jax.random.normal(key, (64, 256)) for key in keys[:2])
+    a, b = jax.random.normal(keys[2], (8, 256)) / 16, jax.random.normal(keys[3], (256, 8)) / 8
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    truth = y.astype(jnp.float32) + 2.0 * (x.astype(jnp.float32) @ a.T) @ b.T
+    out = LoraLinear(a, b, scaling=2.0)(y, x, None)
     assert out.dtype == jnp.bfloat16
-    assert float(out[0, 0]) == 1 + 2.0**-7
+    # A, B, the product in between and the result are rounded to 8 bits, each at most 2⁻⁹ off: together two
+    # to three units of the rounding that the result has in any case.
+    rounding = np.linalg.norm(np.float32(truth.astype(jnp.bfloat16)) - truth)
+    assert np.linalg.norm(np.float32(out) - truth) < 3 * rounding
 
 
-def test_dropout_is_in_the_adapters_arithmetic_too():
-    """1 / 0.9 in float32; in bfloat16 it would be 1.109375."""
+def test_gradients_of_a_bfloat16_layers_adapter_are_summed_and_kept_in_float32():
+    """1 + 257 · 2⁻⁸ · 2⁻⁸: the second term is lost where sums, or the result, are in bfloat16."""
+    x = jnp.full((258, 1), 2.0**-8, jnp.bfloat16).at[0].set(1)
+    cotangent = jnp.full((258, 1), 2.0**-8, jnp.bfloat16).at[0].set(1)
+    adapter = LoraLinear(jnp.ones((1, 1)), jnp.ones((1, 1)), scaling=1.0)
+    _, pull_back = jax.vjp(lambda adapter: adapter(jnp.zeros((258, 1), jnp.bfloat16), x, None), adapter)
+    (grad,) = pull_back(cotangent)
+    for value in (grad.lora_A, grad.lora_B):
+        assert value.dtype == jnp.float32
+        assert float(value[0, 0]) == 1 + 257 * 2.0**-16
+
+
+def test_gradients_of_a_float32_layer_are_those_of_the_formula():
+    keys = jax.random.split(jax.random.key(0), 5)
+    x, y, g = jax.random.normal(keys[0], (2, 5, 7)), *jax.random.normal(keys[1], (2, 2, 5, 6))
+    a, b = jax.random.normal(keys[2], (3, 7)), jax.random.normal(keys[3], (6, 3))
+
+    def plain(y, x, a, b):
+        return jnp.sum(g * (y + 1.5 * (x @ a.T) @ b.T))
+
+    def ours(y, x, a, b):
+        return jnp.sum(g * LoraLinear(a, b, scaling=1.5)(y, x, None))
+
+    expected, found = (jax.grad(f, argnums=(0, 1, 2, 3))(y, x, a, b) for f in (plain, ours))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-6 * float(jnp.max(jnp.abs(one))))
+
+
+def test_dropouts_scale_is_not_rounded_to_the_layers_type():
+    """1 / 0.9; in bfloat16 it would be 1.109375, and every update 0.16% too small."""
+    x = jax.random.normal(jax.random.key(1), (1000, 20)).astype(jnp.bfloat16)
     adapter = LoraLinear(jnp.eye(20), jnp.eye(20), scaling=1.0, dropout=0.1)
-    out = adapter(jnp.zeros((1, 20)), jnp.ones((1, 20), jnp.bfloat16), None, jax.random.key(0))
-    np.testing.assert_allclose(np.max(out), 1 / 0.9, rtol=1e-6)
+    out = adapter(jnp.zeros((1000, 20)), x, None, jax.random.key(0))
+    wide = jnp.where(out != 0, x.astype(jnp.float32), 0)
+    np.testing.assert_allclose(jnp.sum(out * wide) / jnp.sum(wide * wide), 1 / 0.9, rtol=1e-4)
 
 
 def test_embedding_padding_column_gets_no_gradient_as_in_peft(tiny, random_lora):
