@@ -57,7 +57,7 @@ class ModelSection:
 
     name_or_path: str
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    attention: Literal["auto", "xla"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash", "chunked"] = "auto"
     quantization: Literal["none", "nf4", "int8"] | None = None
     double_quant: bool = True
     revision: str | None = None
@@ -180,6 +180,9 @@ class TrainingSection:
         label_smoothing_factor: Share of the target's probability spread over the vocabulary.
         neftune_noise_alpha: Size of NEFTune's noise on the embeddings in training.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        remat_policy: What is kept all the same. full: each layer's input alone; attention: its result too; dots: and
+            the products with weights; offload: the input, in the host's memory; none: everything, as without
+            gradient_checkpointing.
         logging_steps: Steps between lines of metrics.jsonl.
         eval_strategy: When to evaluate; a run with evaluation rows also evaluates at its end unless no.
         eval_steps: Steps between evaluations; null evaluates at the end alone.
@@ -216,6 +219,7 @@ class TrainingSection:
     label_smoothing_factor: float = 0.0
     neftune_noise_alpha: float | None = None
     gradient_checkpointing: bool = True
+    remat_policy: Literal["none", "dots", "attention", "full", "offload"] = "full"
     logging_steps: int = 10
     eval_strategy: Literal["no", "steps", "epoch"] = "steps"
     eval_steps: int | None = None
@@ -228,6 +232,11 @@ class TrainingSection:
     resume_from_checkpoint: bool = False
     eval_generations: int = 4
     eval_max_new_tokens: int = 64
+
+    @property
+    def remat(self) -> str:
+        """The rematerialisation policy in force."""
+        return self.remat_policy if self.gradient_checkpointing else "none"
 
     def __post_init__(self) -> None:
         at_least_1 = (
@@ -271,11 +280,11 @@ class TrainingSection:
 
 @dataclass(frozen=True)
 class ParallelSection:
-    """Devices along each axis of the mesh (1 so far).
+    """Devices along each axis of the mesh; -1 for one of them stands for all that the others leave.
 
     Args:
         data: Copies of the model, each with its own rows.
-        fsdp: Devices that share one copy's weights.
+        fsdp: Devices that share one copy's weights, each with its own rows.
         tensor: Devices that share each matrix product.
         context: Devices that share each row's positions.
     """
@@ -286,9 +295,13 @@ class ParallelSection:
     context: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value != 1:
-                raise InputError(f"parallel.{name} is {value}; a run uses one device so far, give 1")
+        sizes = asdict(self)
+        for name, value in sizes.items():
+            if value < 1 and value != -1:
+                raise InputError(f"parallel.{name} is {value}, expected at least 1, or -1 for all devices left")
+        rest = [name for name, value in sizes.items() if value == -1]
+        if len(rest) > 1:
+            raise InputError(f"parallel.{' and parallel.'.join(rest)} are -1; only one axis can take what is left")
 
 
 @dataclass(frozen=True)

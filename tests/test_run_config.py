@@ -228,7 +228,8 @@ def test_the_dictionary_of_a_peft_lora_config_is_a_peft_section():
         ({"training": {"max_steps": 0}}, "training.max_steps is 0"),
         ({"training": {"num_train_epochs": 0}}, "nothing to train"),
         ({"data": {"eval_fraction": 1.0}}, "data.eval_fraction is 1.0"),
-        ({"parallel": {"data": 2}}, "parallel.data is 2"),
+        ({"parallel": {"data": 0}}, "parallel.data is 0"),
+        ({"parallel": {"data": -1, "fsdp": -1}}, "parallel.data and parallel.fsdp are -1"),
         # Contradictions.
         ({"training": {"eval_steps": 5}}, "training.eval_steps is 5, but there are no evaluation rows"),
         ({"training": {"eval_strategy": "epoch"}}, "training.eval_strategy is epoch, but there are no evaluation rows"),

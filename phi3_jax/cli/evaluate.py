@@ -51,7 +51,8 @@ def run(argv: Sequence[str]) -> None:
     graph, state = nnx.split(loaded.model)
     params = {"model": state, "lora": loaded.lora}
     nothing = jax.tree.map(lambda _: None, params)
-    figures = evaluate_rows(make_eval_step(graph, loaded.model.dtype), params, nothing, batches)
+    on_device = map(jax.device_put, batches)
+    figures = evaluate_rows(make_eval_step(graph, loaded.model.dtype), params, nothing, on_device)
     if arguments.json:
         print(json.dumps({**figures, **asdict(rows.stats)}))
         return

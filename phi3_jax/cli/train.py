@@ -29,8 +29,10 @@ def run(argv: Sequence[str]) -> None:
     if config.data.train is None:
         raise InputError("data.train is not given; give a file, a folder or a hub dataset id to train on")
 
+    from phi3_jax.parallel.distributed import initialize
     from phi3_jax.training.loop import train
 
+    initialize()
     train(config)
 
 

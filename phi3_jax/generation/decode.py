@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Int
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.parallel.distributed import to_host
 
 
 def generate(
@@ -34,7 +36,7 @@ def generate(
     Raises `InputError` for a prompt that leaves no room in the model's positions, and for padding
     on the right.
     """
-    input_ids = jnp.asarray(input_ids)
+    input_ids = np.asarray(input_ids)  # numpy's, which on several hosts every one of them has
     prompt = input_ids.shape[1]
     if prompt == 0:
         raise InputError("the prompt is empty; give at least one token")
@@ -45,8 +47,8 @@ def generate(
             f"a prompt of {prompt} tokens and {max_new_tokens} new ones exceed the model's "
             f"{model.config.max_position_embeddings} positions; shorten one of them"
         )
-    mask = jnp.ones_like(input_ids) if attention_mask is None else jnp.asarray(attention_mask)
-    if not bool(jnp.all(mask[:, -1] == 1)):
+    mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
+    if not np.all(mask[:, -1] == 1):
         raise InputError("a prompt is padded on the right; pad on the left, so that its answer follows it")
     ends = model.config.end_token_ids if eos_token_id is None else eos_token_id
     ends = (ends,) if isinstance(ends, int) else tuple(ends)
@@ -54,8 +56,8 @@ def generate(
     if pad is None:
         pad = ends[0] if ends else 0
     graph, state = nnx.split(model)
-    tokens, length = _decode(graph, state, input_ids, mask, lora, max_new_tokens, ends, pad)
-    return tokens[:, : int(length)]
+    tokens, length = to_host(_decode(graph, state, input_ids, mask, lora, max_new_tokens, ends, pad))
+    return jnp.asarray(tokens[:, : int(length)])
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
+from phi3_jax.parallel.mesh import AXES
 from phi3_jax.run_config import RunConfig
 
 # What a run leaves behind that another run would spoil.
@@ -16,19 +19,25 @@ RUN_FILES = ("metrics.jsonl", "checkpoints", "adapter", "model")
 
 RESULT_FILES = ("config.yaml", "train_results.json", "eval_results.json", "all_results.json", "report.html")
 
-# Settings that a resumed run may change: none of them touches the weights.
+# Settings that a resumed run may change: none of them touches the weights. How many rows a step has, over
+# all devices, is checked with the rows themselves.
 FREE_ON_RESUME = frozenset(
     {
         "model.cache_dir",
         "model.local_files_only",
+        "model.attention",
         "training.output_dir",
         "training.overwrite_output_dir",
+        "training.per_device_train_batch_size",
         "training.per_device_eval_batch_size",
+        "training.gradient_checkpointing",
+        "training.remat_policy",
         "training.logging_steps",
         "training.save_strategy",
         "training.save_steps",
         "training.save_total_limit",
         "training.resume_from_checkpoint",
+        *(f"parallel.{axis}" for axis in AXES),
     }
 )
 
@@ -58,6 +67,54 @@ def check_output_folder(run: RunConfig) -> None:
         )
     if run.training.resume_from_checkpoint and any(p.name.isdecimal() for p in (folder / "checkpoints").glob("*")):
         check_unchanged(run, folder / "config.yaml")
+
+
+def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> None:
+    """Raises `InputError` where the mesh does not divide what it is to cut.
+
+    **Arguments**: `mesh`, the size of each axis.
+    """
+    tensor, context = mesh["tensor"], mesh["context"]
+    heads = {"attention heads": config.num_attention_heads, "key-value heads": config.num_key_value_heads}
+    for what, number in {**heads, "hidden units of the MLP": config.intermediate_size}.items():
+        if number % tensor:
+            raise InputError(
+                f"parallel.tensor is {tensor}, which does not divide the model's {number} {what}; give a divisor"
+            )
+    if run.data.max_length % context:
+        raise InputError(
+            f"parallel.context is {context}, which does not divide data.max_length {run.data.max_length}; give a "
+            "divisor"
+        )
+    if context & (context - 1) and not run.data.packing:
+        raise InputError(
+            f"parallel.context is {context}, but without data.packing rows have powers of two of positions; give a "
+            "power of two, or set data.packing true"
+        )
+    if tensor > 1 and run.model.quantization is not None:
+        raise InputError(
+            f"parallel.tensor is {tensor}, but the blocks of model.quantization {run.model.quantization} cannot be "
+            "parted so; use parallel.fsdp"
+        )
+
+
+def check_length(longest: int, config: Phi3Config) -> None:
+    """Raises `InputError` where a conversation is longer than the model has positions."""
+    positions = config.max_position_embeddings
+    if longest > positions:
+        raise InputError(
+            f"rows are up to {longest:,} tokens long, but the model has {positions:,} positions; set data.max_length "
+            f"{positions}"
+        )
+
+
+def check_shared(file: Path, text: str) -> None:
+    """Raises `InputError` where this host does not find what the first one has written."""
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"training.output_dir {file.parent} is not the same folder on all hosts; name one on storage that they "
+            "share, such as a mounted bucket"
+        )
 
 
 def remove_run(folder: Path) -> None:

@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunConsole:
     """Shows steps done, loss, tokens/s and time left; between the lines that the run prints."""
 
-    def __init__(self, *, progress: bool):
+    def __init__(self, *, progress: bool, quiet: bool = False):
         # Tables and paths are printed as they are, whatever brackets are in them.
-        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._console = Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

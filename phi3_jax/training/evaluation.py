@@ -26,13 +26,13 @@ def evaluate_rows(
     eval_step: Callable[..., tuple[Array, Array, Array]],
     trainable: Params,
     frozen: Params,
-    batches: Iterable[dict[str, np.ndarray]],
+    batches: Iterable[dict[str, Array]],
 ) -> dict[str, float]:
     """`eval_loss`, `eval_perplexity` and `eval_token_accuracy` over all target tokens of the batches.
 
     Raises `InputError` where there is no target token.
     """
-    sums = [eval_step(trainable, frozen, jax.device_put(batch)) for batch in batches]
+    sums = [eval_step(trainable, frozen, batch) for batch in batches]
     host = jax.device_get(sums)  # once, after everything was handed to the device
     count = sum(int(part[1]) for part in host)
     if count == 0:

@@ -1,22 +1,34 @@
 """Everything that a run works on, loaded and checked before the first byte is written."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import nnx
-from jaxtyping import PRNGKeyArray
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.data import prepare_data
+from phi3_jax.hf.checkpoint import read_config
 from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.parallel.distributed import local_rows
+from phi3_jax.parallel.distributed import place as place_batch
+from phi3_jax.parallel.layout import batch_sharding, place, shardings
+from phi3_jax.parallel.mesh import make_mesh
+from phi3_jax.parallel.sharding import replicated
 from phi3_jax.run_config import RunConfig
+from phi3_jax.training.checks import check_length, check_mesh
 from phi3_jax.training.evaluation import Prompt, choose_prompts, end_token_ids
 from phi3_jax.training.start import load_model_and_lora
-from phi3_jax.training.step import Params, model_and_lora
+from phi3_jax.training.step import Params, TrainState, model_and_lora
 
 
 @dataclass
@@ -26,7 +38,8 @@ class Job:
     **Fields**: `graph`, the model without its arrays; `dtype`, what it computes in; `trainable` and
     `frozen`, its parameters and the adapter's, parted (the first step takes the trainable ones with
     it); `table`, what trains; `prompts`, the evaluation rows to answer, up to one of `end_ids`;
-    `pad_id`, what fills rows; `step_key`, what the steps' randomness is drawn from.
+    `pad_id`, what fills rows; `step_key`, what the steps' randomness is drawn from;
+    `mesh`, the devices that share the work, None for a single one.
     """
 
     config: Phi3Config
@@ -41,6 +54,46 @@ class Job:
     end_ids: tuple[int, ...]
     pad_id: int
     step_key: PRNGKeyArray
+    mesh: Mesh | None
+
+    def on_mesh(self) -> AbstractContextManager[Any]:
+        """Within it, what is compiled is compiled for the mesh."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def batch_size(self, per_device: int) -> int:
+        """Rows of a forward pass over all devices; those of `tensor` and `context` share theirs."""
+        return per_device if self.mesh is None else per_device * self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def rows_here(self, batch_size: int) -> Sequence[int] | None:
+        """Which rows of such a batch this host's devices need; None for all."""
+        if self.mesh is None or jax.process_count() == 1:
+            return None
+        return local_rows(batch_sharding(self.mesh, 2), (batch_size, self.mesh.shape["context"]))
+
+    def put(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, Array]:
+        """A batch of this host's rows on the devices, as part of the whole."""
+        if self.mesh is None:
+            return jax.device_put(batch)
+        return place_batch(batch, batch_sharding(self.mesh, batch["input_ids"].ndim), batch_size)
+
+    def replicate(self, tree: Any) -> Any:
+        """Small arrays, whole on every device."""
+        if self.mesh is None:
+            return tree
+        whole = replicated(self.mesh)
+        return place(tree, jax.tree.map(lambda _: whole, tree))
+
+    def first_state(self, tx: optax.GradientTransformation) -> TrainState:
+        """The state before the first step, which takes `trainable` with it."""
+        if self.mesh is None:
+            return TrainState.create(self.trainable, tx, self.step_key)
+
+        def create(trainable: Params, key: PRNGKeyArray) -> TrainState:
+            return TrainState.create(trainable, tx, key)
+
+        key = self.replicate(self.step_key)
+        layout = shardings(jax.eval_shape(create, self.trainable, key), self.mesh)
+        return jax.jit(create, out_shardings=layout, donate_argnums=0)(self.trainable, key)
 
     def model_and_lora(self, trainable: Params) -> tuple[Phi3ForCausalLM, Lora | None]:
         """The model and the adapter, with these parameters in place of those it started with."""
@@ -52,17 +105,22 @@ def load_job(run: RunConfig) -> Job:
     section = run.model
     hub: dict[str, Any] = {"cache_dir": section.cache_dir, "local_files_only": section.local_files_only}
     folder = resolve_checkpoint(section.name_or_path, revision=section.revision, **hub)
+    config = read_config(folder)
+    mesh = job_mesh(run, config)
     tokenizer = load_tokenizer(folder)
     # The data first: what is wrong with it shows in seconds, and a large model takes minutes.
     data = prepare_data(run.data, tokenizer, seed=run.training.seed)
+    check_length(int(data.train.lengths.max()), config)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
-    model, lora = load_model_and_lora(run, folder, data.train, lora_key)
+    model, lora = load_model_and_lora(run, folder, config, data.train, lora_key, mesh)
     full = run.peft.full_finetuning
     prompts = _prompts(run, data, model.config.max_position_embeddings)
     end_ids = end_token_ids(tokenizer, model.config)
     pad_id = next((i for i in (model.config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
     graph, state = nnx.split(model)
     params = {"model": state, "lora": lora}
+    if mesh is not None:
+        params = place(params, shardings(params, mesh))
     freeze_A = run.training.optim == "lorafa"
     trainable, frozen = partition(params, trainable_mask(state, lora, full_finetuning=full, freeze_A=freeze_A))
     table = parameter_table(model, lora, freeze_A=freeze_A)
@@ -79,7 +137,18 @@ def load_job(run: RunConfig) -> Job:
         end_ids=end_ids,
         pad_id=pad_id,
         step_key=step_key,
+        mesh=mesh,
     )
+
+
+def job_mesh(run: RunConfig, config: Phi3Config) -> Mesh | None:
+    """The mesh that `run.parallel` asks for, None for a single device.
+
+    Raises `InputError` where devices, model and rows cannot be cut so.
+    """
+    mesh = make_mesh(asdict(run.parallel))
+    check_mesh(run, config, mesh.shape)
+    return None if mesh.size == 1 else mesh
 
 
 def _prompts(run: RunConfig, data: Any, positions: int) -> list[Prompt]:

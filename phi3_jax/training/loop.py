@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import jax
 from phi3_jax.data import eval_batches, preview, train_batches
 from phi3_jax.evaluate.report import write_report
 from phi3_jax.lora import format_parameter_table
+from phi3_jax.parallel.distributed import check_agreement, is_main, together
+from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training import evaluation, results
-from phi3_jax.training.checks import check_output_folder, check_settings, remove_run
+from phi3_jax.training.checks import check_output_folder, check_settings, check_shared, remove_run
 from phi3_jax.training.console import RunConsole
 from phi3_jax.training.job import Job, load_job
 from phi3_jax.training.metrics import MetricsLog, Stopwatch, device_peak, step_flops
 from phi3_jax.training.optimizer import make_optimizer, make_schedule
 from phi3_jax.training.state import Checkpoints
-from phi3_jax.training.step import TrainState, TrainStep, Window, make_eval_step, make_train_step
+from phi3_jax.training.step import TrainStep, Window, make_eval_step, make_train_step
+
+# The steps by which rows of every usual length have been met.
+WARM_UP_STEPS = 20
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -28,18 +34,25 @@ def train(run: RunConfig) -> dict[str, Any]:
     **Returns** what all_results.json holds: `train_loss`, and with an evaluation set `eval_loss`,
     `eval_perplexity`, `eval_token_accuracy` and, where rows were answered, `exact_match`.
 
+    On several hosts every one of them calls this (`parallel.distributed.initialize` first), and the
+    first one writes, to storage that they share.
+
     Raises `InputError` for wrong settings, data or checkpoints before anything is written, and
     `FloatingPointError` where the loss is not finite any more.
     """
-    check_settings(run)
-    check_output_folder(run)
-    trainer = Trainer(run, load_job(run))
-    try:
-        trainer.begin()
-        trainer.loop()
-        return trainer.finish()
-    finally:
-        trainer.close()
+    check_agreement({"configuration": run.to_yaml()})
+    with together():
+        check_settings(run)
+        check_output_folder(run)
+    job = load_job(run)
+    with job.on_mesh():
+        trainer = Trainer(run, job)
+        try:
+            trainer.begin()
+            trainer.loop()
+            return trainer.finish()
+        finally:
+            trainer.close()
 
 
 @dataclass
@@ -78,10 +91,13 @@ class Trainer:
         training = run.training
         self.run, self.job = run, job
         self.folder = Path(training.output_dir)
+        self.batch_size = job.batch_size(training.per_device_train_batch_size)
+        self.eval_batch_size = job.batch_size(training.per_device_eval_batch_size)
         self.batches = train_batches(
             job.data.train,
             run.data,
-            batch_size=training.per_device_train_batch_size,
+            batch_size=self.batch_size,
+            part=job.rows_here(self.batch_size),
             accumulation=training.gradient_accumulation_steps,
             epochs=None,  # as many as it takes; the loop counts steps
             seed=training.seed,
@@ -92,12 +108,13 @@ class Trainer:
         self.total_steps = training.max_steps if training.max_steps > 0 else epochs
         self.evaluates = job.data.eval is not None and training.eval_strategy != "no"
         self.schedule = make_schedule(training, self.total_steps)
+        check_agreement({"training rows": self.batches.fingerprint})
         tx = make_optimizer(training, self.schedule, job.frozen["lora"])
-        self.state = TrainState.create(job.trainable, tx, job.step_key)
+        self.state = job.first_state(tx)
         self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
         self.eval_step = make_eval_step(job.graph, job.dtype)
         self.progress = Progress()
-        self.console = RunConsole(progress=run.logging.progress)
+        self.console = RunConsole(progress=run.logging.progress, quiet=not is_main())
         self.stopwatch = Stopwatch()
         self.checkpoints: Checkpoints | None = None
         self.metrics: MetricsLog | None = None
@@ -106,20 +123,28 @@ class Trainer:
         """Opens the output folder; restores the newest checkpoint, or evaluates the start."""
         training = self.run.training
         self._print_summary()
-        if training.overwrite_output_dir and not training.resume_from_checkpoint:
-            remove_run(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with together():
+            if is_main():
+                self._open_folder()
+        with together():
+            check_shared(self.folder / "config.yaml", self.run.to_yaml())
         saved = self.folder / "checkpoints"
         if training.save_strategy != "no" or saved.is_dir():
             self.checkpoints = Checkpoints(saved, training.save_total_limit)
         restored = self.checkpoints is not None and self._restore(self.checkpoints)
         if training.resume_from_checkpoint and not restored:
             self.console.print(f"{self.folder} holds no complete checkpoint to resume: starting at step 0")
-        results.write_text(self.folder / "config.yaml", self.run.to_yaml())
-        self.metrics = MetricsLog(self.folder, self.run, keep_rows=self.progress.rows)
+        self.metrics = MetricsLog(self.folder, self.run, keep_rows=self.progress.rows, writes=is_main())
         if self.evaluates and not restored:
             self._evaluate("before")
             self.progress.answers_before = self._answers()
+
+    def _open_folder(self) -> None:
+        training = self.run.training
+        if training.overwrite_output_dir and not training.resume_from_checkpoint:
+            remove_run(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        results.write_text(self.folder / "config.yaml", self.run.to_yaml())
 
     def loop(self) -> None:
         """Takes steps until all are done, or patience is over."""
@@ -145,8 +170,11 @@ class Trainer:
         before = self._figures("before", progress.answers_before)
         after = self._figures("last", answers)
         target = results.save_weights(self.folder, self.run, self.job, self.state.trainable)
-        everything = results.write_results(self.folder, self._train_results(), after)
-        self._write_report(before, after, answers)
+        everything = {**self._train_results(), **after}
+        with together():
+            if is_main():
+                results.write_results(self.folder, self._train_results(), after)
+                self._write_report(before, after, answers)
         self._print_before_after(before, after)
         self.console.print(f"wrote {target} and {self.folder / 'report.html'}")
         return everything
@@ -160,14 +188,23 @@ class Trainer:
     # A step, and what is due after it.
 
     def _take_step(self) -> None:
-        batch = jax.device_put(next(self.batches))
+        batch = self.job.put(next(self.batches), self.batch_size)
         if not self.train_step.is_compiled(batch):
             self._pause()
+            self._warn_of_compilation(batch["input_ids"].shape[-1])
             self.train_step.compile(self.state, self.job.frozen, batch)
             self.stopwatch.start()
         self.state = self.train_step(self.state, self.job.frozen, batch)
         self.progress.step += 1
         self.console.advance(self.progress.step)
+
+    def _warn_of_compilation(self, length: int) -> None:
+        """Rows come in few lengths, so that a program for a new one is rare after the first steps."""
+        if self.train_step.compilations and self.progress.step >= WARM_UP_STEPS:
+            self.console.print(
+                f"warning: step {self.progress.step + 1} compiles the train step again, for rows of {length} positions "
+                f"({self.train_step.compilations + 1} programs so far); data.packing gives all rows one length"
+            )
 
     def _after_step(self) -> None:
         training, step = self.run.training, self.progress.step
@@ -210,7 +247,7 @@ class Trainer:
         self._check_finite(float(window.loss), float(window.grad_norm))
         self._pause()
         self.stopwatch.start()
-        self.state = replace(self.state, window=Window.empty())
+        self.state = replace(self.state, window=self.job.replicate(Window.empty()))
         progress.loss += float(window.loss)
         progress.tokens += int(window.tokens)
         progress.target_tokens += int(window.target_tokens)
@@ -223,6 +260,7 @@ class Trainer:
             "tokens": progress.tokens,
             "target_tokens": progress.target_tokens,
             "tokens_per_second": int(window.tokens) / progress.window_seconds,
+            "compilations": self.train_step.compilations,
         }
         if (peak := device_peak()) is not None:
             flops = step_flops(
@@ -232,7 +270,8 @@ class Trainer:
                 int(window.tokens),
                 float(window.attended),
             )
-            row["mfu"] = flops / progress.window_seconds / peak
+            devices = 1 if self.job.mesh is None else self.job.mesh.size
+            row["mfu"] = flops / progress.window_seconds / (peak * devices)
         progress.window_seconds, progress.logged_step = 0.0, progress.step
         self._write(row)
 
@@ -259,10 +298,12 @@ class Trainer:
         batches = eval_batches(
             self.job.data.eval,
             self.run.data,
-            batch_size=self.run.training.per_device_eval_batch_size,
+            batch_size=self.eval_batch_size,
+            part=self.job.rows_here(self.eval_batch_size),
             pad_id=self.job.pad_id,
         )
-        figures = evaluation.evaluate_rows(self.eval_step, self.state.trainable, self.job.frozen, batches)
+        put = partial(self.job.put, batch_size=self.eval_batch_size)
+        figures = evaluation.evaluate_rows(self.eval_step, self.state.trainable, self.job.frozen, map(put, batches))
         self._check_finite(figures["eval_loss"])
         self.progress.evaluations[name] = figures
         epoch = self.progress.step / self.epoch_steps
@@ -288,7 +329,7 @@ class Trainer:
             lora,
             self.job.tokenizer,
             self.job.prompts,
-            batch_size=self.run.training.per_device_eval_batch_size,
+            batch_size=self.eval_batch_size,
             max_new_tokens=self.run.training.eval_max_new_tokens,
             end_ids=self.job.end_ids,
         )
@@ -322,16 +363,11 @@ class Trainer:
 
     def _print_summary(self) -> None:
         training = self.run.training
-        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        rows = self.batch_size * training.gradient_accumulation_steps
         self.console.print(format_parameter_table(self.job.table))
         self.console.print(self.job.data.summary())
         self.console.print(f"first row, targets in ⟦⟧: {preview(self.job.data.train, self.job.tokenizer)}")
-        longest, positions = int(self.job.data.train.lengths.max()), self.job.config.max_position_embeddings
-        if longest > positions:
-            self.console.print(
-                f"warning: rows are up to {longest:,} tokens long, and the model was made for {positions:,}; "
-                f"set data.max_length {positions}"
-            )
+        self.console.print(describe_mesh(self.job.mesh))
         self.console.print(
             f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
             f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora import leaves
+from phi3_jax.names import path_names
 from phi3_jax.training.adam8bit import bias_correction
 
 _DELTA = 1e-8  # PEFT's, added to A Aᵀ
@@ -91,7 +92,7 @@ def _is_adapter(node: Any) -> bool:
 
 
 def _place(path: Any) -> str:
-    return ".".join(leaves.names(path))
+    return ".".join(path_names(path))
 
 
 def _inverse(a: Float[Array, "*stack r in"], scaling: float) -> Float[Array, "*stack r r"]:

@@ -10,6 +10,7 @@ import jax
 import optax
 
 from phi3_jax.lora import leaves
+from phi3_jax.names import path_names
 from phi3_jax.run_config import TrainingSection
 
 
@@ -25,14 +26,14 @@ def learning_rate_factors(params: Any, training: TrainingSection) -> Any:
         if leaves.is_embedding_adapter(path):
             return training.loraplus_lr_embedding / training.learning_rate
         is_vector = leaf.ndim - leaves.stack_axes(path) == 1
-        return ratio if leaves.names(path)[-1] == "lora_B" or is_vector else 1.0
+        return ratio if path_names(path)[-1] == "lora_B" or is_vector else 1.0
 
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def decays(params: Any) -> Any:
     """True where weight decay applies: everywhere but on biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in leaves.names(path)[-1], params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in path_names(path)[-1], params)
 
 
 def scale_by_group(training: TrainingSection) -> optax.GradientTransformation:

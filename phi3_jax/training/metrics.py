@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -20,16 +20,20 @@ PEAK_FLOPS = {
     "L40S": 362e12,
     "L4": 121e12,
     "TPU v6 lite": 918e12,
-    "TPU v5p": 459e12,
     "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,  # v5p
     "TPU v4": 275e12,
 }
 
 
+def peak_flops(device_kind: str) -> float | None:
+    """A device's peak, None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
 def device_peak() -> float | None:
     """The first device's peak, None where it is not known."""
-    kind = jax.devices()[0].device_kind
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+    return peak_flops(jax.devices()[0].device_kind)
 
 
 def matmul_parameters(config: Phi3Config) -> int:
@@ -71,18 +75,24 @@ class Stopwatch:
 class MetricsLog:
     """Appends rows to metrics.jsonl, and to TensorBoard and Weights & Biases where asked for."""
 
-    def __init__(self, folder: Path, run: RunConfig, *, keep_rows: int):
+    def __init__(self, folder: Path, run: RunConfig, *, keep_rows: int, writes: bool = True):
         self.path = folder / "metrics.jsonl"
+        self.history: list[dict[str, Any]] = []
+        self._file: TextIO | None = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if writes:
+            self._open(folder, run, keep_rows)
+
+    def _open(self, folder: Path, run: RunConfig, keep_rows: int) -> None:
         self.history = _first_rows(self.path, keep_rows)
         self._file = self.path.open("a", encoding="utf-8")
         step = self.history[-1]["step"] if self.history else 0
-        self._tensorboard: Any = None
         if run.logging.tensorboard:
             import tensorboardX  # brings PyTorch along where that is installed: seconds
 
             purge_step = step + 1 if step else None
             self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
-        self._wandb: Any = None
         if run.logging.wandb:
             import wandb
 
@@ -91,8 +101,10 @@ class MetricsLog:
             )
 
     def write(self, row: dict[str, Any]) -> None:
-        """One line; `row` has its `step`."""
+        """One line; `row` has its `step`. Nothing where another host writes."""
         self.history.append(row)
+        if self._file is None:
+            return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         step, values = row["step"], {name: value for name, value in row.items() if name != "step"}
@@ -104,7 +116,8 @@ class MetricsLog:
             self._wandb.log(values, step=step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

@@ -13,6 +13,8 @@ import jax
 
 from phi3_jax.hf.checkpoint import save_model
 from phi3_jax.hf.peft import save_adapter
+from phi3_jax.lora import Lora
+from phi3_jax.parallel.distributed import is_main, to_host, together
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training.job import Job
 from phi3_jax.training.step import Params
@@ -24,25 +26,31 @@ def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> P
     if lora is None:
         target = folder / "model"
         save_model(model, target)
-        job.tokenizer.save_pretrained(target)
-    else:
-        target = folder / "adapter"
-        # PEFT looks for a base under this name from wherever it runs.
-        base = run.peft.base_model_name_or_path or run.model.name_or_path
-        if Path(base).is_dir():
-            base = str(Path(base).absolute())
-        save_adapter(target, lora, tokenizer=job.tokenizer, base_model_name_or_path=base)
+        if is_main():
+            job.tokenizer.save_pretrained(target)
+        return target
+    target = folder / "adapter"
+    lora = to_host(lora)
+    with together():
+        if is_main():
+            _save_adapter(target, run, job, lora)
     return target
 
 
-def write_results(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Writes the three files of transformers' example scripts; returns all results."""
-    everything = {**train, **evaluation}
+def _save_adapter(target: Path, run: RunConfig, job: Job, lora: Lora) -> None:
+    # PEFT looks for a base under this name from wherever it runs.
+    base = run.peft.base_model_name_or_path or run.model.name_or_path
+    if Path(base).is_dir():
+        base = str(Path(base).absolute())
+    save_adapter(target, lora, tokenizer=job.tokenizer, base_model_name_or_path=base)
+
+
+def write_results(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Writes the three files of transformers' example scripts."""
     write_json(folder / "train_results.json", train)
     if evaluation:
         write_json(folder / "eval_results.json", evaluation)
-    write_json(folder / "all_results.json", everything)
-    return everything
+    write_json(folder / "all_results.json", {**train, **evaluation})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,11 +2,15 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
@@ -14,11 +18,13 @@ from phi3_jax.data import train_batches
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.errors import InputError
 from phi3_jax.hf.bnb import read_bnb_config
-from phi3_jax.hf.checkpoint import abstract_model, load_model, read_config
+from phi3_jax.hf.checkpoint import abstract_model, load_model
 from phi3_jax.hf.peft import load_adapter
 from phi3_jax.lora import LoftqQuantizer, Lora, config_targets, eva_init, init_lora
 from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.parallel.layout import weight_sharding
+from phi3_jax.parallel.sharding import replicated
 from phi3_jax.quant import Quantizer
 from phi3_jax.run_config import RunConfig
 
@@ -27,38 +33,63 @@ EVA_EPOCHS = 10
 
 
 def load_model_and_lora(
-    run: RunConfig, folder: Path, rows: TokenizedRows, key: PRNGKeyArray
+    run: RunConfig, folder: Path, config: Phi3Config, rows: TokenizedRows, key: PRNGKeyArray, mesh: Mesh | None
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
     """The base of the checkpoint in `folder`, and the adapter to train: fresh, or `peft.init_from`'s.
 
-    **Arguments**: `rows`, to train on, which some starts look at; `key`, what is drawn from.
+    **Arguments**: `config`, the checkpoint's; `rows`, to train on, which some starts look at; `key`, what
+    is drawn from; `mesh`, the devices that share the base's weights, None for a single one.
 
     Raises `InputError` for what is wrong with the checkpoint, the adapter or the settings of `peft`.
     """
-    config = read_config(folder)
     if config.attention_dropout > 0:
         raise InputError(
             f"{folder}: config.json has attention_dropout {config.attention_dropout}, which is not "
             "supported in training; set it to 0"
         )
     if run.peft.full_finetuning:
-        return _load_whole(folder, config), None
+        return _load_whole(run, folder, config, mesh), None
     if run.peft.init_from is not None:
-        model = _load_base(run, folder)
+        model = _load_base(run, folder, mesh)
         hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "local_files_only": run.model.local_files_only}
         return model, load_adapter(run.peft.init_from, model, **hub)
     # Every target is looked up before the weights are read, which may take minutes.
     config_targets(abstract_model(config), run.peft)
+    if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:
+        raise InputError(
+            f"peft.init_lora_weights is {run.peft.init_lora_weights}, which is computed on one host, and there are "
+            f"{jax.process_count()}; train a step on one, and give its adapter as peft.init_from here"
+        )
     if run.peft.init_lora_weights == "loftq":
-        return _load_loftq(run, folder, config)
-    model = _load_base(run, folder)
-    start = _eva_start(run, rows) if run.peft.init_lora_weights == "eva" else init_lora
-    return model, start(model, run.peft, key)
+        return _load_loftq(run, folder, config, mesh)
+    model = _load_base(run, folder, mesh)
+    if run.peft.init_lora_weights == "eva":
+        return model, _eva_start(run, rows)(model, run.peft, key)
+    return model, fresh_lora(model, run.peft, key, mesh)
 
 
-def _load_base(run: RunConfig, folder: Path, quantizer: Quantizer | None = None) -> Phi3ForCausalLM:
+def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, mesh: Mesh | None) -> Lora:
+    """`init_lora`; on several hosts in one program that they all run, since some starts see the weights."""
+    if jax.process_count() == 1:
+        return init_lora(model, config, key)
+    assert mesh is not None
+    graph, state = nnx.split(model)
+    bits: Any = np.asarray(jax.random.key_data(key))
+
+    def start(state: Any) -> Lora:
+        return init_lora(nnx.merge(graph, state), config, jax.random.wrap_key_data(bits))
+
+    with jax.set_mesh(mesh):
+        return jax.jit(start, out_shardings=replicated(mesh))(state)
+
+
+def _load_base(run: RunConfig, folder: Path, mesh: Mesh | None, quantizer: Quantizer | None = None) -> Phi3ForCausalLM:
     return load_model(
         folder,
+        attention=run.model.attention,
+        shardings=None if mesh is None else partial(weight_sharding, mesh=mesh),
+        # So that every device has its heads of q, k and v each.
+        parts=mesh is not None and mesh.shape["tensor"] > 1,
         dtype=run.model.dtype,
         quantization=run.model.quantization,
         double_quant=run.model.double_quant,
@@ -66,7 +97,7 @@ def _load_base(run: RunConfig, folder: Path, quantizer: Quantizer | None = None)
     )
 
 
-def _load_whole(folder: Path, config: Phi3Config) -> Phi3ForCausalLM:
+def _load_whole(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh | None) -> Phi3ForCausalLM:
     if read_bnb_config(config, folder / "config.json") is not None:
         raise InputError(
             f"{folder}: its weights are quantised, and peft.full_finetuning trains them, which rounded ones cannot; "
@@ -74,10 +105,11 @@ def _load_whole(folder: Path, config: Phi3Config) -> Phi3ForCausalLM:
         )
     # Weights that train are kept in float32 and rounded to model.dtype for every step's arithmetic:
     # in bfloat16 an update of less than 1/256 of a weight would be lost.
-    return load_model(folder, dtype=jnp.float32)
+    shardings = None if mesh is None else partial(weight_sharding, mesh=mesh)
+    return load_model(folder, dtype=jnp.float32, attention=run.model.attention, shardings=shardings)
 
 
-def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config) -> tuple[Phi3ForCausalLM, Lora]:
+def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh | None) -> tuple[Phi3ForCausalLM, Lora]:
     if read_bnb_config(config, folder / "config.json") is not None:
         raise InputError(
             f"{folder}: its weights are quantised, and peft.init_lora_weights loftq starts from what quantising "
@@ -85,7 +117,7 @@ def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config) -> tuple[Phi3F
         )
     kind = str(run.model.quantization)
     quantizer = LoftqQuantizer(abstract_model(config), run.peft, kind, double_quant=run.model.double_quant)
-    model = _load_base(run, folder, quantizer)
+    model = _load_base(run, folder, mesh, quantizer)
     return model, quantizer.lora(model)
 
 

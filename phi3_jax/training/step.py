@@ -11,6 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.lora.mask import combine
+from phi3_jax.lora.tree import ByLayer
+from phi3_jax.names import path_names
+from phi3_jax.parallel.sharding import constrain
 from phi3_jax.quant import is_quantized
 from phi3_jax.run_config import TrainingSection
 from phi3_jax.training.loss import loss_sums
@@ -73,43 +76,53 @@ def make_train_step(
     """The step `(state, frozen, batch [accumulation, batch, seq]) -> state`, to be compiled.
 
     The gradient is that of the loss summed over all micro-batches, divided by the number of target
-    tokens in all of them. It exists for `state.trainable` alone and is summed in float32.
+    tokens in all of them. It exists for `state.trainable` alone, once, and is summed in float32.
     """
 
-    def objective(trainable: Params, frozen: Params, batch: Any, key: PRNGKeyArray) -> tuple[Array, Array]:
+    def objective(
+        trainable: Params, frozen: Params, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Array, tuple[Array, Array]]:
+        if not _adds_in_place(trainable["lora"]):
+            trainable = jax.lax.optimization_barrier(trainable)
         model, lora = model_and_lora(graph, trainable, frozen, dtype)
         total, count, _ = loss_sums(
             model,
             lora,
             batch,
             dropout_key=key,
-            remat=training.gradient_checkpointing,
+            remat=training.remat,
             label_smoothing=training.label_smoothing_factor,
             neftune_alpha=training.neftune_noise_alpha,
         )
-        return total, count
+        keys = jnp.minimum(batch["positions"] + 1.0, model.config.sliding_window or jnp.inf)
+        return total, (count, jnp.sum(keys, where=batch["segment_ids"] != 0))
 
     def train_step(state: TrainState, frozen: Params, batch: dict[str, Array]) -> TrainState:
         key = jax.random.fold_in(state.key, state.step)
+        trainable = gathered(state.trainable)
+        # The backward pass adds to these in place, whichever layer and micro-batch it is at.
+        sums = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
 
         def micro_step(carry: Any, micro: tuple[Array, dict[str, Array]]) -> tuple[Any, None]:
             index, micro_batch = micro
-            differentiate = jax.value_and_grad(objective, has_aux=True)
-            (total, count), grads = differentiate(state.trainable, frozen, micro_batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, (grads, total, count)), None
+            micro_key = jax.random.fold_in(key, index)
+            backward: Any  # what adds to references is not in jax's annotations yet
+            total, backward, (count, attended) = jax.vjp(
+                lambda t: objective(t, frozen, micro_batch, micro_key), trainable, has_aux=True
+            )
+            backward.with_refs(sums)(jnp.ones_like(total))
+            return jax.tree.map(jnp.add, carry, (total, count, attended)), None
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trainable)
-        start = zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        start = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
         indices = jnp.arange(batch["input_ids"].shape[0])
-        (grads, total, count), _ = jax.lax.scan(micro_step, start, (indices, batch))
-        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+        (total, count, attended), _ = jax.lax.scan(micro_step, start, (indices, batch))
+        grads = jax.tree.map(lambda ref: ref[...] / jnp.maximum(count, 1), sums)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        real = batch["segment_ids"] != 0
         window = Window(
             loss=state.window.loss + total,
             target_tokens=state.window.target_tokens + count,
-            tokens=state.window.tokens + jnp.sum(real),
-            attended=state.window.attended + jnp.sum(batch["positions"] + 1.0, where=real),
+            tokens=state.window.tokens + jnp.sum(batch["segment_ids"] != 0),
+            attended=state.window.attended + attended,
             grad_norm=optax.tree.norm(grads),
         )
         return TrainState(
@@ -123,11 +136,32 @@ def make_train_step(
     return train_step
 
 
+def _adds_in_place(lora: Any) -> bool:
+    """Whether the backward pass may add to the gradients layer by layer, not once it has those of all layers.
+
+    Before 0.12 JAX takes one gradient for another where some of what it scans over are parameters and
+    some are made of parameters, as adapters that differ by layer are, and saved weights of another type.
+    """
+    if jax.__version_info__ >= (0, 12) or lora is None:
+        return True
+    is_by_layer = lambda x: isinstance(x, ByLayer)  # noqa: E731
+    return not lora.saved and not any(map(is_by_layer, jax.tree.leaves(lora, is_leaf=is_by_layer)))
+
+
+def gathered(trainable: Params) -> Params:
+    """On a mesh: adapters made whole on every device, once a step, instead of in every layer."""
+
+    def leaf(path: Any, x: Array) -> Array:
+        return constrain(x, *[None] * x.ndim) if "adapters" in path_names(path) else x
+
+    return jax.tree_util.tree_map_with_path(leaf, trainable)
+
+
 class TrainStep:
     """The step compiled, once for each shape of batch; state donated, frozen parameters never."""
 
     def __init__(self, function: Callable[[TrainState, Params, dict[str, Array]], TrainState]):
-        self._jitted = jax.jit(function, donate_argnums=0)
+        self._function = function
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     @property
@@ -139,7 +173,10 @@ class TrainStep:
 
     def compile(self, state: TrainState, frozen: Params, batch: dict[str, Array]) -> None:
         """Compiles ahead of the first call, so that a clock need not run meanwhile."""
-        self._compiled[batch["input_ids"].shape] = self._jitted.lower(state, frozen, batch).compile()
+        # The state goes out as it came in, or the next step would be another program.
+        layout = jax.tree.map(lambda x: x.sharding, state)
+        step = jax.jit(self._function, donate_argnums=0, out_shardings=layout)
+        self._compiled[batch["input_ids"].shape] = step.lower(state, frozen, batch).compile()
 
     def __call__(self, state: TrainState, frozen: Params, batch: dict[str, Array]) -> TrainState:
         if not self.is_compiled(batch):

@@ -248,11 +248,15 @@ def test_wandb_that_is_not_installed(inputs, monkeypatch):
     assert not (inputs / "bad").exists()
 
 
-def test_rows_longer_than_the_models_positions_are_told(tmp_path, capsys):
+def test_rows_longer_than_the_models_positions_are_refused(tmp_path):
     inputs = write_inputs(tmp_path)
     path = inputs / "base" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 16}))
+    with pytest.raises(InputError, match="the model has 16 positions; set data.max_length 16"):
+        train(run_config(inputs, training={"max_steps": 1, "eval_strategy": "no"}))
+
+
+def test_the_first_row_is_shown(tmp_path, capsys):
+    inputs = write_inputs(tmp_path)
     train(run_config(inputs, training={"max_steps": 1, "eval_strategy": "no"}))
-    printed = capsys.readouterr().out
-    assert "the model was made for 16; set data.max_length 16" in printed
-    assert "⟦" in printed
+    assert "⟦" in capsys.readouterr().out

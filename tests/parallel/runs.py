@@ -1,0 +1,45 @@
+"""Runs on meshes of simulated devices, for test_training.py: what it starts as processes of their own."""
+
+import json
+import sys
+from pathlib import Path
+
+from phi3_jax.cli.main import main
+from phi3_jax.run_config import RunConfig
+from phi3_jax.training.loop import train
+from tests.training import tiny
+
+ROWS = 8  # of a step, over all devices
+
+
+def write_inputs(folder: Path) -> None:
+    """A model whose heads, widths and rows every mesh of 8 devices divides, and packed chats for it."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 64, "sliding_window": 20}
+    tiny.tiny_model(2, bos_token_id=1, eos_token_id=2, **heads).save_pretrained(str(folder / "base"))
+    tiny.tiny_tokenizer().save_pretrained(folder / "base")
+    tiny.write_chats(folder / "chats.jsonl", number=60)
+    tiny.write_chats(folder / "eval.jsonl", number=5, seed=1)
+
+
+def config(folder: Path, mesh: list[int], output: str, **training: object) -> RunConfig:
+    """Six steps of the same rows on any mesh (data, fsdp, tensor, context)."""
+    each = ROWS // (mesh[0] * mesh[1])
+    settings = {"per_device_train_batch_size": each, "per_device_eval_batch_size": each, "logging_steps": 1}
+    schedule = {"gradient_accumulation_steps": 1, "eval_steps": None, "save_steps": 3, **training}
+    run = tiny.run_config(folder, output, training={**settings, **schedule}, data={"packing": True})
+    parallel = dict(zip(("data", "fsdp", "tensor", "context"), mesh, strict=True))
+    return RunConfig.from_dict({**run.to_dict(), "parallel": parallel})
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in tiny.metrics(folder) if "loss" in row]
+
+
+if __name__ == "__main__":
+    inputs, meshes = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if len(sys.argv) == 3:
+        for mesh in meshes:
+            train(config(inputs, mesh, "_".join(map(str, mesh))))
+    else:  # by the command line, as one of several processes; what is left are options
+        (inputs / "run.yaml").write_text(config(inputs, meshes[0], "hosts").to_yaml())
+        sys.exit(main(["train", "--config", str(inputs / "run.yaml"), *sys.argv[3:]]))
