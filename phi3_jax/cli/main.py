@@ -3,13 +3,17 @@
 Each command is imported when it is called, so that help comes without waiting for JAX.
 """
 
+import hashlib
 import importlib
 import logging
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
@@ -20,6 +24,8 @@ COMMANDS = {
     "evaluate": "Loss, perplexity and token accuracy of a model on chats.",
     "generate": "Answer a prompt.",
     "export": "Merge an adapter into its base, or make it portable.",
+    "plan": "Whether a run fits on a device, and what it needs there.",
+    "benchmark": "How fast the train step is, with random weights.",
     "info": "What a checkpoint or an adapter holds.",
 }
 
@@ -52,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown command {name}; did you mean {nearest(name, list(COMMANDS))}? There are {', '.join(COMMANDS)}"
             )
         _quiet()
+        _keep_compiled()
+        _leave_absent_tpu()
         importlib.import_module(f"phi3_jax.cli.{name}").run(rest)
     except InputError as error:
         print(f"phi3-jax: {' '.join(str(error).split())}", file=sys.stderr)
@@ -62,6 +70,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("phi3-jax: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _keep_compiled() -> None:
+    """Has JAX keep what it compiles for the next run; JAX's own variables win.
+
+    Programs for a CPU are for one kind of it, and a home folder may be seen from several.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "phi3_jax" / "compiled"
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:
+        processor = ""
+    features = [line for line in processor.splitlines() if line.startswith(("model name", "flags"))]
+    kind = hashlib.sha256("\n".join(features).encode()).hexdigest()[:8]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / f"{platform.machine()}-{kind}"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 * 2**30))  # bytes
+
+
+def _leave_absent_tpu() -> None:
+    """Keeps JAX from looking for a TPU, which it does aloud, where libtpu is installed only to plan with."""
+    if find_spec("libtpu") is None or any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists():
+        return
+    has_cuda = any(find_spec(f"jax_cuda{release}_plugin") for release in (12, 13))
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_cuda else "cpu")
 
 
 def _quiet() -> None:

@@ -1,0 +1,1 @@
+"""What a run's steps take, measured with random weights and tokens."""
