@@ -19,7 +19,7 @@ from phi3_jax.plan.topology import GiB, Topology, parse_topology
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training.checks import check_length, check_mesh
 
-GET_LIBTPU = 'pip install "phi3_jax[tpu]"'
+GET_LIBTPU = 'pip install -e ".[tpu]"'
 # How far an estimate was from the compiled step's memory, see docs/plan.md.
 ESTIMATE_MARGIN = 0.15
 # What JAX takes of a GPU's memory unless told otherwise.

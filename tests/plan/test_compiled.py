@@ -94,8 +94,10 @@ def test_a_layer_sends_what_its_sharding_needs(tmp_path, monkeypatch, axis):
     weights = 4 if axis in ("fsdp", "context") else 0
     keys = 2 if axis == "context" else 0
     if axis == "tensor":  # one sum after attention and one after the MLP; going back, that of attention again
-        assert kinds["forward"]["all-reduce"] == 2
+        assert kinds["forward"] == {**dict.fromkeys(KINDS, 0), "all-reduce": 2}
         assert kinds["backward"]["all-reduce"] == 3
+        # Gradients of what is cut of the adapters' B are gathered; nothing else is sent around.
+        assert kinds["backward"]["all-to-all"] == kinds["backward"]["collective-permute"] == 0
         return
     assert kinds["forward"] == {**dict.fromkeys(KINDS, 0), "all-gather": weights + keys}
     # The gradients of all adapters of a layer are summed at once.
