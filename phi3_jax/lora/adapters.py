@@ -331,10 +331,11 @@ class HeadRows(TokenRows):
 
 
 def _rows_at_work(b: Array, rows: slice) -> Array:
-    """Some rows of B, on a mesh those that each device has of them: cut from the whole B, which every device
-    has, where a cut B would be sent around."""
-    stack = [None] * (b.ndim - 2)
-    return constrain(constrain(b, *stack, None, None)[..., rows, :], *stack, "heads", None)
+    """Some rows of B, on a mesh those that each device has of them. Before and after B is cut every device is
+    to have all of it, else the compiler cuts it evenly first and sends the pieces around."""
+    whole = [None] * b.ndim
+    part = constrain(constrain(b, *whole)[..., rows, :], *whole)
+    return constrain(part, *whole[2:], "heads", None)
 
 
 def _ratio(scaling: float, other: float) -> float:
