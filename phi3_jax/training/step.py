@@ -82,8 +82,6 @@ def make_train_step(
     def objective(
         trainable: Params, frozen: Params, batch: Any, key: PRNGKeyArray
     ) -> tuple[Array, tuple[Array, Array]]:
-        if not _adds_in_place(trainable["lora"]):
-            trainable = jax.lax.optimization_barrier(trainable)
         model, lora = model_and_lora(graph, trainable, frozen, dtype)
         total, count, _ = loss_sums(
             model,
@@ -110,7 +108,10 @@ def make_train_step(
             total, backward, (count, attended) = jax.vjp(
                 lambda t: objective(t, frozen, micro_batch, micro_key), trainable, has_aux=True
             )
-            backward.with_refs(sums)(jnp.ones_like(total))
+            if _adds_in_place(trainable["lora"]):
+                backward.with_refs(sums)(jnp.ones_like(total))
+            else:
+                jax.tree.map(_add_to, sums, backward(jnp.ones_like(total))[0])
             return jax.tree.map(jnp.add, carry, (total, count, attended)), None
 
         start = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
@@ -136,13 +137,21 @@ def make_train_step(
     return train_step
 
 
+def _add_to(ref: Any, value: Array) -> None:
+    ref[...] += value
+
+
 def _adds_in_place(lora: Any) -> bool:
     """Whether the backward pass may add to the gradients layer by layer, not once it has those of all layers.
 
-    Before 0.12 JAX takes one gradient for another where some of what it scans over are parameters and
-    some are made of parameters, as adapters that differ by layer are, and saved weights of another type.
+    Not where the model's own weights train: the layers are scanned over them and read them at an index too,
+    which JAX has no accumulation for. And before 0.12 JAX takes one gradient for another where some of what it
+    scans over are parameters and some are made of parameters, as adapters that differ by layer are, and saved
+    weights of another type.
     """
-    if jax.__version_info__ >= (0, 12) or lora is None:
+    if lora is None:
+        return False
+    if jax.__version_info__ >= (0, 12):
         return True
     is_by_layer = lambda x: isinstance(x, ByLayer)  # noqa: E731
     return not lora.saved and not any(map(is_by_layer, jax.tree.leaves(lora, is_leaf=is_by_layer)))

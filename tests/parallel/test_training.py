@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ ONE = [1, 1, 1, 1]
 CUBE = [2, 2, 2, 1]
 # Losses are sums in another order: some units in the last place of a float32 near 4, six steps on.
 TOLERANCE = 1e-5
+# What Gloo's threads print when processes meet, in pieces that may fall into one another.
+GLOO = re.compile(r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+")
 
 
 def start(folder: Path, meshes: list[list[int]], devices: int, *options: str, **variables: str) -> subprocess.Popen:
@@ -96,7 +99,7 @@ def test_two_processes_train_as_one_does(folder):
     first, second = (output for output, _ in outputs)
     assert "on 8 cpu devices (data 2, fsdp 2, tensor 2)" in first
     assert "step 6/6" in first
-    assert not [line for line in second.splitlines() if "Gloo" not in line]
+    assert not GLOO.sub("", second).strip()
     assert (folder / "hosts/adapter/adapter_model.safetensors").exists()
     assert (folder / "hosts/report.html").exists()
 

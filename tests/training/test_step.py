@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_mean_loss(dtype, config):
     state, frozen, step = start(model, lora, TrainingSection(**SETTINGS, optim="sgd", max_grad_norm=0.0))
     state = step(state, frozen, accumulated(rows, 4))
     # The step's sum of four parts; in bfloat16 each part is rounded by itself.
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    tolerance = 2e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(state.window.grad_norm, optax.tree.norm(grads), rtol=tolerance)
     expected = jax.tree.map(lambda p, g: p - 1e-2 * g, lora, grads)
     for a, b, g in zip(*map(jax.tree.leaves, (state.trainable["lora"], expected, grads)), strict=True):
