@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from phi3_jax.config import Phi3Config
     from phi3_jax.errors import InputError
-    from phi3_jax.generation import generate
+    from phi3_jax.generation import GenerationConfig, generate
     from phi3_jax.hf.hub import load_tokenizer
     from phi3_jax.hf.peft import load_adapter, save_adapter
     from phi3_jax.lora import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "config": ("Phi3Config",),
     "errors": ("InputError",),
-    "generation": ("generate",),
+    "generation": ("GenerationConfig", "generate"),
     "hf.hub": ("load_tokenizer",),
     "hf.peft": ("load_adapter", "save_adapter"),
     "lora": (
@@ -69,6 +69,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "GenerationConfig",
     "InputError",
     "Lora",
     "LoraConfig",

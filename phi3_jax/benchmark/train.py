@@ -1,9 +1,7 @@
 """The train step of a run, measured: random weights and rows, and everything else as the run has it."""
 
 import platform
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +23,7 @@ from phi3_jax.training.checks import check_length
 from phi3_jax.training.job import Job, job_mesh
 from phi3_jax.training.metrics import device_peak, step_flops
 from phi3_jax.training.optimizer import make_optimizer, make_schedule
+from phi3_jax.training.results import peak_memory
 from phi3_jax.training.start import fresh_lora
 from phi3_jax.training.step import TrainState, TrainStep, make_train_step
 
@@ -202,13 +201,11 @@ def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: in
 
 def _memory() -> dict[str, Any]:
     """The most that a device had in use; where the backend does not count, the process's resident memory."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
-    if peaks:
-        return {"peak_memory_gb": max(peaks) / 1e9, "memory_kind": "device"}
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_memory_gb": peak / 1e9, "memory_kind": "process"}
+    peak = peak_memory()
+    if peak["device_peak_bytes"] is not None:
+        return {"peak_memory_gb": peak["device_peak_bytes"] / 1e9, "memory_kind": "device"}
+    assert peak["host_peak_bytes"] is not None
+    return {"peak_memory_gb": peak["host_peak_bytes"] / 1e9, "memory_kind": "process"}
 
 
 def _settings(run: RunConfig, workload: Workload, documents: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`phi3-jax benchmark train`: how fast a run's step is and what memory it takes, with random weights."""
+"""`phi3-jax benchmark`, and its `train`: how fast a run's step is and what memory it takes, with random weights."""
 
 import argparse
 import json
@@ -10,11 +10,13 @@ from phi3_jax.cli.parser import Parser, positive
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
+from phi3_jax.text import printable
 
 USAGE = """\
-usage: phi3-jax benchmark train [options]
+usage: phi3-jax benchmark train|generate [options]
 
-Measures the train step with random weights; `phi3-jax benchmark train --help` lists the options.
+train measures the train step with random weights, generate how fast a model decodes;
+`phi3-jax benchmark train --help` and `phi3-jax benchmark generate --help` list the options.
 """
 
 DESCRIPTION = """Measure the train step with random weights and random rows; nothing is downloaded or written. The model
@@ -40,7 +42,9 @@ SHAPE = ("hidden", "layers", "heads", "kv_heads", "intermediate", "vocab")
 
 
 def run(argv: Sequence[str]) -> None:
-    benchmarks = {"train": train}
+    from phi3_jax.cli import benchmark_generate  # which shares options with this module
+
+    benchmarks = {"train": train, "generate": benchmark_generate.run}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
@@ -59,8 +63,8 @@ def train(argv: Sequence[str]) -> None:
     initialize()
     run, notices = parse_run_config(_with_defaults(sections) if options.random_shape else sections)
     for notice in notices:
-        print(notice, file=sys.stderr)
-    config = _shape(options, run.data.max_length) if options.random_shape else _named(run)
+        print(printable(notice), file=sys.stderr)
+    config = random_shape(options, run.data.max_length) if options.random_shape else _named(run)
 
     from phi3_jax.benchmark.train import benchmark_train
 
@@ -72,17 +76,23 @@ def train(argv: Sequence[str]) -> None:
     print(json.dumps(result))
 
 
-def _parser() -> Parser:
-    parser = Parser("benchmark train", DESCRIPTION)
-    parser.epilog = EPILOG
+def add_shape_arguments(parser: Parser) -> None:
+    """The options that `random_shape` reads."""
     add = parser.add_argument
-    add("--config", action="append", metavar="FILE", help="YAML file of a run; may be given more than once")
     add("--hidden", type=positive, metavar="N", help="width (default: 512)")
     add("--layers", type=positive, metavar="N", help="decoder layers (default: 8)")
     add("--heads", type=positive, metavar="N", help="default: heads about as wide as Phi-3-mini's 96")
     add("--kv-heads", type=positive, metavar="N", help="default: as many as heads")
     add("--intermediate", type=positive, metavar="N", help="default: 8/3 of the width, in whole 64s")
     add("--vocab", type=positive, metavar="N", help="default: 32064")
+
+
+def _parser() -> Parser:
+    parser = Parser("benchmark train", DESCRIPTION)
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("--config", action="append", metavar="FILE", help="YAML file of a run; may be given more than once")
+    add_shape_arguments(parser)
     add("--seq", metavar="N", help="tokens in a row (default: 512)")
     add("--batch", metavar="N", help="rows in a forward pass (default: 2)")
     add("--accumulation", metavar="N", help="forward passes in a step (default: 1)")
@@ -172,7 +182,7 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     return {name: {**sections.get(name, {}), **(raw.get(name) or {})} for name in {**sections, **raw}}
 
 
-def _shape(options: argparse.Namespace, seq: int) -> Phi3Config:
+def random_shape(options: argparse.Namespace, seq: int) -> Phi3Config:
     """The model that the options describe, with Phi-3-mini's proportions where they are silent."""
     hidden, vocab = options.hidden or 512, options.vocab or 32064
     heads = options.heads or _default_heads(hidden)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,9 +38,14 @@ def positive(text: str) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, for commands that run one."""
-    parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder or hub id")
+    """The options that say which model, with an adapter or without, for commands that run one."""
+    add_base_arguments(parser)
     parser.add_argument("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
+
+
+def add_base_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, for commands that have options of their own for adapters."""
+    parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder or hub id")
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float32", "float16"),
@@ -56,7 +61,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `add_model_arguments` asks for. **Fields**: `folder`, the checkpoint's local files."""
+    """What `add_model_arguments` asks for. **Fields**: `folder`, the checkpoint's local files; `lora`, None without."""
 
     folder: Path
     model: Any
@@ -65,12 +70,22 @@ class Loaded:
 
 
 def load(arguments: argparse.Namespace) -> Loaded:
-    """Loads model, tokenizer and adapter (None without one)."""
+    """Loads model, tokenizer and adapter."""
+    from phi3_jax.hf.peft import load_adapter
+
+    loaded = load_base(arguments)
+    if not arguments.adapter:
+        return loaded
+    lora = load_adapter(arguments.adapter, loaded.model, local_files_only=arguments.local_files_only)
+    return replace(loaded, lora=lora)
+
+
+def load_base(arguments: argparse.Namespace) -> Loaded:
+    """Loads model and tokenizer, what `add_base_arguments` asks for."""
     import jax
 
     from phi3_jax.hf.checkpoint import load_model
     from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
-    from phi3_jax.hf.peft import load_adapter
 
     local = arguments.local_files_only
     dtype = arguments.dtype
@@ -79,5 +94,4 @@ def load(arguments: argparse.Namespace) -> Loaded:
     folder = resolve_checkpoint(arguments.model, revision=arguments.revision, local_files_only=local)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=dtype, quantization=arguments.quantization)
-    lora = load_adapter(arguments.adapter, model, local_files_only=local) if arguments.adapter else None
-    return Loaded(folder, model, tokenizer, lora)
+    return Loaded(folder, model, tokenizer, None)

@@ -22,7 +22,7 @@ from phi3_jax.lora.targets import Module, checkpoint_name, config_targets
 from phi3_jax.lora.tree import ByLayer, Lora, nested
 from phi3_jax.lora_config import EVA_DEFAULTS, LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.attention import attend
+from phi3_jax.model.attention import without_cache
 from phi3_jax.model.phi3 import default_positions, precise
 from phi3_jax.model.rope import rope_cos_sin
 
@@ -285,9 +285,9 @@ def _layer(
 ) -> tuple[Float[Array, "batch seq hidden"], dict[str, IncrementalPCA]]:
     """A layer's output, and the components of what its linear layers are given."""
     spies = {place: _Spy() for place in pcas}
-    attend_here = partial(attend, segment_ids=segments, sliding_window=window)
+    attend_here = without_cache(segments, window)
     with precise(x.dtype):
-        x = nnx.merge(graph, weights)(x, cos_sin, attend_here, nested(spies), None)
+        x, _ = nnx.merge(graph, weights)(x, cos_sin, attend_here, nested(spies), None)
     return x, {place: _advanced(pca, spies[place].x, counted, due[place], tau, key) for place, pca in pcas.items()}
 
 

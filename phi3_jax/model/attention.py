@@ -62,6 +62,13 @@ def attend(
     return run_kind(kernel_for(q, kind), q, k, v, segment_ids, sliding_window)
 
 
+def without_cache(
+    segment_ids: Int[Array, "batch seq"], sliding_window: int | None, kind: str = "auto"
+) -> Callable[[Array, Array, Array], tuple[Array, None]]:
+    """`attend` as a layer takes it, with nothing to hand on."""
+    return lambda q, k, v: (attend(q, k, v, segment_ids, sliding_window=sliding_window, kind=kind), None)
+
+
 def kernel_for(q: Float[Array, "batch seq heads head_dim"], kind: str) -> str:
     """The kernel that `kind` means for these queries, of which only shape and type count.
 
@@ -78,7 +85,8 @@ def _auto(q: Array) -> str:
         return "splash" if length >= _SPLASH_BLOCK else "xla"
     if device == "gpu":
         return "cudnn" if length <= _CUDNN_LENGTH and _cudnn_refusal(q) is None else "chunked"
-    return "xla" if length <= _XLA_LENGTH else "chunked"
+    # JAX's own asks for a way to multiply float16 that CPUs do not have.
+    return "xla" if length <= _XLA_LENGTH and q.dtype != jnp.float16 else "chunked"
 
 
 def _check_kind(kind: str, q: Array) -> None:

@@ -18,10 +18,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from phi3_jax.config import Phi3Config
 from phi3_jax.model.remat import PRODUCT, keep
 from phi3_jax.model.rope import apply_rope
+from phi3_jax.parallel.mesh import platform
 from phi3_jax.parallel.sharding import constrain
 
 Adapters = Mapping[str, Any]  # module name -> Adapter, or the Adapters of a submodule
-Attend = Callable[[Array, Array, Array], Array]  # (q, k, v) -> weighted v, see `attention.attend`
+# (q, k, v) -> weighted v, see `attention.attend`, and what the layer hands on beside its output: a cache, or None
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 Stack = tuple[int, ...]
 Axes = tuple[str | None, str | None]  # how a weight's rows and columns are cut while it is in use
 
@@ -91,6 +93,32 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
+
+
+@jax.custom_vjp
+def layer_weight(stack: Array, own: Array, index: Array) -> Array:
+    """`stack[index]`, whose gradient belongs to `own`, the same slice as the scan hands it out.
+
+    XLA's CPU backend slices bfloat16 in float32, then moves the conversion of the whole stack out of
+    the loop: three times the weights' memory. Behind a barrier that depends on the index there is
+    nothing to move. Slicing the closed-over stack alone would do that, too, but the gradient of
+    each slice would then be added to one of the whole stack.
+    """
+    del own
+    if platform() == "cpu":
+        stack, index = jax.lax.optimization_barrier((stack, index))
+    return jax.lax.squeeze(jax.lax.dynamic_slice_in_dim(stack, index, 1), (0,))
+
+
+def _layer_weight_forward(stack: Array, own: Array, index: Array) -> tuple[Array, None]:
+    return layer_weight(stack, own, index), None
+
+
+def _layer_weight_backward(_: None, gradient: Array) -> tuple[None, Array, None]:
+    return None, gradient, None
+
+
+layer_weight.defvjp(_layer_weight_forward, _layer_weight_backward)
 
 
 def split_key(key: PRNGKeyArray | None, number: int) -> Any:
@@ -303,14 +331,14 @@ class Phi3Attention(nnx.Module):
         attend: Attend,
         adapters: Adapters,
         key: PRNGKeyArray | None,
-    ) -> Float[Array, "batch seq hidden"]:
+    ) -> tuple[Float[Array, "batch seq hidden"], Any]:
         qkv_key, o_key = split_key(key, 2)
         q, k, v = (
             part.reshape(*x.shape[:2], -1, self.head_dim)
             for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, qkv_key)
         )  # [B, T, N, H], [B, T, K, H] twice
-        out = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v)
-        return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key)
+        out, kept = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v)
+        return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key), kept
 
 
 # Of what is in between nothing is kept for the backward pass, under any policy.
@@ -357,9 +385,9 @@ class Phi3DecoderLayer(nnx.Module):
         attend: Attend,
         adapters: Adapters,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "batch seq hidden"]:
+    ) -> tuple[Float[Array, "batch seq hidden"], Any]:
         attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
-        attn = self.self_attn(self.input_layernorm(x), cos_sin, attend, adapters.get("self_attn", {}), attn_key)
+        attn, kept = self.self_attn(self.input_layernorm(x), cos_sin, attend, adapters.get("self_attn", {}), attn_key)
         x = x + dropout(attn, self.resid_pdrop, attn_drop)
         mlp = self.mlp(self.post_attention_layernorm(x), adapters.get("mlp", {}), mlp_key)
-        return x + dropout(mlp, self.resid_pdrop, mlp_drop)
+        return x + dropout(mlp, self.resid_pdrop, mlp_drop), kept

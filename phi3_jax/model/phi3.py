@@ -15,43 +15,18 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.model.attention import attend
-from phi3_jax.model.layers import ROWS, Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, project
+from phi3_jax.model.attention import without_cache
+from phi3_jax.model.cache import Cache, empty_cache
+from phi3_jax.model.layers import ROWS, Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, layer_weight, project
+from phi3_jax.model.reading import read
 from phi3_jax.model.remat import LAYER_INPUT, keep, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
 from phi3_jax.parallel.layout import weight_sharding
-from phi3_jax.parallel.mesh import platform
 from phi3_jax.parallel.sharding import constrain
 
 if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing else of it
     from phi3_jax.lora.several import LoraRows
     from phi3_jax.lora.tree import Lora
-
-
-@jax.custom_vjp
-def layer_weight(stack: Array, own: Array, index: Array) -> Array:
-    """`stack[index]`, whose gradient belongs to `own`, the same slice as the scan hands it out.
-
-    XLA's CPU backend slices bfloat16 in float32, then moves the conversion of the whole stack out of
-    the loop: three times the weights' memory. Behind a barrier that depends on the index there is
-    nothing to move. Slicing the closed-over stack alone would do that, too, but the gradient of
-    each slice would then be added to one of the whole stack.
-    """
-    del own
-    if platform() == "cpu":
-        stack, index = jax.lax.optimization_barrier((stack, index))
-    return jax.lax.squeeze(jax.lax.dynamic_slice_in_dim(stack, index, 1), (0,))
-
-
-def _layer_weight_forward(stack: Array, own: Array, index: Array) -> tuple[Array, None]:
-    return layer_weight(stack, own, index), None
-
-
-def _layer_weight_backward(_: None, gradient: Array) -> tuple[None, Array, None]:
-    return None, gradient, None
-
-
-layer_weight.defvjp(_layer_weight_forward, _layer_weight_backward)
 
 
 class Phi3Model(nnx.Module):
@@ -81,7 +56,7 @@ class Phi3Model(nnx.Module):
         cos_sin = rope_cos_sin(config, positions, segment_ids, x.dtype)
         # The ids, which are small, whole on every device: attention sees all keys of a row.
         segment_ids = constrain(segment_ids, "batch", None)
-        attend_here = partial(attend, segment_ids=segment_ids, sliding_window=config.sliding_window, kind=attention)
+        attend_here = without_cache(segment_ids, config.sliding_window, attention)
         graph, weights = nnx.split(self.layers)
         indices = jnp.arange(config.num_hidden_layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
@@ -90,7 +65,8 @@ class Phi3Model(nnx.Module):
             index, sliced, adapters, key = scanned
             x = keep(x, LAYER_INPUT)
             own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
-            return nnx.merge(graph, own)(x, cos_sin, attend_here, adapters, key), x if collect else None
+            out, _ = nnx.merge(graph, own)(x, cos_sin, attend_here, adapters, key)
+            return out, x if collect else None
 
         # Inside a scan XLA cannot undo rematerialisation, so no barrier against that is needed.
         body = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(remat))
@@ -203,12 +179,13 @@ class Phi3ForCausalLM(nnx.Module):
         positions: Int[ArrayLike, "batch seq"] | None = None,
         segment_ids: Int[ArrayLike, "batch seq"] | None = None,
         lora: Lora | LoraRows | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool | str = False,
-    ) -> Float[Array, "batch kept vocab"]:
-        """Logits, float32.
+    ) -> Any:
+        """Logits, float32 `[batch, kept, vocab]`; with a cache, a pair of them and the cache to go on with.
 
         **Arguments**
         - `input_ids`: token ids.
@@ -217,12 +194,18 @@ class Phi3ForCausalLM(nnx.Module):
         - `segment_ids`: documents of a packed row, counted from 1; 0 at padding. Attention stays
           within a document.
         - `lora`: adapters to apply; `per_row(...)` for another one in each row.
+        - `cache`: from `make_cache`, or from the call before: what was read so far, which `input_ids` follow.
+          Only the first call takes an `attention_mask`, with padding on the left.
         - `inputs_embeds`: taken instead of `embed(input_ids, lora)`.
         - `logits_to_keep`: the places in the sequence whose logits are wanted; default: all.
         - `dropout_key`: training mode: dropout of the configuration and of the adapters.
         - `remat`: recompute each layer in the backward pass instead of keeping its activations; True, or
           the name of a policy, see `model.remat.remat_policy`.
+
+        Raises `InputError` for arguments that exclude each other, and for a cache without room.
         """
+        if cache is not None:
+            self._check_room(cache, input_ids)
         return _forward(
             *nnx.split(self),
             input_ids,
@@ -230,11 +213,30 @@ class Phi3ForCausalLM(nnx.Module):
             positions=positions,
             segment_ids=segment_ids,
             lora=lora,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             logits_to_keep=logits_to_keep,
             dropout_key=dropout_key,
             remat=remat,
         )
+
+    def make_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows that will be `length` columns long, padding and answer included.
+
+        LongRoPE has other factors from `original_max_position_embeddings` on: what was read before then has to
+        be read again for an answer as `generate` gives it, which does so.
+        """
+        return empty_cache(self.config, batch, length, self.dtype)
+
+    def _check_room(self, cache: Cache, input_ids: Int[ArrayLike, "batch seq"]) -> None:
+        window, length = self.config.sliding_window, cache.length
+        if (window is not None and cache.capacity == window) or isinstance(length, jax.core.Tracer):
+            return
+        if int(length) + jnp.shape(input_ids)[1] > cache.capacity:
+            raise InputError(
+                f"the cache has room for {cache.capacity} columns, {int(length)} of which are taken, and "
+                f"{jnp.shape(input_ids)[1]} more were given; make one of another length"
+            )
 
     def hidden_states(
         self, input_ids: Int[ArrayLike, "batch seq"], **kwargs: Any
@@ -285,13 +287,14 @@ def _forward(
     positions: Array | None = None,
     segment_ids: Array | None = None,
     lora: Lora | LoraRows | None = None,
+    cache: Cache | None = None,
     inputs_embeds: Array | None = None,
     logits_to_keep: Array | None = None,
     dropout_key: PRNGKeyArray | None = None,
     remat: bool | str = False,
     output: Literal["logits", "hidden", "layers"] = "logits",
-) -> Array:
-    """The logits, the normed output of the last layer, or every layer's input before it."""
+) -> Any:
+    """The logits, the normed output of the last layer, or every layer's input before it; and the cache, with one."""
     self: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
     input_ids = jnp.asarray(input_ids)
     if input_ids.ndim != 2:
@@ -302,11 +305,18 @@ def _forward(
         raise InputError(
             f"attention_dropout is {self.config.attention_dropout} in config.json, expected 0 in training; set it to 0"
         )
+    adapters: Adapters = {} if lora is None else lora.ready()
+    if cache is not None:
+        _check_cached(cache, attention_mask, positions, segment_ids, dropout_key, output)
+        with precise(self.dtype):
+            x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
+            x, cache = read(self.model, x, attention_mask, adapters.get("model", {}), cache, self.attention)
+        x = x if logits_to_keep is None else x[:, logits_to_keep]
+        return (x if output == "hidden" else self.logits(x, lora)), cache
     if segment_ids is None:
         segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     if positions is None:
         positions = default_positions(segment_ids)
-    adapters: Adapters = {} if lora is None else lora.ready()
     policy = ("full" if remat else "none") if isinstance(remat, bool) else remat
     with precise(self.dtype):
         x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
@@ -325,6 +335,21 @@ def _forward(
     if logits_to_keep is not None:
         x = x[:, logits_to_keep]
     return x if output == "hidden" else self.logits(x, lora, dropout_key)
+
+
+def _check_cached(cache: Cache, mask: Any, positions: Any, segments: Any, dropout_key: Any, output: str) -> None:
+    given = {"positions": positions, "segment_ids": segments, "dropout_key": dropout_key}
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name} and a cache were both given; a cache is for reading on, without packing or dropout"
+            )
+    if mask is not None and not cache.empty:
+        raise InputError(
+            "an attention_mask was given with a cache that has been read into; only the prompt has padding"
+        )
+    if output == "layers":
+        raise InputError("hidden_states takes no cache; leave it out")
 
 
 def adapted_logits(

@@ -1,0 +1,96 @@
+"""`phi3-jax benchmark generate`: how fast a model decodes."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phi3_jax.cli.benchmark import SHAPE, add_shape_arguments, random_shape
+from phi3_jax.cli.parser import Parser, positive
+from phi3_jax.errors import InputError
+
+DESCRIPTION = """Measure greedy decoding with a cache, on one device. The prompt's pass and compilation are measured
+apart. The model is that of --model, whose weights are read where the folder has any and drawn at random where it has
+only config.json; or a shape given here."""
+
+EPILOG = """The last line of output is one JSON object: tokens_per_second, of all rows, decoding alone; token_seconds,
+of one step of all rows; prompt_seconds, until the first tokens; compile_seconds; bytes_per_step, the weights and
+cache that a step reads; bandwidth_utilisation, of the device's peak, null where that is not known; versions and
+settings."""
+
+
+def run(argv: Sequence[str]) -> None:
+    parser = Parser("benchmark generate", DESCRIPTION)
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("--model", metavar="PATH", help="checkpoint folder, or a folder with config.json alone")
+    add("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
+    add_shape_arguments(parser)
+    add("--batch", type=positive, default=1, metavar="N", help="prompts side by side (default: 1)")
+    add("--prompt", type=positive, default=64, metavar="N", help="tokens in each prompt (default: 64)")
+    add("--new-tokens", type=positive, default=64, metavar="N", help="tokens in each answer (default: 64)")
+    add("--rounds", type=positive, default=5, metavar="N", help="times to measure (default: 5)")
+    add(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32", "float16"),
+        default="auto",
+        help="type of the weights; auto: bfloat16, on a CPU float32",
+    )
+    add("--quantization", choices=("nf4", "int8"), help="what the linear layers of the base are kept in")
+    add("--json", action="store_true", help="print the JSON object alone")
+    options = parser.parse(argv)
+    given = [name for name in SHAPE if getattr(options, name) is not None]
+    if options.model is not None and given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} is given, but --model says what the model's shape is; "
+            "leave one of them out"
+        )
+
+    from phi3_jax.benchmark.generate import benchmark_generate
+    from phi3_jax.hf.peft import load_adapter
+
+    model = _model(options)
+    lora = None if options.adapter is None else load_adapter(options.adapter, model)
+    result = benchmark_generate(
+        model, lora, batch=options.batch, prompt=options.prompt, new_tokens=options.new_tokens, rounds=options.rounds
+    )
+    if not options.json:
+        _print_table(result)
+    print(json.dumps(result))
+
+
+def _model(options: argparse.Namespace) -> Any:
+    import jax
+
+    from phi3_jax.benchmark.weights import random_model
+    from phi3_jax.hf.checkpoint import load_model, read_config
+    from phi3_jax.hf.hub import resolve_checkpoint
+
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    folder = None if options.model is None else Path(options.model)
+    if folder is None:
+        config = random_shape(options, options.prompt + options.new_tokens)
+    elif folder.is_dir() and not any(folder.glob("*.safetensors*")):
+        config = read_config(folder)
+    else:
+        return load_model(resolve_checkpoint(options.model), dtype=dtype, quantization=options.quantization)
+    return random_model(config, dtype=dtype, quantization=options.quantization)
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    used = result["bandwidth_utilisation"]
+    rows = {
+        "settings": ", ".join(f"{name} {value}" for name, value in result["settings"].items()),
+        "device": result["device_kind"],
+        "tokens per second": f"{result['tokens_per_second']:,.1f}",
+        "step": f"{result['token_seconds'] * 1000:.2f} ms, median of {result['settings']['rounds']} rounds",
+        "prompt": f"{result['prompt_seconds'] * 1000:.1f} ms",
+        "compilation": f"{result['compile_seconds']:.1f} s",
+        "read in a step": f"{result['bytes_per_step'] / 1e9:.3f} GB",
+        "of peak bandwidth": "device's peak not known" if used is None else f"{used:.1%}",
+    }
+    for name, value in rows.items():
+        print(f"{name:<19} {value}")

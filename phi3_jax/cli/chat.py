@@ -1,0 +1,53 @@
+"""`phi3-jax chat`: a conversation in the terminal."""
+
+import io
+import sys
+from collections.abc import Sequence
+
+from phi3_jax.cli.generation import (
+    add_adapters_argument,
+    add_generation_arguments,
+    generation_settings,
+    load_adapters,
+)
+from phi3_jax.cli.parser import Parser, add_base_arguments, load_base
+from phi3_jax.errors import InputError
+
+MAX_NEW_TOKENS = 512
+
+
+def run(argv: Sequence[str]) -> None:
+    parser = Parser("chat", "Talk to a model and its adapters. /help lists what can be done on the way.")
+    add_base_arguments(parser)
+    add_adapters_argument(parser, "adapter folder or hub id (PEFT); may be given again, the first answers")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    add_generation_arguments(parser, max_new_tokens=MAX_NEW_TOKENS)
+    arguments = parser.parse(argv)
+    if "none" in arguments.adapter:
+        raise InputError("--adapter none has no meaning here: the base is always there; leave it out")
+    loaded = load_base(arguments)
+    settings = generation_settings(arguments, loaded.model, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
+    local = arguments.local_files_only
+    adapters = load_adapters(arguments.adapter, loaded.model, local_files_only=local)
+
+    from phi3_jax.chat.commands import Screen, converse
+    from phi3_jax.chat.session import BASE, Session
+    from phi3_jax.chat.terminal import Plain, Terminal
+    from phi3_jax.hf.peft import load_adapter
+
+    session = Session(
+        loaded.model,
+        loaded.tokenizer,
+        settings,
+        adapters=adapters,
+        load=lambda path: load_adapter(path, loaded.model, local_files_only=local),
+        system=arguments.system,
+    )
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # told by the message that has them
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    screen: Screen = Terminal(session) if is_terminal else Plain(sys.stdin, sys.stdout)
+    session.notice = screen.notice
+    if is_terminal:
+        screen.notice(f"{arguments.model}: {', '.join([BASE, *adapters])}. /help lists the commands, Ctrl-D leaves.")
+    converse(session, screen)

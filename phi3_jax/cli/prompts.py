@@ -1,0 +1,102 @@
+"""The prompts of `phi3-jax generate`: read, and turned into tokens."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3_jax.chat.prompt import chat_prompt, check_text
+from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.formats import Conversation, Turn, read_row
+from phi3_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """**Fields**: `where`, its name in error messages; `row`, as it was given: `{"prompt": …}` or `{"messages": …}`;
+    `turns`, up to the answer."""
+
+    where: str
+    row: Mapping[str, Any]
+    turns: tuple[Turn, ...]
+
+    @property
+    def title(self) -> str:
+        """The first line of what is asked."""
+        text = self.turns[-1].content.strip()
+        return text.splitlines()[0] if text else ""
+
+
+def text_prompt(text: str, where: str) -> Prompt:
+    return Prompt(where, {"prompt": text}, (Turn("user", text),))
+
+
+def read_prompts(file: str) -> list[Prompt]:
+    """The prompts of a file, `-` for standard input: one a line, or JSON lines with `prompt` or `messages`.
+
+    A file is JSON lines by its name (.jsonl), standard input by its first line. Blank lines are left out, and
+    so is an assistant's message at the end, in whose place the answer comes.
+
+    Raises `InputError`, naming the line, for what cannot be read, and for a file without a prompt.
+    """
+    name = "standard input" if file == "-" else file
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not UTF-8 (byte {error.start}); convert it") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{name}: holds no prompt; give one a line")
+    is_json = _is_object(lines[0][1]) if file == "-" else file.endswith(".jsonl")
+    read = _read_object if is_json else text_prompt
+    return [read(line.removesuffix("\r"), f"{name}, line {number}") for number, line in lines]
+
+
+def prompt_tokens(prompt: Prompt, tokenizer: Any, chat: ChatTokenizer | None, system: str | None) -> list[int]:
+    """The prompt in the chat template, or without `chat` as it is; `system`, for prompts that bring no system message.
+
+    Raises `InputError` for messages where there is no template, and as `chat_prompt` does.
+    """
+    if chat is None:
+        if "prompt" not in prompt.row or len(prompt.turns) > 1:
+            raise InputError(f"{prompt.where}: has messages, which --raw has no place for; give a prompt")
+        text = prompt.turns[0].content
+        check_text(text, prompt.where)
+        return list(tokenizer(text)["input_ids"])
+    turns = prompt.turns
+    if system and turns[0].role != "system":
+        turns = (Turn("system", system), *turns)
+    return chat_prompt(chat, turns, prompt.where)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _read_object(line: str, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON ({error}); expected an object with prompt or messages") from error
+    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+        keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise InputError(f"{where}: expected an object with either prompt or messages, found {keys or 'none'}")
+    key = "prompt" if "prompt" in row else "messages"
+    value = row[key]
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) and key == "prompt" else value
+    example = read_row({"messages": messages, "system": row.get("system")}, where, format="messages")
+    assert isinstance(example, Conversation)
+    turns = example.turns
+    if turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    if not turns or turns[-1].role in ("system", "assistant"):
+        raise InputError(f"{where}: has no message to answer; end with a user's message")
+    return Prompt(where, {key: value}, turns)

@@ -1,0 +1,224 @@
+"""The next token out of the logits: repetition penalty, temperature, top-k, top-p, min-p, and the draw."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+from phi3_jax.errors import InputError
+from phi3_jax.generation.settings import GenerationConfig
+
+# A nucleus, and what min-p leaves, is looked for among so many tokens before the whole vocabulary is sorted.
+_CANDIDATES = 512
+# A draw takes a block of so many tokens first, then one of its tokens: random numbers are costly.
+_BLOCK = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampler:
+    """Which filters are on, and their numbers. Other numbers are other arguments to the same program; another
+    choice of filters is another program, since a filter that is off is None.
+
+    **Fields**
+    - `repetition_penalty`, `temperature`, `top_k`, `top_p`, `min_p`: as in `GenerationConfig`, or None.
+    - `candidates`: how many of the highest logits are looked at first. More than `top_k`.
+    - `least`: each filter leaves at least so many tokens; in beam search one that does not end the answer.
+    """
+
+    repetition_penalty: Float[Array, ""] | None = None
+    temperature: Float[Array, ""] | None = None
+    top_k: Int[Array, ""] | None = None
+    top_p: Float[Array, ""] | None = None
+    min_p: Float[Array, ""] | None = None
+    candidates: int = field(default=_CANDIDATES, metadata={"static": True})
+    least: int = field(default=1, metadata={"static": True})
+
+    @classmethod
+    def from_settings(cls, settings: GenerationConfig) -> "Sampler":
+        """The filters that `settings` turn on: without `do_sample` none but the penalty, as in transformers."""
+
+        def number(value: float, on: bool) -> Array | None:
+            return jnp.asarray(value, jnp.float32) if on else None
+
+        draws = settings.do_sample
+        limited = draws and settings.top_k > 0
+        least = max(2, 1 + len(settings.eos_token_id)) if settings.num_beams > 1 else 1
+        # A power of two, so that most changes of top_k are no other program.
+        bucket = max(64, 1 << max(settings.top_k, least).bit_length())
+        return cls(
+            repetition_penalty=number(settings.repetition_penalty, settings.repetition_penalty != 1),
+            temperature=number(settings.temperature, draws and settings.temperature != 1),
+            top_k=jnp.asarray(settings.top_k, jnp.int32) if limited else None,
+            top_p=number(settings.top_p, draws and settings.top_p < 1),
+            min_p=number(settings.min_p, draws and settings.min_p > 0),
+            candidates=bucket if limited else _CANDIDATES,
+            least=least,
+        )
+
+
+def row_keys(seed: int | tuple[int, ...], prompts: int, num_return_sequences: int = 1) -> PRNGKeyArray:
+    """One key for each answer, `[prompts * num_return_sequences]`, those of a prompt side by side.
+
+    With one seed for each prompt, an answer's key does not depend on the prompt's place in the batch.
+
+    Raises `InputError` where the number of seeds is not that of prompts, and for seeds that do not fit
+    into 32 bits.
+    """
+    seeds = seed if isinstance(seed, tuple) else (seed,)
+    wrong = [value for value in seeds if not 0 <= value < 2**32]
+    if wrong:
+        raise InputError(f"seed is {wrong[0]}, expected 0 to {2**32 - 1}")
+    if isinstance(seed, tuple) and len(seeds) != prompts:
+        raise InputError(f"seed has {len(seeds)} numbers for {prompts} prompts; give one for each prompt, or one")
+    # The keys of other generators (rbg) do not keep rows apart where a draw is vectorized.
+    keys = jax.vmap(lambda value: jax.random.key(value, impl="threefry2x32"))(np.asarray(seeds, np.uint32))
+    if not isinstance(seed, tuple):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys[0], jnp.arange(prompts))
+    answers = jnp.arange(num_return_sequences)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, answers).reshape(-1)
+
+
+def step_keys(keys: PRNGKeyArray, step: Int[ArrayLike, ""]) -> PRNGKeyArray:
+    """The keys `[rows]` of one token of the answers."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+
+
+def seen_tokens(
+    input_ids: Int[Array, "rows prompt"], attention_mask: Int[Array, "rows prompt"], vocab: int
+) -> Bool[Array, "rows vocab"]:
+    """Which tokens are in each prompt, padding left out."""
+    rows = jnp.arange(input_ids.shape[0])[:, None]
+    # Padding goes beyond the vocabulary, where nothing is set.
+    tokens = jnp.where(attention_mask != 0, input_ids, vocab)
+    return jnp.zeros((input_ids.shape[0], vocab), bool).at[rows, tokens].set(True, mode="drop")
+
+
+def add_seen(seen: Bool[Array, "rows vocab"], tokens: Int[Array, "rows"]) -> Bool[Array, "rows vocab"]:
+    """With one token more in each row."""
+    return seen.at[jnp.arange(seen.shape[0]), tokens].set(True)
+
+
+def penalize(
+    logits: Float[Array, "rows vocab"], seen: Bool[Array, "rows vocab"], penalty: Float[ArrayLike, ""]
+) -> Float[Array, "rows vocab"]:
+    """The repetition penalty of CTRL (arXiv:1909.05858, section 4.1), as transformers has it: the logits of seen
+    tokens are divided by it where positive, multiplied where negative."""
+    return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def warp(logits: Float[Array, "rows vocab"], sampler: Sampler) -> Float[Array, "rows vocab"]:
+    """Temperature, top-k, top-p and min-p, in transformers' order; -inf for what is filtered out.
+
+    Each filter works on what the ones before it left. Top-k keeps all that are equal to the k-th. Top-p
+    keeps the shortest run of the likeliest tokens whose probabilities reach `top_p`, of equal ones the first
+    first (in transformers whichever its sort has first). Min-p keeps what has at least `min_p` times the
+    probability of the likeliest.
+    """
+    if sampler.temperature is not None:
+        logits = logits / sampler.temperature
+    if sampler.top_k is None and sampler.top_p is None and sampler.min_p is None:
+        return logits
+    vocab = logits.shape[-1]
+    count = min(sampler.candidates, vocab)
+    if sampler.top_p is None and sampler.min_p is None:
+        return jnp.where(logits < _kth(highest(logits, count)[0], sampler), -jnp.inf, logits)
+    logits = jnp.where(logits == 0, 0, logits)  # -0 is equal to 0, and sorted behind it
+    value, place, found = _last_kept(logits, sampler, count)
+    if count < vocab:
+
+        def search_all() -> tuple[Array, Array]:
+            # The rows that are done already keep theirs, to the bit: no row depends on the others.
+            whole_value, whole_place, _ = _last_kept(logits, sampler, vocab)
+            return jnp.where(found, value, whole_value), jnp.where(found, place, whole_place)
+
+        value, place = jax.lax.cond(jnp.all(found), lambda: (value, place), search_all)
+    value, place = value[:, None], place[:, None]
+    kept = (logits > value) | ((logits == value) & (jnp.arange(vocab) <= place))
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def highest(
+    logits: Float[Array, "rows vocab"], count: int
+) -> tuple[Float[Array, "rows count"], Int[Array, "rows count"]]:
+    """The highest logits, falling, and their ids, of equal ones the first first."""
+    # Without the barrier XLA takes a slice of the result together with top_k's own, and sorts the whole
+    # vocabulary instead: a hundred times slower on a CPU.
+    return jax.lax.optimization_barrier(jax.lax.top_k(logits, count))
+
+
+def _kth(values: Float[Array, "rows count"], sampler: Sampler) -> Float[Array, "rows 1"]:
+    """Of logits in falling order the last that top-k keeps."""
+    assert sampler.top_k is not None
+    index = jnp.clip(jnp.maximum(sampler.top_k, sampler.least), 1, values.shape[-1]) - 1
+    return jax.lax.dynamic_index_in_dim(values, index, axis=-1)
+
+
+def _last_kept(
+    logits: Float[Array, "rows vocab"], sampler: Sampler, count: int
+) -> tuple[Float[Array, "rows"], Int[Array, "rows"], Bool[Array, "rows"]]:
+    """The last that the filters keep in falling order: its logit, its id, and whether the `count` highest
+    logits were enough to find it."""
+    values, places = highest(logits, count)
+    weights = jnp.exp(values - values[:, :1])
+    kept, always = jnp.ones(values.shape, bool), jnp.arange(count) < sampler.least
+    if sampler.top_k is not None:
+        kept = values >= _kth(values, sampler)
+    by_top_k = kept
+    if sampler.top_p is not None:
+        left = jnp.where(kept, weights, 0)
+        all_left = left if sampler.top_k is not None else jnp.exp(logits - values[:, :1])
+        reached = jnp.cumsum(left, axis=-1) - left  # by those before
+        kept &= (reached < sampler.top_p * jnp.sum(all_left, axis=-1, keepdims=True)) | always
+    if sampler.min_p is not None:
+        kept &= (weights >= sampler.min_p) | always
+    # Where top-k left more than these, so that top-p has not seen them all, the rest is not known either.
+    found = ~kept[:, -1] if sampler.top_k is None else ~by_top_k[:, -1]
+    last = jnp.sum(kept, axis=-1, keepdims=True) - 1
+    value, place = (jnp.take_along_axis(x, last, axis=-1)[:, 0] for x in (values, places))
+    return value, place, found
+
+
+def choose(
+    logits: Float[Array, "rows vocab"],
+    sampler: Sampler,
+    keys: PRNGKeyArray | None = None,
+    seen: Bool[Array, "rows vocab"] | None = None,
+) -> tuple[Int[Array, "rows"], Float[Array, "rows"]]:
+    """The next token of each row and its log-probability in the model's own distribution, that is without
+    penalty and filters and at temperature 1.
+
+    **Arguments**
+    - `keys`: one for each row, used up by this token, and what the row's draw depends on beside its logits.
+      None: the likeliest token, the first of equal ones.
+    - `seen`: the tokens that the repetition penalty is for; needed where the sampler has one.
+    """
+    logits = logits.astype(jnp.float32)
+    processed = logits
+    if sampler.repetition_penalty is not None:
+        assert seen is not None
+        processed = penalize(logits, seen, sampler.repetition_penalty)
+    tokens = _likeliest(processed) if keys is None else draw(warp(processed, sampler), keys)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _likeliest(logits: Float[Array, "rows vocab"]) -> Int[Array, "rows"]:
+    """argmax in two plain reductions, which CPUs have vectorized and argmax not."""
+    vocab = logits.shape[-1]
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == highest, jnp.arange(vocab), vocab - 1), axis=-1)
+
+
+def draw(logits: Float[Array, "rows vocab"], keys: PRNGKeyArray) -> Int[Array, "rows"]:
+    """A token of each row's distribution softmax(logits), from its own key."""
+    rows, vocab = logits.shape
+    filled = jnp.pad(logits, ((0, 0), (0, -vocab % _BLOCK)), constant_values=-jnp.inf)
+    blocks = filled.reshape(rows, -1, _BLOCK)
+    keys = jax.vmap(jax.random.split)(keys)
+    categorical = jax.vmap(jax.random.categorical)
+    block = categorical(keys[:, 0], jax.nn.logsumexp(blocks, axis=-1))
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * _BLOCK + categorical(keys[:, 1], inside)

@@ -1,0 +1,202 @@
+"""Answers to many prompts, as text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.errors import InputError
+from phi3_jax.generation.answers import Generated
+from phi3_jax.generation.decode import generate
+from phi3_jax.generation.settings import GenerationConfig
+from phi3_jax.generation.stop import StopStrings
+from phi3_jax.generation.tokens import decode
+from phi3_jax.lora import Lora, LoraRows, per_row
+from phi3_jax.model.phi3 import Phi3ForCausalLM
+
+# How chat templates of the Phi-3 family end a turn; an answer ends there too.
+TURN_ENDS = ("<|end|>", "<|im_end|>")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    **Fields**
+    - `text`: without special tokens and the end token, cut before a stop string.
+    - `tokens`: all that were generated, an end token or those of a stop string included.
+    - `logprobs`: log-probability of each of them in the model's own distribution.
+    - `finish_reason`: "stop" (end token or stop string), "length" (`max_new_tokens`) or "time" (`max_time`).
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+
+
+def answer_prompts(
+    model: Phi3ForCausalLM,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    lora: Lora | LoraRows | None = None,
+    settings: GenerationConfig,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, Answer]]:
+    """Answers to prompts of any lengths, batch by batch.
+
+    Prompts of like length are answered together, the longest first. An answer depends neither on
+    `batch_size` nor on the other prompts: each prompt draws with a seed of its own, made from
+    `settings.seed` and its index.
+
+    **Arguments**
+    - `prompts`: the tokens of each.
+    - `lora`: for all prompts, or `per_row` with one adapter for each of them.
+    - `settings`: `eos_token_id` should be `end_token_ids`. `seed` may be one for each prompt.
+    - `batch_size`: prompts side by side; each takes `num_return_sequences` or `num_beams` rows.
+
+    **Returns** (index of the prompt, answer) as batches finish; each prompt `num_return_sequences` times.
+
+    Raises `InputError`, before anything is generated, for a prompt that is empty or leaves too little room
+    in the model's positions, and for a number of seeds that is not that of the prompts.
+    """
+    for index, prompt in enumerate(prompts):
+        check_prompt(prompt, f"prompts[{index}]", model.config, settings)
+    seeds = prompt_seeds(settings, len(prompts))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    size = min(batch_size, len(prompts))
+
+    def answers() -> Iterator[tuple[int, Answer]]:
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            rows = part + part[-1:] * (size - len(part))  # one shape, one compilation
+            own = settings.with_(seed=tuple(seeds[index] for index in rows))
+            chosen = replace(lora, rows=lora.rows[np.array(rows)]) if isinstance(lora, LoraRows) else lora
+            batch = [prompts[index] for index in rows]
+            found = _answer_batch(model, tokenizer, batch, chosen, own)
+            for row, answer in enumerate(found[: len(part) * settings.num_return_sequences]):
+                yield part[row // settings.num_return_sequences], answer
+
+    return answers()
+
+
+def answer_with_each(
+    model: Phi3ForCausalLM,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    adapters: Mapping[str, Lora | None],
+    *,
+    settings: GenerationConfig,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, str, Answer]]:
+    """Answers of several adapters to the same prompts, side by side in the same batches.
+
+    With one seed they differ in nothing but the adapter. Adapters with `modules_to_save` cannot share a batch;
+    where there is one, the adapters answer one after the other.
+
+    **Arguments**: `adapters`, by name; None for the base alone. The others as in `answer_prompts`.
+
+    **Returns** (index of the prompt, name of the adapter, answer) as batches finish.
+    """
+    names = list(adapters)
+    loras = [lora for lora in adapters.values() if lora is not None]
+    seeds = prompt_seeds(settings, len(prompts))
+    if len(names) == 1 or not loras or any(lora.saved for lora in loras):
+        own = settings.with_(seed=seeds)
+        runs = [
+            (name, answer_prompts(model, tokenizer, prompts, lora=lora, settings=own, batch_size=batch_size))
+            for name, lora in adapters.items()
+        ]
+        return ((index, name, answer) for name, run in runs for index, answer in run)
+    places = iter(range(len(loras)))
+    rows = [-1 if lora is None else next(places) for lora in adapters.values()]
+    number = len(names)
+    pairs = answer_prompts(
+        model,
+        tokenizer,
+        [prompt for prompt in prompts for _ in names],
+        lora=per_row(loras, np.array(rows * len(prompts))),
+        settings=settings.with_(seed=tuple(seed for seed in seeds for _ in names)),
+        batch_size=batch_size,
+    )
+    return ((index // number, names[index % number], answer) for index, answer in pairs)
+
+
+def check_prompt(prompt: Sequence[int], where: str, config: Phi3Config, settings: GenerationConfig) -> None:
+    """Raises `InputError` for a prompt that is empty, or too long for an answer of `max_new_tokens`."""
+    if not len(prompt):
+        raise InputError(f"{where} is empty; give at least one token")
+    room = config.max_position_embeddings - settings.max_new_tokens
+    if len(prompt) > room:
+        raise InputError(
+            f"{where} has {len(prompt)} tokens; with max_new_tokens {settings.max_new_tokens} the model's "
+            f"{config.max_position_embeddings} positions leave room for {max(room, 0)}; shorten one of them"
+        )
+
+
+def prompt_seeds(settings: GenerationConfig, number: int) -> tuple[int, ...]:
+    """A seed for each of so many prompts: those of `settings`, or made from its one and the prompt's index."""
+    if isinstance(settings.seed, tuple):
+        if len(settings.seed) != number:
+            raise InputError(f"there are {len(settings.seed)} seeds for {number} prompts; give one, or one for each")
+        return settings.seed
+    return tuple(derived_seed(settings.seed, index) for index in range(number))
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """A seed of 31 bits, which every integer type of JAX holds, for one of many draws."""
+    return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0]) >> 1
+
+
+def end_token_ids(tokenizer: Any, config: Phi3Config) -> tuple[int, ...]:
+    """The tokens that end an answer: those of the checkpoint's configurations and of the tokenizer,
+    and the end of a turn in Phi-3's templates, which the first configurations forgot."""
+    ends = set(config.end_token_ids)
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    vocabulary = tokenizer.get_vocab()
+    ends.update(vocabulary[token] for token in TURN_ENDS if token in vocabulary)
+    return tuple(sorted(ends))
+
+
+def _answer_batch(
+    model: Phi3ForCausalLM,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    lora: Lora | LoraRows | None,
+    settings: GenerationConfig,
+) -> list[Answer]:
+    """`num_return_sequences` answers to each prompt, in order."""
+    width = max(map(len, prompts))
+    ids = np.full((len(prompts), width), settings.pad_id, np.int32)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    out = generate(
+        model,
+        ids,
+        attention_mask=mask,
+        lora=lora,
+        generation_config=settings,
+        tokenizer=tokenizer,
+        return_dict_in_generate=True,
+    )
+    return [
+        answer_of(out, row, tokenizer, prompts[row // settings.num_return_sequences], settings)
+        for row in range(len(out.sequences))
+    ]
+
+
+def answer_of(out: Generated, row: int, tokenizer: Any, prompt: Sequence[int], settings: GenerationConfig) -> Answer:
+    """A row of what `generate` gave, with its text; `prompt`, that row's tokens without padding."""
+    length, width = int(out.lengths[row]), out.sequences.shape[1] - out.logprobs.shape[1]
+    tokens = out.sequences[row, width : width + length].tolist()
+    stops = StopStrings(tokenizer, settings.stop_strings, [prompt])
+    stops(np.array([tokens]))
+    has_end = bool(tokens) and tokens[-1] in settings.eos_token_id and not stops.has_ended(0)
+    text = decode(tokenizer, tokens[:-1]) if has_end else stops.text(0)
+    return Answer(text, tuple(tokens), tuple(out.logprobs[row, :length].tolist()), out.finish_reasons[row])
