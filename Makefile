@@ -40,10 +40,10 @@ clean:
 # PyTorch first and by itself: a resolver that meets it as a dependency may pick a build of several GB.
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[parity,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[parity,dev,eval,lm-eval]"
 	touch $@
 
 .venv-newest/installed: pyproject.toml
 	test -x $(NEWEST)/python || $(PYTHON_NEWEST) -m venv .venv-newest
-	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,eval]"
 	touch $@

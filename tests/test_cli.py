@@ -243,7 +243,7 @@ def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capfd):
 # Help.
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "generate", "export", "info"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "generate", "chat", "export", "info"])
 def test_help_is_printed_with_status_0(command, capfd):
     argv = [command, "--help"] if command else ["--help"]
     assert main(argv) == 0
@@ -374,7 +374,7 @@ def test_export_writes_what_base_and_adapter_do_together(base, adapter, chats, t
     assert str(merged) in line
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "export_peft"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "chat", "export_peft"])
 def test_scripts_are_doors_to_the_commands(name):
     script = Path(__file__).parents[1] / "scripts" / f"{name}.py"
     text = script.read_text()

@@ -1,62 +1,153 @@
-"""`phi3-jax evaluate`: loss, perplexity and token accuracy of a model on chats."""
+"""`phi3-jax evaluate`: a base, its adapters and merged checkpoints on the same rows."""
 
+import argparse
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from typing import get_args
+from dataclasses import fields
+from typing import Any, get_args
 
-from phi3_jax.cli.parser import Parser, add_model_arguments, load, positive
-from phi3_jax.run_config import DataSection
+from phi3_jax.cli.parser import Parser, add_base_arguments, positive
+from phi3_jax.run_config import DataSection, ParallelSection
+
+METRICS = """metrics: loss (with perplexity and token accuracy), rouge, bleu, chrf, exact_match, normalized_match,
+accuracy, f1, gsm8k, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes before the
+last assistant turn. regex and json_schema take the rest of their text: give them last, or a --metrics of their own."""
+# Options of generation, and how to read their values.
+GENERATION: dict[str, Any] = {"temperature": float, "top_k": int, "top_p": float, "seed": int}
 
 
 def run(argv: Sequence[str]) -> None:
-    choices = {field.name: get_args(field.type) for field in fields(DataSection)}
-    parser = Parser("evaluate", "Loss, perplexity and token accuracy of a model on chats.")
-    add_model_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="PATH", help="file, folder or hub dataset id")
-    parser.add_argument("--split", default="train", help="split of a hub dataset (default: train)")
-    parser.add_argument("--format", choices=choices["format"], default="auto", help="shape of the rows (default: auto)")
-    parser.add_argument(
-        "--loss-on", choices=choices["loss_on"], default="assistant", help="tokens that count (default: assistant)"
-    )
-    parser.add_argument("--max-length", type=positive, default=2048, metavar="N", help="longest row (default: 2048)")
-    parser.add_argument("--max-rows", type=positive, metavar="N", help="only the first so many rows")
-    parser.add_argument(
-        "--batch-size", type=positive, default=4, metavar="N", help="rows in a forward pass (default: 4)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse(argv)
+    arguments = _parser().parse(argv)
     data = DataSection(
         train=arguments.data,
         split=arguments.split,
         format=arguments.format,
+        columns=arguments.columns,
         loss_on=arguments.loss_on,
         max_length=arguments.max_length,
         max_rows=arguments.max_rows,
         packing=False,
         shuffle=False,
     )
-    loaded = load(arguments)
+    parallel = ParallelSection(**{f.name: getattr(arguments, f"parallel.{f.name}") for f in fields(ParallelSection)})
+    # One model and no more said: its figures alone.
+    is_plain = not (arguments.metrics or arguments.merged or arguments.output_dir) and len(arguments.adapter) < 2
 
-    import jax
-    from flax import nnx
+    from phi3_jax.evaluate import evaluate
+    from phi3_jax.evaluate.metrics import split_metrics
+    from phi3_jax.parallel.distributed import initialize, is_main
 
-    from phi3_jax.data import eval_batches, prepare_data
-    from phi3_jax.training.evaluation import evaluate_rows
-    from phi3_jax.training.step import make_eval_step
-
-    rows = prepare_data(data, loaded.tokenizer, seed=0).train
-    pad_id = loaded.model.config.pad_token_id or 0
-    batches = eval_batches(rows, data, batch_size=arguments.batch_size, pad_id=pad_id)
-    graph, state = nnx.split(loaded.model)
-    params = {"model": state, "lora": loaded.lora}
-    nothing = jax.tree.map(lambda _: None, params)
-    on_device = map(jax.device_put, batches)
-    figures = evaluate_rows(make_eval_step(graph, loaded.model.dtype), params, nothing, on_device)
-    if arguments.json:
-        print(json.dumps({**figures, **asdict(rows.stats)}))
+    specs = [spec for text in arguments.metrics or ["loss"] for spec in split_metrics(text)]
+    given = {name: getattr(arguments, name) for name in ("max_new_tokens", "do_sample", *GENERATION)}
+    initialize()
+    results = evaluate(
+        arguments.model,
+        data,
+        adapters=arguments.adapter,
+        merged=arguments.merged,
+        metrics=specs,
+        output_dir=arguments.output_dir,
+        include_base=not (is_plain and arguments.adapter),
+        dtype=arguments.dtype,
+        quantization=arguments.quantization,
+        revision=arguments.revision,
+        local_files_only=arguments.local_files_only,
+        parallel=parallel,
+        batch_size=arguments.batch_size,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if not is_main():
         return
-    print(f"loss            {figures['eval_loss']:.4f}")
-    print(f"perplexity      {figures['eval_perplexity']:.4f}")
-    print(f"token accuracy  {figures['eval_token_accuracy']:.2%}")
-    print(f"over {rows.stats.target_tokens:,} target tokens of {rows.stats.rows:,} rows")
+    if is_plain:
+        _print_plain(results, arguments.json)
+    elif arguments.json:
+        print(json.dumps(results.to_dict()))
+    else:
+        _print_table(results, arguments.output_dir)
+
+
+def _print_plain(results: Any, as_json: bool) -> None:
+    """The three figures of the one model."""
+    (figures,) = results.models.values()
+    values = {f"eval_{name}": found.value for name, found in figures.items()}
+    if as_json:
+        print(json.dumps({**values, **results.data}))
+        return
+    print(f"loss            {values['eval_loss']:.4f}")
+    print(f"perplexity      {values['eval_perplexity']:.4f}")
+    print(f"token accuracy  {values['eval_token_accuracy']:.2%}")
+    print(f"over {results.data['target_tokens']:,} target tokens of {results.data['rows']:,} rows")
+
+
+def _print_table(results: Any, output_dir: str | None) -> None:
+    from rich.console import Console
+
+    # As wide as it has to be where nobody's terminal limits it.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for notice in results.data["notices"]:
+        console.print(f"note: {notice}", markup=False, highlight=False)
+    console.print(results.table())
+    if output_dir is not None:
+        print(f"wrote {output_dir}/results.json, {output_dir}/report.html and {output_dir}/predictions")
+
+
+def _parser() -> Parser:
+    choices = {field.name: get_args(field.type) for field in fields(DataSection)}
+    parser = Parser("evaluate", "Measure a model, its adapters and merged checkpoints on chats.")
+    parser.epilog = METRICS
+    add_base_arguments(parser)
+    parser.add_argument(
+        "--adapter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="adapter folders or hub ids (PEFT), with names of your own if you like",
+    )
+    parser.add_argument(
+        "--merged", nargs="+", action="extend", default=[], metavar="[NAME=]DIR", help="whole checkpoints to compare"
+    )
+    parser.add_argument("--data", required=True, metavar="PATH", help="file, folder or hub dataset id")
+    parser.add_argument(
+        "--metrics", action="append", metavar="NAME,...", help="what to measure (default: loss); see below"
+    )
+    parser.add_argument(
+        "--output_dir",
+        "--output-dir",
+        metavar="DIR",
+        help="folder for predictions, results.json and report.html; what was interrupted there goes on",
+    )
+    parser.add_argument("--split", default="train", help="split of a hub dataset (default: train)")
+    parser.add_argument("--format", choices=choices["format"], default="auto", help="shape of the rows (default: auto)")
+    parser.add_argument(
+        "--columns",
+        metavar="PART=COLUMN,...",
+        type=_columns,
+        help="which column plays which part, such as prompt=question,completion=answer",
+    )
+    parser.add_argument(
+        "--loss-on", choices=choices["loss_on"], default="assistant", help="tokens that count (default: assistant)"
+    )
+    parser.add_argument("--max-length", type=positive, default=2048, metavar="N", help="longest row (default: 2048)")
+    parser.add_argument("--max-rows", type=positive, metavar="N", help="only the first so many rows")
+    parser.add_argument(
+        "--batch-size", type=positive, default=4, metavar="N", help="rows of a device in a forward pass (default: 4)"
+    )
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument("--do-sample", action="store_true", default=None, help="draw the tokens of answers")
+    for name, kind in GENERATION.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help="with --do-sample")
+    for field in fields(ParallelSection):
+        parser.add_argument(
+            f"--parallel.{field.name}", type=int, default=1, metavar="N", help="devices along this axis, as in training"
+        )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(part and equals and column for part, equals, column in pairs):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form prompt=question,completion=answer")
+    return {part: column for part, _, column in pairs}

@@ -9,23 +9,28 @@ import logging
 import os
 import platform
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
+from phi3_jax.secrets import redact
 
 COMMANDS = {
     "demo": "The whole job on a built-in model and chat set, on a CPU.",
     "train": "Fine-tune a model on chats.",
-    "evaluate": "Loss, perplexity and token accuracy of a model on chats.",
-    "generate": "Answer a prompt.",
+    "evaluate": "Measure a model, its adapters and merged checkpoints on the same chats.",
+    "generate": "Answer prompts.",
+    "chat": "Talk to a model and its adapters.",
+    "lm-eval": "Run tasks of lm-evaluation-harness on a model.",
     "export": "Merge an adapter into its base, or make it portable.",
     "plan": "Whether a run fits on a device, and what it needs there.",
-    "benchmark": "How fast the train step is, with random weights.",
+    "benchmark": "How fast the train step and decoding are.",
     "info": "What a checkpoint or an adapter holds.",
 }
 
@@ -45,6 +50,8 @@ Exit status: 0 done, 2 the input or the configuration is wrong (one line on stan
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command (default: the process's arguments) and gives its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a process of its own
+        sys.excepthook = _show_error
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet()
         _keep_compiled()
         _leave_absent_tpu()
-        importlib.import_module(f"phi3_jax.cli.{name}").run(rest)
+        importlib.import_module(f"phi3_jax.cli.{name.replace('-', '_')}").run(rest)
     except InputError as error:
         print(f"phi3-jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -70,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("phi3-jax: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an error that nobody catches, without tokens."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _keep_compiled() -> None:

@@ -29,11 +29,14 @@ class Batches(Iterator[Batch]):
     - `fingerprint`: of rows and settings, the same in all processes that share the batches.
     - `get_state()`: a JSON-able dictionary. `set_state(state)` continues with the very batch that
       would have come next; it raises `InputError` where rows or settings are not those of the state.
+    - `batch_of(step)`: that step's batch, steps counted from 0. `rows_of(step)`: the rows that each of its
+      sequences holds, micro-batch after micro-batch.
     """
 
     def __init__(self, steps: "_TrainingSteps") -> None:
         self.steps_per_epoch = steps.per_epoch
         self.fingerprint = steps.fingerprint
+        self.rows_of, self.batch_of = steps.rows_of, steps.__getitem__
         self._iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS))
 
     def __next__(self) -> Batch:
@@ -92,6 +95,28 @@ def eval_batches(
     return grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS)
 
 
+def eval_order(rows: TokenizedRows, data: DataSection) -> list[list[int]]:
+    """The rows that each sequence of `eval_batches` holds, in the order in which they come."""
+    # The order is no matter for sums, so it may be the one that pads least: that of a shuffled
+    # plan when packing, by length when padding.
+    lengths = rows.lengths
+    plan = plan_epoch(lengths, data, seed=0, epoch=0)
+    return plan if data.packing else sorted(plan, key=lambda sequence: int(lengths[sequence[0]]))
+
+
+def assemble(
+    rows: TokenizedRows,
+    sequences: list[list[int]],
+    data: DataSection,
+    *,
+    batch_size: int,
+    pad_id: int,
+    part: Sequence[int] | None = None,
+) -> Batch:
+    """A batch as of `eval_batches`: at most `batch_size` sequences, each given by the rows that it holds."""
+    return _assemble(rows, sequences, data, _part(part, batch_size), pad_id)
+
+
 class _TrainingSteps:
     """Grain's data source: item `i` is the batch of step `i`."""
 
@@ -108,8 +133,8 @@ class _TrainingSteps:
     ) -> None:
         self._rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
         self._shape, self._part = (accumulation, batch_size), _part(part, batch_size)
-        self._epoch, self._plan = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
-        self.per_epoch = math.ceil(len(self._plan) / (accumulation * batch_size))
+        self._planned = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
+        self.per_epoch = math.ceil(len(self._planned[1]) / (accumulation * batch_size))
         self._length = sys.maxsize if epochs is None else epochs * self.per_epoch
         digest = hashlib.sha256()
         for array in (rows.input_ids, rows.loss_mask, rows.offsets):
@@ -122,15 +147,20 @@ class _TrainingSteps:
         return self._length
 
     def __getitem__(self, step: SupportsIndex) -> Batch:
-        epoch, index = divmod(int(step), self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._plan = epoch, plan_epoch(self._rows.lengths, self._data, seed=self._seed, epoch=epoch)
         accumulation, batch_size = self._shape
-        size = accumulation * batch_size
-        sequences = self._plan[index * size : (index + 1) * size]
-        chosen = [start + row for start in range(0, size, batch_size) for row in self._part]
-        batch = _assemble(self._rows, sequences, self._data, chosen, self._pad_id)
+        chosen = [start + row for start in range(0, accumulation * batch_size, batch_size) for row in self._part]
+        batch = _assemble(self._rows, self.rows_of(int(step)), self._data, chosen, self._pad_id)
         return {name: array.reshape(accumulation, len(self._part), -1) for name, array in batch.items()}
+
+    def rows_of(self, step: int) -> list[list[int]]:
+        epoch, index = divmod(step, self.per_epoch)
+        # Taken and put back as one: the loop may ask, too, while Grain's thread is ahead in another epoch.
+        planned, plan = self._planned
+        if epoch != planned:
+            plan = plan_epoch(self._rows.lengths, self._data, seed=self._seed, epoch=epoch)
+            self._planned = epoch, plan
+        size = math.prod(self._shape)
+        return plan[index * size : (index + 1) * size]
 
 
 class _EvaluationSteps:
@@ -141,12 +171,7 @@ class _EvaluationSteps:
     ) -> None:
         self._rows, self._data, self._batch_size, self._pad_id = rows, data, batch_size, pad_id
         self._part = _part(part, batch_size)
-        # The order is no matter for sums, so it may be the one that pads least: that of a shuffled
-        # plan when packing, by length when padding.
-        lengths = rows.lengths
-        self._plan = plan_epoch(lengths, data, seed=0, epoch=0)
-        if not data.packing:
-            self._plan.sort(key=lambda sequence: int(lengths[sequence[0]]))
+        self._plan = eval_order(rows, data)
 
     def __len__(self) -> int:
         return math.ceil(len(self._plan) / self._batch_size)

@@ -12,7 +12,7 @@ from numpy import ndarray
 from phi3_jax.data.chat import ChatTokenizer, Encoded, Rendered
 from phi3_jax.data.formats import Conversation, Prerendered, read_row
 from phi3_jax.data.packing import plan_epoch
-from phi3_jax.data.rows import DataStats, TokenizedRows
+from phi3_jax.data.rows import DataStats, Origins, TokenizedRows, length_histogram
 from phi3_jax.data.sources import Source, load_sources
 from phi3_jax.errors import InputError
 from phi3_jax.run_config import DataSection
@@ -126,8 +126,8 @@ def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, 
     where no row is left.
     """
     stats = DataStats(sources=list(dict.fromkeys(row.source.name for row in rows)))
-    ids, masks, prompt_lengths, references = [], [], [], []
-    for document, encoded in _encode(rows, chat, data, stats):
+    ids, masks, lengths, prompt_lengths, references, origins = [], [], [], [], [], []
+    for row, document, encoded in _encode(rows, chat, data, stats):
         stats.longest = max(stats.longest, len(encoded.ids))
         mask = target_mask(encoded, document, data.loss_on)
         kept = mask[: data.max_length]
@@ -139,28 +139,38 @@ def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, 
         stats.dropped_turns += document.dropped
         ids.append(encoded.ids[: data.max_length])
         masks.append(kept.astype(np.uint8))
+        lengths.append(len(mask))
         prompt_length = encoded.first(document.spans[-1]) if document.spans else 0
         prompt_lengths.append(prompt_length if prompt_length < data.max_length else 0)
         references.append(document.spans[-1].content if document.spans else "")
+        origins.append((stats.sources.index(row.source.name), row.index))
     if not ids:
         raise InputError(f"{', '.join(stats.sources)}: no usable rows; all {len(rows)} have nothing to train on")
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     stats.rows, stats.tokens = len(ids), int(offsets[-1])
     stats.target_tokens = int(sum(int(mask.sum()) for mask in masks))
+    stats.lengths = length_histogram(lengths, data.max_length)
     _add_notices(stats, chat)
     if data.packing:
         bins = plan_epoch(np.diff(offsets), data, seed=seed, epoch=0)
         stats.packing_efficiency = stats.tokens / (len(bins) * data.max_length)
+    source, index = np.array(origins).T
     return TokenizedRows(
-        np.concatenate(ids), np.concatenate(masks), offsets, np.array(prompt_lengths, np.int32), references, stats
+        np.concatenate(ids),
+        np.concatenate(masks),
+        offsets,
+        np.array(prompt_lengths, np.int32),
+        references,
+        stats,
+        Origins(stats.sources, source.astype(np.int32), index.astype(np.int32)),
     )
 
 
 def _encode(
     rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, stats: DataStats
-) -> Iterator[tuple[Rendered, Encoded]]:
+) -> Iterator[tuple[_Row, Rendered, Encoded]]:
     for start in range(0, len(rows), _CHUNK):
-        documents = []
+        kept, documents = [], []
         for row in rows[start : start + _CHUNK]:
             where = row.where
             example = read_row(row.columns, where, format=data.format, columns=data.columns)
@@ -170,8 +180,9 @@ def _encode(
             if isinstance(example, Prerendered) and not example.text.strip():
                 _skip(where, "its text is blank", data, stats)
                 continue
+            kept.append(row)
             documents.append(chat.render(example, where))
-        yield from zip(documents, chat.encode(documents), strict=True)
+        yield from zip(kept, documents, chat.encode(documents), strict=True)
 
 
 def _skip(where: str, why: str, data: DataSection, stats: DataStats) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -15,7 +15,8 @@ class DataStats:
 
     `rows` are used, `skipped` had nothing to train on, `truncated` were longer than max_length,
     `dropped_turns` are system turns that the chat template leaves out, `longest` is in tokens
-    before truncation. `packing_efficiency` is the share of positions that hold tokens.
+    before truncation. `packing_efficiency` is the share of positions that hold tokens. `lengths` has
+    the histogram of `length_histogram`.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -27,6 +28,7 @@ class DataStats:
     target_tokens: int = 0
     longest: int = 0
     packing_efficiency: float | None = None
+    lengths: dict[str, list[int]] | None = None
     notices: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,6 +47,28 @@ class DataStats:
         return "\n".join([", ".join(part for part in parts if part), *(f"  note: {text}" for text in self.notices)])
 
 
+def length_histogram(lengths: Sequence[int], max_length: int, *, bins: int = 30) -> dict[str, list[int]]:
+    """How many rows have which length: `counts[i]` of them from `edges[i]` to below `edges[i + 1]`.
+
+    In at most about `bins` bins of equal, whole width. Rows longer than `max_length` are in none.
+    """
+    fitting = np.array([length for length in lengths if length <= max_length], np.int64)
+    if not fitting.size:
+        return {"edges": [], "counts": []}
+    low, high = int(fitting.min()), int(fitting.max()) + 1
+    width = -(-(high - low) // bins)
+    edges = np.arange(low, high + width, width)
+    return {"edges": edges.tolist(), "counts": np.histogram(fitting, edges)[0].tolist()}
+
+
+class Origins(NamedTuple):
+    """Where rows stand: `names` of the sources, and of each row its `source` among them and `number` therein."""
+
+    names: Sequence[str]
+    source: Int[ndarray, "rows"]
+    number: Int[ndarray, "rows"]  # from 0
+
+
 class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
     """Rows of `(input_ids int32, loss_mask uint8)`, kept as two flat arrays.
 
@@ -54,6 +78,7 @@ class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
     - `offsets`: row `i` is `[offsets[i], offsets[i + 1])`.
     - `prompt_lengths`: tokens before the last assistant turn, 0 where there is none.
     - `references`: the last assistant turn's text.
+    - `origins`: where the rows stand; None where they are from no file.
     """
 
     def __init__(
@@ -64,9 +89,11 @@ class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
         prompt_lengths: Int[ndarray, "rows"],
         references: Sequence[str],
         stats: DataStats,
+        origins: Origins | None = None,
     ) -> None:
         self.input_ids, self.loss_mask, self.offsets = input_ids, loss_mask, offsets
         self.prompt_lengths, self.references, self.stats = prompt_lengths, references, stats
+        self.origins = origins
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,6 +101,13 @@ class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
     def __getitem__(self, index: Any) -> Any:
         start, end = self.offsets[index], self.offsets[index + 1]
         return self.input_ids[start:end], self.loss_mask[start:end]
+
+    def where(self, index: int) -> str:
+        """How messages name a row, counting from 1: by its source, where that is known."""
+        if self.origins is None:
+            return f"row {index + 1}"
+        names, source, number = self.origins
+        return f"{names[source[index]]}, row {number[index] + 1}"
 
     @property
     def lengths(self) -> Int[ndarray, "rows"]:

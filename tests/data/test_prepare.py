@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,7 @@ from phi3_jax.data import prepare_data, preview
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
 from phi3_jax.data.packing import plan_epoch
+from phi3_jax.data.rows import length_histogram
 from phi3_jax.errors import InputError
 from phi3_jax.run_config import DataSection
 
@@ -50,8 +52,24 @@ def test_rows_masks_and_statistics(chats):
     assert stats["target_tokens"] == sum(mask.sum() for _, mask in prepared.train)
     assert stats["longest"] > 64 == max(prepared.train.lengths)
     assert stats["packing_efficiency"] == stats["tokens"] / (2 * 64)
+    short = len(ids)
+    assert stats["lengths"] == {"edges": [short, short + 1], "counts": [1]}  # the long one is in none
     for words in ("2 rows", "1 truncated", "1 system turns left out", "no place for system turns"):
         assert words in prepared.summary()
+
+
+@pytest.mark.parametrize("longest", [7, 35, 36, 2000])
+def test_lengths_are_counted_in_bins_of_equal_width(longest):
+    lengths = [5, 5, longest - 1, longest, longest + 1, 10**6]
+    found = length_histogram(lengths, longest)
+    edges, counts = found["edges"], found["counts"]
+    assert len(counts) == len(edges) - 1 <= 31
+    assert len({b - a for a, b in pairwise(edges)}) == 1
+    assert sum(counts) == 4
+    assert counts[0] == 2
+    assert edges[0] == 5
+    assert edges[-2] <= longest < edges[-1]
+    assert length_histogram([3], 2) == {"edges": [], "counts": []}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
-from phi3_jax.evaluate.chart import Series, line_chart, tick_label, ticks
+from phi3_jax.evaluate.chart import Bar, Series, bar_chart, line_chart, log_ticks, tick_label, ticks
 
 
 def points(svg: str, style: str) -> list[tuple[float, float]]:
@@ -66,3 +67,32 @@ def test_tick_labels_are_short():
         "1,200",
         "0.3",
     ]
+
+
+def test_a_fall_over_decades_is_a_straight_line_on_a_log_scale():
+    series = [Series("loss", "train", [(0, 10.0), (1, 1.0), (2, 0.1), (3, 0.01)])]
+    heights = [y for _, y in points(line_chart(series, x_label="step", y_label="Loss", log=True), "train")]
+    assert [b - a for a, b in pairwise(heights)] == pytest.approx([heights[1] - heights[0]] * 3, abs=0.11)
+    assert heights[0] < heights[-1]
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.5], [10.0, 0.0], [10.0, -1.0]])
+def test_where_a_log_scale_says_nothing_or_cannot_be_the_scale_is_linear(values):
+    series = [Series("loss", "train", list(enumerate(values)))]
+    assert line_chart(series, x_label="s", y_label="l", log=True) == line_chart(series, x_label="s", y_label="l")
+
+
+def test_log_ticks_are_few_powers_of_ten():
+    assert log_ticks(0.0048, 11.3) == pytest.approx([1e-3, 1e-2, 1e-1, 1, 10, 100])
+    assert log_ticks(1e-12, 1.0)[0] <= 1e-12
+    assert 3 <= len(log_ticks(1e-12, 1.0)) <= 8
+
+
+def test_bars_stand_side_by_side_and_are_as_high_as_their_counts():
+    svg = bar_chart([Bar(0, 10, 4, "train", "a <b>"), Bar(10, 20, 8, "train", "c")], x_label="x", y_label="rows")
+    root = ElementTree.fromstring(svg)
+    assert root.find("rect/title").text == "a <b>"
+    first, second = root.findall("rect")
+    assert float(second.get("height")) == pytest.approx(2 * float(first.get("height")), abs=0.2)
+    assert float(first.get("x")) + float(first.get("width")) <= float(second.get("x"))
+    assert bar_chart([], x_label="x", y_label="rows") == ""

@@ -1,0 +1,72 @@
+"""`phi3-jax lm-eval`: lm-evaluation-harness's own command, with a model of ours."""
+
+import contextlib
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from phi3_jax.cli.parser import Parser, add_model_arguments
+from phi3_jax.errors import InputError
+
+BATCH_SIZE = "8"  # the harness's own default is 1
+
+
+def run(argv: Sequence[str]) -> None:
+    parser = Parser("lm-eval", "Run lm-evaluation-harness's tasks on a model.")
+    add_model_arguments(parser)
+    parser.epilog = (
+        "All other options are those of `lm-eval run`, such as --tasks, --num_fewshot, --limit, --apply_chat_template, "
+        "--gen_kwargs, --include_path, --output_path, --log_samples and --batch_size (here 8 where it is not given); "
+        "`lm-eval run --help` lists them."
+    )
+    arguments, rest = parser.parse_known_args(argv)
+
+    import phi3_jax.harness  # noqa: F401  registers the model, and says how to install what is missing
+
+    command, harness_arguments = _parse(rest)
+    given = {
+        "pretrained": arguments.model,
+        "adapter": arguments.adapter,
+        "dtype": arguments.dtype,
+        "quantization": arguments.quantization,
+        "revision": arguments.revision,
+        "local_files_only": arguments.local_files_only or None,
+    }
+    own = {name: value for name, value in given.items() if value is not None}
+    harness_arguments.model_args = {**(harness_arguments.model_args or {}), **own}
+    if not hasattr(harness_arguments, "batch_size") and harness_arguments.config is None:
+        harness_arguments.batch_size = BATCH_SIZE
+
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    try:
+        command.execute(harness_arguments)
+    except ValueError as error:
+        # What the harness itself finds wrong, a task that does not exist for one, is the user's to mend;
+        # what fails deeper down is not.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if isinstance(error, InputError) or not frame.f_globals["__name__"].startswith("lm_eval."):
+            raise
+        raise InputError(str(error)) from error
+
+
+def _parse(rest: Sequence[str]) -> tuple[Any, Any]:
+    """The harness's command and what its parser makes of the options that are not ours.
+
+    Raises `InputError` with the parser's last line, which says what is wrong; usage precedes it.
+    """
+    from lm_eval._cli import HarnessCLI
+
+    command = HarnessCLI()
+    before, said = sys.argv, io.StringIO()
+    sys.argv = ["lm-eval", "run", "--model", "phi3_jax", *rest]  # the only way in
+    try:
+        with contextlib.redirect_stderr(said):
+            return command, command.parse_args()
+    except SystemExit as leaving:
+        raise InputError(said.getvalue().strip().splitlines()[-1]) from leaving
+    finally:
+        sys.argv = before

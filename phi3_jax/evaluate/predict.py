@@ -1,0 +1,165 @@
+"""One model on the rows: token sums batch by batch, and answers, as training and generation make them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from phi3_jax.data import TokenizedRows, eval_batches
+from phi3_jax.data.pipeline import eval_order
+from phi3_jax.errors import InputError
+from phi3_jax.evaluate.metrics import Metric, Scores, TokenLoss
+from phi3_jax.evaluate.predictions import Prediction
+from phi3_jax.generation.settings import GenerationConfig
+from phi3_jax.generation.text import answer_prompts, prompt_seeds
+from phi3_jax.lora import Lora
+from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.parallel.distributed import local_rows
+from phi3_jax.parallel.distributed import place as place_batch
+from phi3_jax.parallel.layout import batch_sharding, place, shardings
+from phi3_jax.run_config import DataSection
+from phi3_jax.training.evaluation import row_token_sums
+from phi3_jax.training.step import Params, make_eval_step
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What an evaluation runs on. **Fields**: `mesh`, None for a single device; `rows_each`, a device's share."""
+
+    mesh: Mesh | None
+    rows_each: int
+
+    def in_use(self) -> AbstractContextManager[Any]:
+        """Within it, what is compiled is compiled for the mesh."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a forward pass over all devices."""
+        return self.rows_each * (1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+
+    def rows_here(self) -> Sequence[int] | None:
+        """Which rows of a batch this host assembles; None for all."""
+        if self.mesh is None or jax.process_count() == 1:
+            return None
+        return local_rows(batch_sharding(self.mesh, 2), (self.batch_size, self.mesh.shape["context"]))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+        if self.mesh is None:
+            return jax.device_put(batch)
+        return place_batch(batch, batch_sharding(self.mesh, 2), self.batch_size)
+
+    def spread(self, params: Params) -> Params:
+        """Parameters laid out as training has them."""
+        return params if self.mesh is None else place(params, shardings(params, self.mesh))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every model is to do.
+
+    **Fields**: `data`, the section that `rows` are of; `settings`, how to answer; `pad_id`, what fills rows.
+    """
+
+    tokenizer: Any
+    rows: TokenizedRows
+    data: DataSection
+    metrics: Sequence[Metric]
+    settings: GenerationConfig
+    pad_id: int
+    devices: Devices
+
+    @property
+    def needs_answers(self) -> bool:
+        return any(metric.needs_answers for metric in self.metrics)
+
+    @property
+    def needs_loss(self) -> bool:
+        return any(isinstance(metric, TokenLoss) for metric in self.metrics)
+
+    def prompt(self, row: int) -> list[int]:
+        """The tokens before a row's last assistant turn; none where there is no such turn."""
+        return self.rows[row][0][: self.rows.prompt_lengths[row]].tolist()
+
+
+class Runner:
+    """A model that is loaded, with whichever adapter."""
+
+    def __init__(self, model: Phi3ForCausalLM, devices: Devices) -> None:
+        self._graph, state = nnx.split(model)
+        self._params = devices.spread({"model": state, "lora": None})
+        self.model = nnx.merge(self._graph, self._params["model"])
+        self._eval_step = make_eval_step(self._graph, model.dtype)
+
+    def predictions(self, task: Task, name: str, lora: Lora | None, rows: Sequence[int]) -> Iterator[Prediction]:
+        """What the model makes of these rows, as batches finish; in no certain order.
+
+        Raises `InputError` for a row whose loss is not finite.
+        """
+        lora = task.devices.spread({"model": None, "lora": lora})["lora"]
+        losses = self._losses(task, name, lora, rows) if task.needs_loss else iter(())
+        if not task.needs_answers:
+            for row, scores in losses:
+                yield self._prediction(task, row, None, None, scores)
+            return
+        known = dict(losses)
+        seeds = prompt_seeds(task.settings, len(task.rows))
+        answers = answer_prompts(
+            self.model,
+            task.tokenizer,
+            [task.prompt(row) for row in rows],
+            lora=lora,
+            settings=task.settings.with_(seed=tuple(seeds[row] for row in rows)),
+            batch_size=task.devices.batch_size,
+        )
+        for index, answer in answers:
+            row = rows[index]
+            yield self._prediction(task, row, answer.text, answer.finish_reason, known.get(row, {}))
+
+    def _losses(self, task: Task, name: str, lora: Lora | None, rows: Sequence[int]) -> Iterator[tuple[int, Scores]]:
+        devices, chosen = task.devices, _select(task.rows, rows)
+        size = devices.batch_size
+        batches = eval_batches(chosen, task.data, batch_size=size, part=devices.rows_here(), pad_id=task.pad_id)
+        order = [sequence[0] for sequence in eval_order(chosen, task.data)]
+        parts = (order[start : start + size] for start in range(0, len(order), size))
+        params = {**self._params, "lora": lora}
+        nothing = jax.tree.map(lambda _: None, params)
+        on_device = ((part, devices.put(batch)) for part, batch in zip(parts, batches, strict=True))
+        for index, (loss, target_tokens, right_tokens) in row_token_sums(self._eval_step, params, nothing, on_device):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"{name}: the loss of row {rows[index] + 1} is not finite; evaluate in bfloat16 or float32 if the "
+                    "dtype is float16, and otherwise look into the weights"
+                )
+            yield rows[index], TokenLoss.of_sums(loss, target_tokens, right_tokens)
+
+    def _prediction(
+        self, task: Task, row: int, answer: str | None, finish_reason: str | None, scores: Scores
+    ) -> Prediction:
+        reference = task.rows.references[row]
+        if answer is not None:
+            for metric in task.metrics:
+                scores = {**scores, **metric.score(answer, reference)}
+        prompt = task.prompt(row)
+        text = task.tokenizer.decode(prompt, skip_special_tokens=False) if prompt else None
+        return Prediction(row, text, reference, answer, finish_reason, scores)
+
+
+def _select(rows: TokenizedRows, chosen: Sequence[int]) -> TokenizedRows:
+    """Some of the rows, by themselves."""
+    parts = [rows[row] for row in chosen]
+    return TokenizedRows(
+        np.concatenate([ids for ids, _ in parts]),
+        np.concatenate([mask for _, mask in parts]),
+        np.concatenate([[0], np.cumsum([len(ids) for ids, _ in parts])]),
+        rows.prompt_lengths[list(chosen)],
+        [rows.references[row] for row in chosen],
+        rows.stats,
+    )

@@ -1,0 +1,167 @@
+"""Where an evaluation keeps what it has found: a line for every row as it comes, and what it was asked to do."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from phi3_jax.data.rows import TokenizedRows
+from phi3_jax.errors import InputError
+from phi3_jax.files import write_text
+from phi3_jax.reading import read_yaml
+
+_PIECE = 2**16  # bytes that a fingerprint takes at a time
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model made of a row.
+
+    **Fields**
+    - `id`: the row's number in the data, from 0.
+    - `prompt`: what the model was given, special tokens included; None where the row has no assistant turn.
+    - `reference`: the last assistant turn of the data.
+    - `answer`, `finish_reason`: the model's, see `phi3_jax.generation.text.Answer`; None where no metric
+      needs answers.
+    - `scores`: the row's own, by metric.
+    """
+
+    id: int
+    prompt: str | None
+    reference: str
+    answer: str | None
+    finish_reason: str | None
+    scores: dict[str, float]
+
+
+class PredictionFile:
+    """`predictions/<name>.jsonl`: opened with the lines that an earlier call has left, and appended to.
+
+    Raises `InputError` where the file holds anything else than predictions. A last line that was cut
+    off is left out, and overwritten.
+    """
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self._path = path
+        self.found: dict[int, Prediction] = {}
+        self._end = 0  # of the last whole line
+        if path.is_file():
+            for prediction, end in self._read():
+                if not 0 <= prediction.id < rows:
+                    raise InputError(f"{path}: has a row {prediction.id}, but there are {rows}; remove the file")
+                self.found[prediction.id], self._end = prediction, end
+
+    def _read(self) -> Iterator[tuple[Prediction, int]]:
+        end = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                try:
+                    yield Prediction(**json.loads(line)), end
+                except (ValueError, TypeError) as error:
+                    raise InputError(f"{self._path}, line {number}: is no prediction; remove the file") from error
+
+    def open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("ab")
+        self._file.truncate(self._end)
+
+    def append(self, prediction: Prediction) -> None:
+        # A lone surrogate, which a cut-off answer can hold, is escaped as all that is not ASCII is.
+        self._file.write(json.dumps(asdict(prediction)).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+# Settings that do not change what is found, but for the last bits of sums; and names of what has a fingerprint.
+FREE = ("parallel", "batch_size", "name_or_path", "train")
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises `InputError` where the folder cannot be one, or holds an evaluation that this one cannot continue.
+
+    It can where all settings are the same; models may come and go.
+    """
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"output_dir {folder}: {part} is a file, expected a folder; name another one")
+    above = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"output_dir {folder}: {above} cannot be written to; name another folder")
+    file = folder / "config.yaml"
+    if not file.exists():
+        if (folder / "predictions").exists():
+            raise InputError(f"{folder}: holds predictions but no config.yaml that says of what; name another folder")
+        return
+    before = read_yaml(file, "name another folder")
+    if not isinstance(before, dict) or "models" not in before:
+        raise InputError(f"{folder}: holds another kind of run (config.yaml); name another folder")
+    then, now = _flat(before), _flat(json.loads(json.dumps(settings)))
+    for name in (*before["models"], *settings["models"]):
+        if name not in before["models"] or name not in settings["models"]:
+            then, now = ({k: v for k, v in flat.items() if k[:2] != ("models", name)} for flat in (then, now))
+    changed = [
+        f"{'.'.join(key)} ({then.get(key)!r} then, {now.get(key)!r} now)"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not {key[0], key[-1]} & set(FREE)
+    ]
+    if changed:
+        raise InputError(
+            f"{folder}: holds an evaluation with other settings: {'; '.join(changed)}; set them back to continue it, "
+            "or name another output_dir"
+        )
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes config.yaml, by which a later call knows whether it may continue."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", settings_text(settings))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """What config.yaml holds."""
+    return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False, allow_unicode=True)
+
+
+def _flat(settings: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(settings, dict):
+        return {path: settings}
+    return {key: value for name, part in settings.items() for key, value in _flat(part, (*path, str(name))).items()}
+
+
+def rows_fingerprint(rows: TokenizedRows) -> str:
+    """Of the rows as the model sees them: another data file, tokenizer or template has another."""
+    digest = hashlib.sha256()
+    for array in (rows.input_ids, rows.loss_mask, rows.offsets, rows.prompt_lengths):
+        digest.update(array.tobytes())
+    digest.update(json.dumps(list(rows.references)).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Of a checkpoint's or an adapter's configuration and weights.
+
+    Of each file of weights its size and pieces all over it, so that no size makes this slow: training
+    and merging change every row of the matrices that they change.
+    """
+    digest = hashlib.sha256()
+    names = ("config.json", "adapter_config.json", "generation_config.json")
+    for file in sorted([*folder.glob("*.safetensors"), *(folder / name for name in names)]):
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as opened:
+            for start in range(0, size, max(_PIECE, size // 64)):
+                opened.seek(start)
+                digest.update(opened.read(_PIECE))
+    return digest.hexdigest()[:16]

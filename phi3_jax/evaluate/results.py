@@ -1,0 +1,136 @@
+"""What an evaluation has found: every figure with its interval, and its difference from the base's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from phi3_jax.evaluate.metrics import Figure, Metric, Row
+from phi3_jax.evaluate.predictions import Prediction
+from phi3_jax.evaluate.statistics import bootstrap_difference, bootstrap_interval, estimate, paired_test
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of one model.
+
+    **Fields**: `low` and `high`, its 95% bootstrap interval; `difference` from the base's figure, its
+    interval, and `p_value`, how likely so large a difference is by chance; None for the base itself,
+    or without one.
+    """
+
+    value: float
+    low: float
+    high: float
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `evaluate` returns.
+
+    **Fields**
+    - `models`: model -> figure (`loss`, `rouge1`, ...) -> `Estimate`.
+    - `predictions`: model -> its rows, in the order of the data.
+    - `data`: `DataStats.to_dict()` of the rows.
+    - `figures`: how the figures are written, in their order.
+    """
+
+    models: dict[str, dict[str, Estimate]]
+    predictions: dict[str, list[Prediction]]
+    data: dict[str, Any]
+    figures: tuple[Figure, ...]
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric], predictions: dict[str, list[Prediction]], data: dict[str, Any]) -> "Results":
+        """The figures of all models; the first is the base if it is named so."""
+        models: dict[str, dict[str, Estimate]] = {name: {} for name in predictions}
+        for metric in metrics:
+            columns = {name: metric.columns([_row(p) for p in rows]) for name, rows in predictions.items()}
+            for figure in metric.figures:
+                base = columns["base"][figure.name] if "base" in columns else None
+                for name in predictions:
+                    compared = None if name == "base" else base
+                    models[name][figure.name] = _estimate(figure, columns[name][figure.name], compared)
+        return cls(models, predictions, data, tuple(figure for metric in metrics for figure in metric.figures))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the predictions."""
+        models = {
+            name: {figure: asdict(found) for figure, found in figures.items()} for name, figures in self.models.items()
+        }
+        return {"rows": self.data["rows"], "confidence": CONFIDENCE, "models": models, "data": self.data}
+
+    def table(self) -> Table:
+        """Figure by figure, a line for each model."""
+        compares = "base" in self.models and len(self.models) > 1
+        table = Table(title=f"{self.data['rows']:,} rows, {self.data['target_tokens']:,} target tokens")
+        table.add_column("metric")
+        table.add_column("model")
+        headings = ["value", "95% interval", *(["minus base", "95% interval", "p"] if compares else [])]
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for figure in self.figures:
+            for number, (name, figures) in enumerate(self.models.items()):
+                cells = _cells(figure, figures[figure.name])
+                first = "" if number else figure.name.replace("_", " ")
+                table.add_row(first, name, *cells[: len(headings)], end_section=number == len(self.models) - 1)
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def _row(prediction: Prediction) -> Row:
+    return Row(prediction.answer or "", prediction.reference, prediction.scores)
+
+
+def _estimate(figure: Figure, values: Any, base: Any) -> Estimate:
+    statistic = figure.statistic
+    value = estimate(values, statistic=statistic)
+    low, high = bootstrap_interval(values, statistic=statistic, confidence=CONFIDENCE)
+    if base is None:
+        return Estimate(value, low, high)
+    return Estimate(
+        value,
+        low,
+        high,
+        value - estimate(base, statistic=statistic),
+        *bootstrap_difference(values, base, statistic=statistic, confidence=CONFIDENCE),
+        paired_test(values, base, statistic=statistic),
+    )
+
+
+def _cells(figure: Figure, found: Estimate) -> list[str]:
+    form = figure.form.format
+    cells = [form(found.value), f"{form(found.low)} to {form(found.high)}"]
+    if found.difference is None or found.difference_low is None or found.difference_high is None:
+        return [*cells, "", "", ""]
+    signed = figure.form.replace("{:", "{:+").format
+    p = "" if found.p_value is None else "<0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+    interval = f"{signed(found.difference_low)} to {signed(found.difference_high)}"
+    return [*cells, signed(found.difference), interval, p]
+
+
+def report_rows(results: Results) -> list[Mapping[str, Any]]:
+    """The figures as `write_evaluation_report` takes them."""
+    return [
+        {
+            "name": figure.name,
+            "values": [figures[figure.name].value for figures in results.models.values()],
+            "intervals": [(figures[figure.name].low, figures[figure.name].high) for figures in results.models.values()],
+            "p_values": [figures[figure.name].p_value for figures in results.models.values()],
+        }
+        for figure in results.figures
+    ]

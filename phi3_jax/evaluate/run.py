@@ -1,0 +1,374 @@
+"""An evaluation, from checkpoints and data to figures: base, adapters and merged checkpoints on the same rows."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.progress import Progress
+
+from phi3_jax.config import Phi3Config
+from phi3_jax.data import prepare_data
+from phi3_jax.errors import InputError
+from phi3_jax.evaluate.metrics import Metric, make_metrics, split_metrics
+from phi3_jax.evaluate.predict import Devices, Runner, Task
+from phi3_jax.evaluate.predictions import (
+    Prediction,
+    PredictionFile,
+    check_folder,
+    rows_fingerprint,
+    settings_text,
+    weights_fingerprint,
+    write_settings,
+)
+from phi3_jax.evaluate.report import write_evaluation_report
+from phi3_jax.evaluate.results import Results, report_rows
+from phi3_jax.files import write_text
+from phi3_jax.generation.settings import GenerationConfig
+from phi3_jax.generation.text import check_prompt, end_token_ids
+from phi3_jax.hf.checkpoint import load_model, read_config
+from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
+from phi3_jax.hf.peft import load_adapter
+from phi3_jax.parallel.distributed import check_agreement, is_main, together
+from phi3_jax.parallel.layout import weight_sharding
+from phi3_jax.reading import local_path
+from phi3_jax.run_config import DataSection, ModelSection, ParallelSection, RunConfig
+from phi3_jax.training.checks import check_length, check_shared
+from phi3_jax.training.job import job_mesh
+from phi3_jax.training.results import command_line
+from phi3_jax.training.versions import versions
+
+BASE = "base"
+_NAME = re.compile(r"[\w.+-]+")
+
+Named = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One of the models. **Fields**: `kind`, base, adapter or merged; `folder`, its local files."""
+
+    name: str
+    kind: str
+    given: str
+    folder: Path
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path | DataSection,
+    *,
+    adapters: Named = (),
+    merged: Named = (),
+    metrics: str | Sequence[str] = "loss",
+    output_dir: str | Path | None = None,
+    include_base: bool = True,
+    dtype: str = "auto",
+    quantization: Literal["nf4", "int8"] | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    parallel: ParallelSection | None = None,
+    batch_size: int = 4,
+    **generation: Any,
+) -> Results:
+    """Measures a base, its adapters and merged checkpoints on the same rows, in the same way.
+
+    ```python
+    from phi3_jax.evaluate import evaluate
+
+    results = evaluate("base", "test.jsonl", adapters={"orders": "out/adapter"}, metrics="loss,rouge,exact_match")
+    print(results)
+    print(results.models["orders"]["rougeL"].difference)
+    ```
+
+    **Arguments**
+    - `model`: the base, a checkpoint folder or hub id; its tokenizer makes the rows of all models.
+    - `data`: file, folder or hub id, or a section that says more; its `packing` and `shuffle` are not heeded.
+    - `adapters`, `merged`: folders or hub ids, by name, or named by their last part.
+    - `metrics`: names, as a sequence or parted by commas; see docs/evaluation.md.
+    - `output_dir`: where predictions are kept as they come, and results.json and report.html are written
+      at the end. An evaluation that was interrupted there goes on where it stopped.
+    - `include_base`: False leaves the base's own figures out, and with them all differences.
+    - `dtype`, `quantization`, `revision`, `local_files_only`: of the base; `auto` is bfloat16, and float32 on a CPU.
+    - `parallel`: the mesh, as in training. `batch_size`: rows of a device in a forward pass.
+    - `generation`: fields of `GenerationConfig` over the checkpoint's own; without `do_sample` the most
+      likely tokens are taken, and `max_new_tokens` is 128.
+
+    Raises `InputError` for whatever is wrong with the arguments, the data, the checkpoints or the
+    folder, before anything is written.
+    """
+    specs = split_metrics(metrics) if isinstance(metrics, str) else list(metrics)
+    made = make_metrics(specs)
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    section = data if isinstance(data, DataSection) else DataSection(train=str(data))
+    run = RunConfig(
+        ModelSection(str(model), dtype=dtype, quantization=quantization),  # type: ignore[arg-type]
+        data=replace(section, packing=False, shuffle=False),
+        parallel=parallel or ParallelSection(),
+    )
+    resolve = partial(resolve_checkpoint, local_files_only=local_files_only)
+    named = [
+        (kind, *item) for kind, m in (("adapter", adapters), ("merged", merged)) for item in name_models(m).items()
+    ]
+    _check_names([BASE, *(name for _, name, _ in named)])
+    folder = resolve(model, revision=revision)
+    base = _Model(BASE, "base", str(model), folder)
+    others = [_Model(name, kind, given, resolve(given)) for kind, name, given in named]
+    models = [base, *others] if include_base else others
+    config = read_config(folder)
+    mesh = job_mesh(run, config)
+    task = _task(run, made, folder, config, Devices(mesh, batch_size), generation)
+    for other in others:
+        if other.kind == "merged":
+            _check_rows(task, read_config(other.folder), other.name)
+    settings = _settings(run, task, base, models, specs)
+    check_agreement({"evaluation": settings_text(settings)})
+    target = None if output_dir is None else local_path(output_dir, "output_dir")
+    if target is not None:
+        with together():
+            check_folder(target, settings)
+    with task.devices.in_use():
+        found = _run_all(task, run, base, models, target, settings)
+    results = Results.of(list(made.values()), found, task.rows.stats.to_dict())
+    if target is not None:
+        with together():
+            if is_main():
+                _write(target, results, settings)
+    return results
+
+
+def name_models(named: Named) -> dict[str, str]:
+    """Name -> folder or hub id. Texts may be `NAME=PATH`; without a name it is the last part of the path,
+    or the one before where that is only `adapter` or `model`, as training names what it writes."""
+    if isinstance(named, Mapping):
+        return {str(name): str(path) for name, path in named.items()}
+    models: dict[str, str] = {}
+    for given in [named] if isinstance(named, str | Path) else named:
+        text = str(given)
+        name, equals, path = text.partition("=")
+        if not equals or not _NAME.fullmatch(name) or Path(text).exists():
+            *_, above, last = Path("/", "base", text).parts
+            name, path = re.sub(r"[^\w.+-]", "_", above if last in ("adapter", "model") else last), text
+        if name in models:
+            raise InputError(f"{models[name]} and {path} are both named {name}; give names, such as other={path}")
+        models[name] = path
+    return models
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"two models are named {name}; give the adapter or checkpoint another name, NAME=PATH")
+        if not _NAME.fullmatch(name) or set(name) == {"."}:
+            raise InputError(f"{name!r} is no name for a model's file; give letters, digits and any of . _ + -")
+
+
+def _task(
+    run: RunConfig,
+    metrics: Mapping[str, Metric],
+    folder: Path,
+    config: Phi3Config,
+    devices: Devices,
+    generation: Mapping[str, Any],
+) -> Task:
+    """The rows and how to judge them. Raises `InputError` for rows that the metrics cannot use."""
+    tokenizer = load_tokenizer(folder)
+    rows = prepare_data(run.data, tokenizer, seed=0).train
+    settings = GenerationConfig.from_model(config, **{"max_new_tokens": 128, "do_sample": False, **generation})
+    if "eos_token_id" not in generation:
+        settings = settings.with_(eos_token_id=end_token_ids(tokenizer, config))
+    pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
+    task = Task(
+        tokenizer, rows, run.data, list(metrics.values()), settings.with_(num_return_sequences=1), pad_id, devices
+    )
+    _check_references(task, metrics)
+    _check_rows(task, config, BASE)
+    for metric in task.metrics:
+        metric.prepare(rows.references)
+    return task
+
+
+def _check_references(task: Task, metrics: Mapping[str, Metric]) -> None:
+    names = [name for name, metric in metrics.items() if metric.needs_answers]
+    if not names:
+        return
+    rows = task.rows
+    missing = [row for row, reference in enumerate(rows.references) if not reference]
+    if missing:
+        raise InputError(
+            f"metric {names[0]} needs a reference, and {len(missing)} of {len(rows)} rows (the first is row "
+            f"{missing[0] + 1}) have no assistant turn; give rows with one, or measure loss alone"
+        )
+    cut = next((row for row, length in enumerate(rows.prompt_lengths) if not length), None)
+    if cut is not None:
+        raise InputError(f"row {cut + 1}: its prompt is longer than data.max_length {task.data.max_length}; raise that")
+
+
+def _check_rows(task: Task, config: Phi3Config, name: str) -> None:
+    """Raises `InputError` where a model has too few positions, or not these tokens."""
+    check_length(int(task.rows.lengths.max()), config)
+    if int(task.rows.input_ids.max()) >= config.vocab_size:
+        raise InputError(
+            f"{name}: the rows have token {int(task.rows.input_ids.max())}, but its vocabulary has "
+            f"{config.vocab_size}; give a checkpoint of the same tokenizer"
+        )
+    if task.needs_answers:
+        for row in range(len(task.rows)):
+            check_prompt(task.prompt(row), f"row {row + 1}: its prompt", config, task.settings)
+
+
+def _settings(
+    run: RunConfig, task: Task, base: _Model, models: Sequence[_Model], specs: Sequence[str]
+) -> dict[str, Any]:
+    """What config.yaml says: everything that a line of predictions depends on, with fingerprints of what
+    lies in files."""
+    files = [spec.partition("=")[2] for spec in specs if spec.startswith("json_schema=")]
+    return {
+        "base": {
+            "name_or_path": base.given,
+            "weights": weights_fingerprint(base.folder),
+            "dtype": run.model.dtype,
+            "quantization": run.model.quantization,
+        },
+        "models": {
+            model.name: {
+                "kind": model.kind,
+                "name_or_path": model.given,
+                "weights": weights_fingerprint(model.folder),
+            }
+            for model in models
+        },
+        "data": {
+            "train": run.data.train,
+            "loss_on": run.data.loss_on,
+            "max_length": run.data.max_length,
+            "rows": rows_fingerprint(task.rows),
+        },
+        "metrics": list(specs),
+        "schemas": [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files],
+        "generation": asdict(task.settings) if task.needs_answers else None,
+        "parallel": asdict(run.parallel),
+        "batch_size": task.devices.rows_each,
+    }
+
+
+def _run_all(
+    task: Task, run: RunConfig, base: _Model, models: Sequence[_Model], target: Path | None, settings: dict[str, Any]
+) -> dict[str, list[Prediction]]:
+    """Every model's predictions; those on the base first, which is loaded once."""
+    files = {model.name: _file(target, model.name, len(task.rows)) for model in models}
+    is_done = {name: file is not None and len(file.found) == len(task.rows) for name, file in files.items()}
+    found: dict[str, list[Prediction]] = {}
+    on_base = [model for model in models if model.kind != "merged"]
+    console = Console(stderr=True, quiet=not is_main())
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+
+        def keep(model: _Model, predictions: Iterable[Prediction]) -> None:
+            file = files[model.name]
+            known = {} if file is None else dict(file.found)
+            bar = progress.add_task(model.name, total=len(task.rows), completed=len(known))
+            for prediction in _kept(file, predictions):
+                known[prediction.id] = prediction
+                progress.update(bar, advance=1)
+            found[model.name] = [known[row] for row in range(len(task.rows))]
+
+        def missing(model: _Model) -> list[int]:
+            file = files[model.name]
+            return [row for row in range(len(task.rows)) if file is None or row not in file.found]
+
+        loaded = None if all(is_done[model.name] for model in on_base) else _load(run, task, base)
+        # Adapters first: what is wrong with one should show before hours are spent.
+        loras = {
+            model.name: load_adapter(model.folder, loaded.model)
+            for model in on_base
+            if loaded is not None and model.kind == "adapter"
+        }
+        _begin(target, settings, files)
+        for model in on_base:
+            rows = missing(model)
+            predictions: Iterator[Prediction] = iter(())
+            if rows and loaded is not None:
+                predictions = loaded.predictions(task, model.name, loras.get(model.name), rows)
+            keep(model, predictions)
+        del loaded
+        for model in models:
+            if model.kind == "merged":
+                rows = missing(model)
+                runner = _load(run, task, model) if rows else None
+                keep(model, iter(()) if runner is None else runner.predictions(task, model.name, None, rows))
+                del runner
+    return {model.name: found[model.name] for model in models}
+
+
+def _load(run: RunConfig, task: Task, model: _Model) -> Runner:
+    mesh = task.devices.mesh
+    loaded = load_model(
+        model.folder,
+        dtype=run.model.dtype,
+        quantization=run.model.quantization,
+        shardings=None if mesh is None else partial(weight_sharding, mesh=mesh),
+        parts=mesh is not None and mesh.shape["tensor"] > 1,
+    )
+    return Runner(loaded, task.devices)
+
+
+def _file(target: Path | None, name: str, rows: int) -> PredictionFile | None:
+    return None if target is None else PredictionFile(target / "predictions" / f"{name}.jsonl", rows)
+
+
+def _begin(target: Path | None, settings: dict[str, Any], files: Mapping[str, PredictionFile | None]) -> None:
+    """Opens the folder, once all that can be wrong with the input has been looked at."""
+    if target is None:
+        return
+    ids = {name: sorted(file.found) for name, file in files.items() if file is not None}
+    check_agreement({"predictions found": str(ids)})
+    with together():
+        if is_main():
+            write_settings(target, settings)
+    with together():
+        check_shared(target / "config.yaml", settings_text(settings))
+
+
+def _kept(file: PredictionFile | None, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """The predictions, each in the file by the time it comes."""
+    if file is None or not is_main():
+        yield from predictions
+        return
+    file.open()
+    try:
+        for prediction in predictions:
+            file.append(prediction)
+            yield prediction
+    finally:
+        file.close()
+
+
+def _write(target: Path, results: Results, settings: dict[str, Any]) -> None:
+    """results.json and report.html, each whole or not at all."""
+    # In a notebook there is no command; the folder's own settings say what was done.
+    command = command_line(["phi3-jax", "evaluate", "--model", settings["base"]["name_or_path"]])
+    found = {**results.to_dict(), "settings": settings, "command": command, "versions": versions()}
+    write_text(target / "results.json", json.dumps(found, indent=4) + "\n")
+    rows = list(zip(*results.predictions.values(), strict=True))
+    samples = [
+        {"prompt": row[0].prompt, "reference": row[0].reference, "answers": [part.answer for part in row]}
+        for row in rows
+        if row[0].answer is not None
+    ]
+    write_evaluation_report(
+        target / "report.html",
+        title=f"{', '.join(results.predictions)} on {Path(str(settings['data']['train'])).name}",
+        columns=list(results.predictions),
+        metrics=report_rows(results),
+        samples=samples,
+        command=command,
+        versions=versions(),
+        data_stats={"rows": results.data},
+    )

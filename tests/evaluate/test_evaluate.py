@@ -1,0 +1,329 @@
+"""`phi3-jax evaluate`: what it measures, what it writes, how it goes on, and what it refuses."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from flax import nnx
+
+from phi3_jax.cli import main
+from phi3_jax.data import prepare_data
+from phi3_jax.errors import InputError
+from phi3_jax.evaluate import evaluate, predict
+from phi3_jax.evaluate.run import name_models
+from phi3_jax.hf.checkpoint import load_model
+from phi3_jax.hf.peft import load_adapter, save_adapter
+from phi3_jax.lora import merge_lora
+from phi3_jax.run_config import DataSection
+from phi3_jax.training.loss import loss
+from tests.training.tiny import random_lora, tiny_model, tiny_tokenizer, write_chats, write_checkpoint
+
+ROWS = 7
+SETTINGS = {"metrics": "loss,chrf,exact_match", "max_new_tokens": 6, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """`base` with two adapters, one of them merged too, and chats whose answers are their last word."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_checkpoint(folder / "base")
+    write_chats(folder / "chats.jsonl", number=ROWS)
+    model = load_model(folder / "base", dtype=jnp.float32)
+    one = random_lora(model)
+    for name, lora in (("one", one), ("two", jax.tree.map(lambda x: x / 2, one))):
+        save_adapter(folder / name / "adapter", lora, base_model_name_or_path=str(folder / "base"))
+    merged = merge_lora(model, load_adapter(folder / "one" / "adapter", model))
+    merged.save_pretrained(str(folder / "merged"))
+    tiny_tokenizer().save_pretrained(folder / "merged")
+    return folder
+
+
+def arguments(inputs: Path, *more: object) -> list[str]:
+    argv = ["evaluate", "--model", inputs / "base", "--data", inputs / "chats.jsonl", "--max-length", 32, *more]
+    return list(map(str, argv))
+
+
+def refusal(capfd, argv: list[str]) -> str:
+    """The one line on standard error of a command that must exit with status 2."""
+    capfd.readouterr()
+    assert main(argv) == 2
+    captured = capfd.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == ""
+    return line
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions" / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(inputs):
+    """Base, two adapters and a merged checkpoint, by the command."""
+    out = inputs / "whole"
+    models = [
+        "--adapter",
+        inputs / "one" / "adapter",
+        f"other={inputs / 'two' / 'adapter'}",
+        "--merged",
+        inputs / "merged",
+    ]
+    argv = arguments(inputs, *models, "--metrics", "loss,chrf", "--metrics", "exact_match,regex=a{1,2}")
+    assert main([*argv, "--max-new-tokens", "6", "--batch-size", "3", "--output_dir", str(out)]) == 0
+    return out
+
+
+def test_the_loss_of_every_row_is_its_own(inputs, whole):
+    model = load_model(inputs / "base", dtype=jnp.float32)
+    lora = load_adapter(inputs / "one" / "adapter", model)
+    data = DataSection(train=str(inputs / "chats.jsonl"), max_length=32, packing=False)
+    rows = prepare_data(data, tiny_tokenizer(), seed=0).train
+    results = json.loads((whole / "results.json").read_text())
+    alone = nnx.jit(loss)
+    for name, adapter in (("base", None), ("one", lora)):
+        total = 0.0
+        found = {line["id"]: line for line in lines(whole, name)}
+        assert sorted(found) == list(range(ROWS))
+        for row, (ids, mask) in enumerate(rows):
+            padded = {"input_ids": ids, "loss_mask": mask, "attention_mask": np.ones_like(ids)}
+            batch = {key: np.pad(x, (0, 32 - len(ids)))[None] for key, x in padded.items()}
+            expected = float(alone(model, adapter, batch))
+            assert found[row]["scores"]["loss"] == pytest.approx(expected, rel=1e-5)
+            assert found[row]["scores"]["target_tokens"] == mask.sum()
+            total += expected * mask.sum()
+        figures = results["models"][name]
+        mean = total / sum(int(mask.sum()) for _, mask in rows)
+        assert figures["loss"]["value"] == pytest.approx(mean, rel=1e-5)
+        assert figures["perplexity"]["value"] == pytest.approx(math.exp(mean), rel=1e-4)
+        assert figures["loss"]["low"] < figures["loss"]["value"] < figures["loss"]["high"]
+
+
+def test_all_models_are_measured_in_one_call(inputs, whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results["models"]) == ["base", "one", "other", "merged"]
+    names = ["loss", "perplexity", "token_accuracy", "chrf", "exact_match", "regex_match"]
+    assert all(list(figures) == names for figures in results["models"].values())
+    base, one, merged = (results["models"][name] for name in ("base", "one", "merged"))
+    assert base["loss"]["difference"] is None
+    assert one["loss"]["difference"] == pytest.approx(one["loss"]["value"] - base["loss"]["value"])
+    assert one["loss"]["difference_low"] < one["loss"]["difference"] < one["loss"]["difference_high"]
+    assert 0 < one["loss"]["p_value"] <= 1
+    assert merged["loss"]["value"] == pytest.approx(one["loss"]["value"], rel=1e-5)
+    assert one["loss"]["value"] != pytest.approx(base["loss"]["value"], rel=1e-2)
+    assert [a["answer"] for a in lines(whole, "merged")] == [a["answer"] for a in lines(whole, "one")]
+    assert {a["answer"] for a in lines(whole, "one")} != {a["answer"] for a in lines(whole, "base")}
+    assert "predictions" not in results
+    assert results["command"]
+    assert (whole / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_prediction_says_what_was_asked_and_answered(inputs, whole):
+    chats = [json.loads(line)["messages"] for line in (inputs / "chats.jsonl").read_text().splitlines()]
+    for line in lines(whole, "other"):
+        user, assistant = chats[line["id"]]
+        assert line["prompt"] == f"<|user|>{user['content']}<|end|><|assistant|>"
+        assert line["reference"] == assistant["content"]
+        assert line["finish_reason"] in ("stop", "length")
+        assert line["scores"]["exact_match"] == (line["answer"].strip() == line["reference"])
+        assert line["scores"]["regex_match"] == ("a" in line["answer"])
+
+
+def test_the_table_and_the_object(inputs, capfd):
+    argv = arguments(inputs, "--adapter", inputs / "one" / "adapter", "--metrics", "loss")
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert main(argv) == 0
+    table = capfd.readouterr().out
+    one = found["models"]["one"]["loss"]
+    for words in ("7 rows", "minus base", f"{one['value']:.4f}", f"{one['difference']:+.4f}", f"{one['p_value']:.3f}"):
+        assert words in table
+    assert found["rows"] == ROWS
+
+
+def test_without_more_it_tells_the_one_models_loss(inputs, whole, capfd):
+    expected = json.loads((whole / "results.json").read_text())["models"]["one"]
+    argv = arguments(inputs, "--adapter", inputs / "one" / "adapter")
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    for name in ("loss", "perplexity", "token_accuracy"):
+        assert found[f"eval_{name}"] == pytest.approx(expected[name]["value"], rel=1e-6)
+    assert found["rows"] == ROWS
+    assert main(argv) == 0
+    assert f"loss            {found['eval_loss']:.4f}\n" in capfd.readouterr().out
+
+
+def run(inputs, out, **more):
+    """The base and one adapter, by the Python function."""
+    rows = DataSection(train=str(inputs / "chats.jsonl"), max_length=32)
+    settings = {"data": rows, "adapters": {"one": inputs / "one" / "adapter"}, "output_dir": out, **SETTINGS}
+    return evaluate(inputs / "base", **{**settings, **more})
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_what_was_interrupted_goes_on(sampled, inputs, tmp_path, monkeypatch):
+    settings = {"do_sample": True, "temperature": 2.0, "seed": 3} if sampled else {}
+    expected = run(inputs, tmp_path / "at once", **settings)
+    asked = []
+    answer_prompts = predict.answer_prompts
+
+    def failing(model, tokenizer, prompts, **rest):
+        asked.append(len(prompts))
+        for number, found in enumerate(answer_prompts(model, tokenizer, prompts, **rest)):
+            if len(asked) == 2 and number == 4:
+                raise OSError("the power is gone")
+            yield found
+
+    monkeypatch.setattr(predict, "answer_prompts", failing)
+    out = tmp_path / "in parts"
+    with pytest.raises(OSError, match="power"):
+        run(inputs, out, **settings)
+    assert [len(lines(out, name)) for name in ("base", "one")] == [ROWS, 4]
+    assert not (out / "results.json").exists()
+    file = out / "predictions" / "one.jsonl"
+    with file.open("ab") as opened:
+        opened.write(file.read_bytes()[:50])  # a line that was being written
+    again = run(inputs, out, **settings)
+    assert asked == [ROWS, ROWS, ROWS - 4]
+    assert {line["id"] for line in lines(out, "one")} == set(range(ROWS))
+    for name in ("base", "one"):
+        texts = [[p.answer for p in results.predictions[name]] for results in (expected, again)]
+        assert texts[0] == texts[1]
+        for figure, found in again.models[name].items():
+            assert found.value == pytest.approx(expected.models[name][figure].value, rel=1e-6)
+    # Complete: nothing is computed, nor loaded, again.
+    monkeypatch.setattr("phi3_jax.evaluate.run.load_model", None)
+    assert run(inputs, out, **settings).models == again.models
+
+
+def test_only_the_same_evaluation_goes_on(inputs, tmp_path):
+    run(inputs, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    other = write_chats(tmp_path / "chats.jsonl", number=ROWS, seed=9)
+    for more, words in (
+        ({"max_new_tokens": 5}, r"generation.max_new_tokens \(6 then, 5 now\)"),
+        ({"metrics": "loss"}, "metrics"),
+        ({"adapters": {"one": inputs / "two" / "adapter"}}, "models.one.weights"),
+        ({"data": DataSection(train=str(other), max_length=32)}, "data.rows"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(inputs, tmp_path / "out", **more)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    # How many rows are side by side does not matter, and another model may join.
+    run(inputs, tmp_path / "out", batch_size=5)
+    joined = run(inputs, tmp_path / "out", adapters={"two": inputs / "two" / "adapter"})
+    assert list(joined.models) == ["base", "two"]
+
+
+def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
+    (tmp_path / "config.yaml").write_text("model:\n  name_or_path: x\n")
+    with pytest.raises(InputError, match="another kind of run"):
+        run(inputs, tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        run(inputs, tmp_path / "file" / "out")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"model": {"name_or_path": "x"}}
+    folder = tmp_path / "broken"
+    run(inputs, folder, metrics="loss")
+    file = folder / "predictions" / "one.jsonl"
+    file.write_text("nonsense\n" + file.read_text())
+    with pytest.raises(InputError, match=r"one\.jsonl, line 1: is no prediction"):
+        run(inputs, folder, metrics="loss")
+
+
+def data(folder: Path, *rows: object) -> list[str]:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--data", str(file)]
+
+
+def messages(*turns: tuple[str, str]) -> dict:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def other_base(folder: Path) -> list[str]:
+    model = tiny_model(1, hidden_size=48)
+    save_adapter(folder / "adapter", random_lora(model), base_model_name_or_path="other")
+    return ["--adapter", str(folder / "adapter")]
+
+
+def without_the_role(folder: Path) -> list[str]:
+    base = write_checkpoint(folder / "base")
+    template = (
+        "{% for m in messages %}{% if m['role'] != 'tool' %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
+    )
+    (base / "chat_template.jinja").write_text(template + "{% endif %}{% endfor %}")
+    return ["--model", str(base), *data(folder, messages(("user", "a"), ("tool", "b"), ("assistant", "c")))]
+
+
+BAD = {
+    "an empty set": (lambda f: data(f), ["rows.jsonl", "no usable rows"]),
+    "no answer": (lambda f: data(f, messages(("user", "a"))), ["row 1", "no assistant turn"]),
+    "no reference": (
+        lambda f: [*data(f, {"text": "abc"}), "--loss-on", "all", "--metrics", "loss,rouge"],
+        ["rouge needs a reference", "1 of 1 rows", "row 1"],
+    ),
+    "no number": (lambda f: ["--metrics", "gsm8k"], ["gsm8k", "row 1", "no number"]),
+    "an unknown metric": (lambda f: ["--metrics", "loss,blue"], ["'blue'", "did you mean bleu?"]),
+    "a pattern": (lambda f: ["--metrics", "regex=("], ["'('", "no regular expression"]),
+    "a schema": (lambda f: ["--metrics", "json_schema=absent.json"], ["absent.json", "cannot be read"]),
+    "another base": (other_base, ["lora_A", "expected"]),
+    "a long prompt": (
+        lambda f: ["--metrics", "exact_match", "--max-new-tokens", "4090"],
+        ["row 1: its prompt has", "max_new_tokens 4090"],
+    ),
+    "a cut prompt": (
+        lambda f: [
+            *data(f, messages(("user", "a" * 40), ("assistant", "b"))),
+            *["--loss-on", "all", "--metrics", "exact_match"],
+        ],
+        ["row 1: its prompt is longer than data.max_length 32"],
+    ),
+    "a role": (without_the_role, ["rows.jsonl, row 1, turn 2", "no place for role 'tool'"]),
+    "no data": (lambda f: ["--data", "absent.jsonl"], ["absent.jsonl"]),
+    "no adapter": (lambda f: ["--adapter", "no/such/folder"], ["no/such/folder"]),
+    "no checkpoint": (lambda f: ["--merged", str(f)], ["config.json"]),
+    "the same name twice": (lambda f: ["--adapter", "base=x"], ["two models are named base"]),
+    "a temperature": (lambda f: ["--metrics", "bleu", "--temperature", "0"], ["temperature is 0"]),
+    "devices": (lambda f: ["--parallel.data", "3"], ["data 3", "divide"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(case, inputs, tmp_path, capfd, monkeypatch):
+    make, words = BAD[case]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out = tmp_path / "out"
+    line = refusal(capfd, [*arguments(inputs, "--output_dir", out), *make(tmp_path)])
+    assert [word for word in words if word not in line] == []
+    assert not out.exists()
+
+
+def test_a_loss_that_is_not_finite_is_an_error(inputs, tmp_path):
+    model = load_model(inputs / "base", dtype=jnp.float32)
+    lora = jax.tree.map(lambda x: x * 1e30, random_lora(model))
+    save_adapter(tmp_path / "adapter", lora, base_model_name_or_path="base")
+    with pytest.raises(InputError, match=r"adapter.*: the loss of row \d+ is not finite"):
+        evaluate(inputs / "base", inputs / "chats.jsonl", adapters={"adapter": tmp_path / "adapter"})
+
+
+def test_names(tmp_path):
+    assert name_models("out/demo/adapter") == {"demo": "out/demo/adapter"}
+    assert name_models(["a=x/y", tmp_path / "b c"]) == {"a": "x/y", "b_c": str(tmp_path / "b c")}
+    (tmp_path / "r=8").mkdir()
+    assert name_models([tmp_path / "r=8"]) == {"r_8": str(tmp_path / "r=8")}
+    assert name_models({"x": Path("y")}) == {"x": "y"}
+    with pytest.raises(InputError, match="both named x; give names"):
+        name_models(["a/x", "b/x"])
+
+
+def test_a_merged_checkpoint_of_another_vocabulary_is_refused(inputs, tmp_path):
+    folder = shutil.copytree(inputs / "base", tmp_path / "merged")
+    tiny_model(1, vocab_size=20).save_pretrained(str(folder))
+    with pytest.raises(InputError, match=r"small: the rows have token \d+, but its vocabulary has 20"):
+        evaluate(inputs / "base", inputs / "chats.jsonl", merged={"small": folder})
