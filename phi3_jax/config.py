@@ -2,13 +2,26 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from phi3_jax.errors import InputError
+from phi3_jax.reading import read_json
+from phi3_jax.text import shown
 
+# Far above every model there is, and small enough that shapes made of them can be computed with.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**13,
+    "num_key_value_heads": 2**13,
+    "head_dim": 2**14,
+    "max_position_embeddings": 2**31 - 1,
+}
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 
@@ -86,12 +99,12 @@ class Phi3Config:
         """Reads the contents of a config.json, in the old style (`rope_theta`, `rope_scaling`)
         or that of transformers 5 (`rope_parameters`).
 
-        Raises `InputError` for another model_type, missing or impossible sizes, unknown kinds of
-        RoPE and LongRoPE factors of the wrong number.
+        Raises `InputError` for another model_type, missing or impossible sizes, values of the wrong
+        type, unknown kinds of RoPE and LongRoPE factors of the wrong number.
         """
         if raw.get("model_type") != "phi3":
             raise InputError(
-                f"{where}: model_type is {raw.get('model_type')!r}, expected 'phi3'; "
+                f"{where}: model_type is {shown(raw.get('model_type'))}, expected 'phi3'; "
                 "give a checkpoint of the Phi-3 family"
             )
         # transformers fills what config.json leaves out with Phi-3-mini's values; so do we.
@@ -104,6 +117,8 @@ class Phi3Config:
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = tuple(values["eos_token_id"])
         _check_sizes(values, where)
+        _check_others(values, where)
+        _check_tokens(values, where)
         values["head_dim"] = raw.get("head_dim") or values.get("hidden_size", 3072) // heads
         config = cls(**values, source=json.dumps(dict(raw)))
         return replace(config, rope=_read_rope(raw, config, where))
@@ -112,9 +127,13 @@ class Phi3Config:
     def from_pretrained(cls, folder: str | Path) -> "Phi3Config":
         """Reads `folder/config.json`, and `folder/generation_config.json` where there is one."""
         path = Path(folder) / "config.json"
-        config = cls.from_dict(_read_json(path), where=str(path))
+        config = cls.from_dict(read_json(path, "give a checkpoint folder with a config.json"), where=str(path))
         generation = Path(folder) / "generation_config.json"
-        return replace(config, generation=json.dumps(_read_json(generation))) if generation.exists() else config
+        if not generation.exists():
+            return config
+        raw = read_json(generation)
+        _check_tokens(raw, str(generation))
+        return replace(config, generation=json.dumps(raw))
 
     def to_dict(self) -> dict[str, Any]:
         """What to write as config.json: loads in transformers 4 and 5, and reads back equal."""
@@ -149,26 +168,11 @@ class Phi3Config:
         return raw
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected a checkpoint folder with config.json"
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({error}); download it again") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
-    return raw
-
-
 def _check_sizes(values: Mapping[str, Any], where: str) -> None:
-    sizes = [f.name for f in fields(Phi3Config) if f.type in (int, "int")]
-    for name in sizes:
+    for name, most in LARGEST.items():
         value = values.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{where}: {name} is {value!r}, expected a positive whole number")
+        if not _is_whole(value) or not 1 <= value <= most:
+            raise InputError(f"{where}: {name} is {shown(value)}, expected a positive whole number, {most} at most")
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     hidden = values.get("hidden_size", 3072)
     if heads % kv_heads:
@@ -177,7 +181,38 @@ def _check_sizes(values: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: hidden_size {hidden} is no multiple of {heads} attention heads")
     act = values.get("hidden_act", "silu")
     if act not in ACTIVATIONS:
-        raise InputError(f"{where}: hidden_act is {act!r}, expected one of {', '.join(ACTIVATIONS)}")
+        raise InputError(f"{where}: hidden_act is {shown(act)}, expected one of {', '.join(ACTIVATIONS)}")
+
+
+def _check_others(values: Mapping[str, Any], where: str) -> None:
+    """Raises `InputError` for a value of the wrong type among those that are no sizes."""
+    for name in ("rms_norm_eps", "initializer_range", "resid_pdrop", "attention_dropout"):
+        value = values.get(name, 0)
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise InputError(f"{where}: {name} is {shown(value)}, expected a number from 0 to 1")
+    tied = values.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise InputError(f"{where}: tie_word_embeddings is {shown(tied)}, expected true or false")
+    window = values.get("sliding_window", 1)
+    if not _is_whole(window) or window < 1:
+        raise InputError(f"{where}: sliding_window is {shown(window)}, expected a positive whole number or null")
+
+
+def _check_tokens(values: Mapping[str, Any], where: str) -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(name)
+        tokens = value if name == "eos_token_id" and isinstance(value, list | tuple) else [value]
+        # -1 is an old way to say that there is none.
+        if value is not None and not all(_is_whole(token) and -1 <= token < 2**31 for token in tokens):
+            raise InputError(f"{where}: {name} is {shown(value)}, expected a token's number")
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _attention_factor(scale: float, original: int) -> float:
@@ -192,31 +227,42 @@ def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeCo
     kind = rope.get("rope_type") or rope.get("type") or "default"
     # Phi-3's first files said `su` (and, for a while, `yarn`) for what is now called `longrope`.
     if kind not in ("default", "longrope", "su", "yarn"):
-        raise InputError(f"{where}: rope type {kind!r} is not Phi-3's; expected 'default' or 'longrope'")
-    original = (
-        rope.get("original_max_position_embeddings")
-        or raw.get("original_max_position_embeddings")
-        or (config.max_position_embeddings if kind == "default" else 4096)
-    )
+        raise InputError(f"{where}: rope type {shown(kind)} is not Phi-3's; expected 'default' or 'longrope'")
+
+    def number(name: str, default: float, least: float, most: float) -> float:
+        value = next((part[name] for part in (rope, raw) if part.get(name) is not None), default)
+        if not _is_number(value) or not least <= value <= most:
+            raise InputError(f"{where}: {name} is {shown(value)}, expected a number from {least:g} to {most:g}")
+        return value
+
+    default = config.max_position_embeddings if kind == "default" else 4096
+    # From 2: LongRoPE's attention factor divides by its logarithm.
+    original = int(number("original_max_position_embeddings", max(2, default), 2, 2**31 - 1))
     common: dict[str, Any] = {
-        "theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-        "partial_rotary_factor": float(rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0),
-        "original_max_position_embeddings": int(original),
+        "theta": float(number("rope_theta", 10000.0, 1, 1e15)),
+        "partial_rotary_factor": float(number("partial_rotary_factor", 1.0, 1e-6, 1)),
+        "original_max_position_embeddings": original,
     }
     plain = RopeConfig(**common)
-    pairs = replace(config, rope=plain).rotary_dim // 2
+    rotated = replace(config, rope=plain).rotary_dim
+    if rotated % 2 or not rotated:
+        raise InputError(
+            f"{where}: RoPE turns {rotated} of head_dim {config.head_dim}, expected an even number; "
+            "check head_dim and partial_rotary_factor"
+        )
     if kind == "default":
         return plain
+    pairs = rotated // 2
     factors: dict[str, Any] = {}
     for name in ("short_factor", "long_factor"):
         values = rope.get(name)
-        if not isinstance(values, Sequence) or not all(isinstance(v, int | float) for v in values):
-            raise InputError(f"{where}: {name} is {type(values).__name__}, expected a list of {pairs} numbers")
+        if not isinstance(values, list | tuple) or not all(_is_number(v) and 0 < v < 1e9 for v in values):
+            raise InputError(f"{where}: {name} is {shown(values)}, expected a list of {pairs} positive numbers")
         if len(values) != pairs:
             raise InputError(
                 f"{where}: {name} has {len(values)} numbers, expected {pairs} (half the rotated dimensions)"
             )
         factors[name] = tuple(float(v) for v in values)
-    scale = rope.get("factor") or config.max_position_embeddings / original
-    attention_factor = rope.get("attention_factor") or _attention_factor(scale, original)
+    scale = number("factor", config.max_position_embeddings / original, 1e-9, 1e9)
+    attention_factor = number("attention_factor", _attention_factor(scale, original), 1e-6, 1e6)
     return RopeConfig(**common, **factors, attention_factor=float(attention_factor))

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-import yaml
-
 from phi3_jax.errors import InputError
+from phi3_jax.reading import parse_yaml
 
 Sections = dict[str, dict[str, Any]]
 
@@ -198,7 +197,12 @@ def _plain(value: Any) -> Any:
 
 def _typed(value: Any) -> Any:
     """What the text of a command line means."""
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_yaml(value)
+    except ValueError:
+        return value  # text it is, which no key takes that asks
 
 
 def _set(sections: Sections, source: str, target: str, value: Any) -> None:
@@ -247,6 +251,8 @@ def _disable_tqdm(sections: Sections, value: Any) -> str | None:
 
 
 def _report_to(sections: Sections, value: Any) -> str | None:
+    if not isinstance(value, str | list | tuple | None):
+        raise InputError(f"training.report_to is {_yaml(value)}, expected names such as tensorboard")
     names = [value or "none"] if isinstance(value, str | None) else list(value)
     installed = ["tensorboard"] + (["wandb"] if importlib.util.find_spec("wandb") else [])
     wanted = installed if names == ["all"] else names

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from phi3_jax.errors import InputError
+from phi3_jax.expressions import check_expression
 
 # Starts that need nothing but a key, and those that are computed from the base's weights.
 RANDOM_STARTS = ("gaussian", "orthogonal")
@@ -119,7 +120,8 @@ class LoraConfig:
             for key, value in (pattern or {}).items():
                 if not fits(value):
                     raise InputError(f"peft.{name} gives {key} {value!r}, expected {wanted}")
-                _check_expression(name, key)
+                for expression in (key, _end_of_name(key)):
+                    check_expression(f"peft.{name}", expression)
 
     def _check_names(self) -> None:
         targets = self.target_modules
@@ -129,6 +131,9 @@ class LoraConfig:
             raise InputError("peft.target_modules is empty; name layers, or give 'all-linear'")
         if self.exclude_modules is not None and not _are_names(self.exclude_modules):
             raise InputError(f"peft.exclude_modules is {self.exclude_modules!r}, expected names or an expression")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), str):
+                check_expression(f"peft.{name}", getattr(self, name))
         saved = self.modules_to_save
         if saved is not None and not (isinstance(saved, tuple) and _are_names(saved)):
             raise InputError(f"peft.modules_to_save is {saved!r}, expected a list of names")
@@ -219,7 +224,11 @@ class LoraConfig:
 
 def matching_key(pattern: Mapping[str, Any] | None, name: str) -> str | None:
     """The first key of a rank or α pattern that is the end of `name`, as a regular expression."""
-    return next((key for key in pattern or {} if re.match(rf"(.*\.)?({key})$", name)), None)
+    return next((key for key in pattern or {} if re.match(_end_of_name(key), name)), None)
+
+
+def _end_of_name(key: str) -> str:
+    return rf"(.*\.)?({key})$"
 
 
 def _look_up(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
@@ -237,13 +246,6 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _check_expression(field: str, expression: str) -> None:
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise InputError(f"peft.{field}: {expression!r} is no regular expression ({error})") from error
-
-
 def _are_names(value: Any) -> bool:
     return isinstance(value, str | tuple) and all(isinstance(name, str) and name for name in value)
 
@@ -257,4 +259,4 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -13,6 +13,7 @@ import yaml
 from phi3_jax.errors import InputError
 from phi3_jax.lora_config import LoraConfig
 from phi3_jax.run_checks import check_adapter, check_evaluation
+from phi3_jax.secrets import redact
 
 
 def _check_range(
@@ -27,8 +28,8 @@ def _check_range(
             wanted = f"from {low} to {high}"
         elif below is not None:
             wanted = f"at least {low} and below {below}"
-        # Written so that NaN, which compares false with everything, is refused too.
-        if not (value >= low and (high is None or value <= high) and (below is None or value < below)):
+        # Written so that NaN, which compares false with everything, is refused too, and infinity.
+        if not (low <= value < float("inf") and (high is None or value <= high) and (below is None or value < below)):
             raise InputError(f"{section}.{name} is {value}, expected {wanted}")
 
 
@@ -177,6 +178,9 @@ class TrainingSection:
         loraplus_lr_ratio: LoRA+, that many times the learning rate for B and for vectors; 16 is a usual value.
         loraplus_lr_embedding: With LoRA+, the peak learning rate of an embedding's adapter.
         max_grad_norm: Gradients are scaled down to this global norm; 0 switches it off.
+        max_skipped_steps: Steps in a row whose loss or gradient is not finite, and which change nothing; the run stops
+            at the next one. 0 stops at the first.
+        debug_nans: Look for such numbers after every step, which takes time, and name the layer that they come from.
         label_smoothing_factor: Share of the target's probability spread over the vocabulary.
         neftune_noise_alpha: Size of NEFTune's noise on the embeddings in training.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
@@ -192,7 +196,9 @@ class TrainingSection:
         load_best_model_at_end: The adapter written is that of the lowest evaluation loss, not the last.
         early_stopping_patience: Stop after so many evaluations in a row without a lower loss.
         seed: Of the adapter's start, dropout, the order of rows and the held-out fraction.
-        resume_from_checkpoint: Continue the run that output_dir holds, from its last checkpoint.
+        resume_from_checkpoint: Continue the run that output_dir holds, from its last whole checkpoint.
+        resume_changed: Continue it even with settings that change its result.
+        fallback_dir: Folder for the weights where output_dir takes no more, as on a full disk; null: none.
         eval_generations: Evaluation rows answered before and after training, for the report.
         eval_max_new_tokens: Longest of those answers, in tokens.
     """
@@ -216,6 +222,8 @@ class TrainingSection:
     loraplus_lr_ratio: float | None = None
     loraplus_lr_embedding: float = 1e-6
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 5
+    debug_nans: bool = False
     label_smoothing_factor: float = 0.0
     neftune_noise_alpha: float | None = None
     gradient_checkpointing: bool = True
@@ -230,6 +238,8 @@ class TrainingSection:
     early_stopping_patience: int | None = None
     seed: int = 0
     resume_from_checkpoint: bool = False
+    resume_changed: bool = False
+    fallback_dir: str | None = None
     eval_generations: int = 4
     eval_max_new_tokens: int = 64
 
@@ -248,7 +258,7 @@ class TrainingSection:
         _check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
         not_negative = (
             "learning_rate warmup_steps num_train_epochs adam_epsilon weight_decay max_grad_norm loraplus_lr_embedding "
-            "neftune_noise_alpha seed eval_generations"
+            "neftune_noise_alpha seed eval_generations max_skipped_steps"
         )
         _check_range("training", self, not_negative, low=0)
         if self.max_steps != -1 and self.max_steps < 1:
@@ -382,5 +392,5 @@ class RunConfig:
         }
 
     def to_yaml(self) -> str:
-        """What a run writes as config.yaml and `--config` reads."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        """What a run writes as config.yaml and `--config` reads; tokens are left out, see `phi3_jax.secrets`."""
+        return redact(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))

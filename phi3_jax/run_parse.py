@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser
 
-from phi3_jax import hf_names
+from phi3_jax import hf_names, reading
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
+from phi3_jax.reading import local_path
 from phi3_jax.run_config import (
     DataSection,
     LoggingSection,
@@ -83,17 +83,13 @@ def parse_run_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
         parsed = parser.parse_object(translated, defaults=True).as_dict()
     except argparse.ArgumentError as error:
         raise InputError(_type_error(str(error), parser, translated)) from error
+    _check_nulls(parsed)
     return RunConfig(**{name: cls(**parsed[name]) for name, cls in SECTIONS.items()}), notices
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A configuration file's contents; `InputError` where it cannot be read or is no mapping."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a YAML file of a run") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not YAML ({_one_line(error)}); mend it there") from error
+    raw = reading.read_yaml(local_path(path), "give a YAML file of a run")
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -109,6 +105,15 @@ def _check_keys(section: str, values: Mapping[str, Any]) -> None:
         elsewhere = [f"{other}.{key}" for other, cls in SECTIONS.items() if key in field_names(cls)]
         near = elsewhere[0] if elsewhere else f"{section}.{nearest(str(key), own + hf_names.known_names(section))}"
         raise InputError(f"unknown key {section}.{key}; did you mean {near}?")
+
+
+def _check_nulls(parsed: Mapping[str, Mapping[str, Any]]) -> None:
+    # jsonargparse lets null pass for every type. LoraConfig looks at its own.
+    for section, cls in SECTIONS.items():
+        hints = get_type_hints(cls) if cls is not PeftSection else {}
+        for key, value in parsed[section].items():
+            if value is None and key in hints and type(None) not in get_args(hints[key]):
+                raise InputError(f"{section}.{key} is null, expected {_describe(hints[key])}; leave it out")
 
 
 def _type_error(message: str, parser: ArgumentParser, values: Mapping[str, Mapping[str, Any]]) -> str:

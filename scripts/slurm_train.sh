@@ -4,14 +4,18 @@
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=TERM@120
 #
 # Trains on the nodes of a SLURM job, one process on each with all of its GPUs:
 #
 #   sbatch --nodes 2 --gpus-per-node 4 --time 08:00:00 scripts/slurm_train.sh --config FILE --parallel.fsdp -1
 #
 # from the folder that holds .venv (or set PHI3_JAX to the program). training.output_dir must be a folder that all
-# nodes see. A job that SLURM starts again resumes. `scripts/slurm_train.sh --dry-run ...` prints the command of the
-# job, in one or anywhere else.
+# nodes see. SIGTERM, which SLURM sends before it takes the nodes away and two minutes before the time limit, has the
+# run save a checkpoint and end with status 143. A job that SLURM starts again resumes; one that ran out of time does
+# when it is submitted again with --training.resume_from_checkpoint true.
+#
+# `scripts/slurm_train.sh --dry-run ...` prints the command of the job, in one or anywhere else.
 set -euo pipefail
 
 die() {

@@ -17,7 +17,7 @@ commands:
   run COMMAND [ARGUMENT ...]       any program of the installation, such as phi3-jax, on all workers, waited for
   status                           of the TPU, and of the run on each worker
   logs [--worker N] [--follow]     the run's output on a worker (default: 0)
-  stop                             end the run on all workers
+  stop                             end the run on all workers, once it has saved a checkpoint
   fetch REMOTE LOCAL               a file or folder of worker 0 into the folder LOCAL
   delete [--queued] [--yes]        give the TPU back, with everything on its disks
 

@@ -86,7 +86,7 @@ def test_pad_token_null_and_absent_differ() -> None:
         ({"hidden_act": "tanh"}, "hidden_act is 'tanh'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type 'linear'"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1, 2]}}, "short_factor has 2 numbers, expected 4"),
-        ({"rope_scaling": {"type": "longrope"}}, "short_factor is NoneType, expected a list of 4 numbers"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor is None, expected a list of 4 positive numbers"),
         ({"rope_scaling": [1]}, "rope parameters are a list"),
     ],
 )

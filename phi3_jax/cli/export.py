@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from phi3_jax.cli.parser import Parser
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
+from phi3_jax.reading import check_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -79,6 +79,7 @@ class _Source:
 
 def merge(source: _Source, output: Path, *, dtype: str | None) -> None:
     """Writes the merged checkpoint with the tokenizer to `output`, which appears when it is whole."""
+    from phi3_jax.files import storing, temporary_folder
     from phi3_jax.hf.bnb import read_bnb_config
     from phi3_jax.hf.checkpoint import load_model, read_config, save_model
     from phi3_jax.hf.peft import load_adapter
@@ -89,13 +90,14 @@ def merge(source: _Source, output: Path, *, dtype: str | None) -> None:
             f"{source.base}: its weights are quantised, and merged ones would be rounded again; give the unquantised "
             "checkpoint with --base"
         )
+    files = _tokenizer_files(source.adapter, source.base)
     model = load_model(source.base, dtype=dtype or _stored_dtype(source.base))
     merged = merge_lora(model, load_adapter(str(source.adapter), model))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        folder = Path(temporary) / "merged"
+    with storing(output), temporary_folder(output.parent, f".{output.name}.") as temporary:
+        folder = temporary / "merged"
         save_model(merged, folder)
-        _copy_tokenizer(source.adapter, source.base, folder)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
         folder.replace(output)
 
 
@@ -117,11 +119,14 @@ def _stored_dtype(folder: Path) -> str:
     return stored if stored in ("float32", "float16") else "bfloat16"
 
 
-def _copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
-    """The adapter's tokenizer, with the template it was trained with, or else the base's; never a mixture."""
+def _tokenizer_files(adapter: Path, base: Path) -> list[Path]:
+    """The adapter's tokenizer, with the template it was trained with, or else the base's; never a mixture.
+
+    Raises `InputError` for a link out of the folder, whose target would be copied.
+    """
     complete = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     source = adapter if complete else base
-    files = [source / name for name in TOKENIZER_FILES]
+    files = [source / name for name in TOKENIZER_FILES if (source / name).exists()]
     for file in files:
-        if file.is_file():
-            shutil.copyfile(file, target / file.name)
+        check_file(file)
+    return files

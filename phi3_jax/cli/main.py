@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("phi3-jax: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as under `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no reader
+        return 141
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from phi3_jax.cli.parser import Parser
 from phi3_jax.errors import InputError
+from phi3_jax.text import printable
 
 DESCRIPTION = """Whether a run fits on a topology, what it needs and how long a step takes; nothing is run, and of the
 model only config.json is read. Takes the options of phi3-jax train, --config FILE and --section.key value, beside
@@ -31,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
 
     config, notices = parse_run_config(read_arguments(rest)[0])
     for notice in notices:
-        print(notice, file=sys.stderr)
+        print(printable(notice), file=sys.stderr)
 
     from phi3_jax.plan.report import make_plan, print_plan
 

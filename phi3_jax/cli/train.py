@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
 from phi3_jax.run_parse import SECTIONS, add_sections, field_names, parse_run_config, read_yaml
+from phi3_jax.text import printable
 
 USAGE = "phi3-jax train [--config FILE] [--section.key value …]"
 DESCRIPTION = """Fine-tune a model on chats. Every key of a configuration file can be given, or given anew, on the
@@ -22,7 +23,7 @@ def run(argv: Sequence[str]) -> None:
     raw, print_config = read_arguments(argv)
     config, notices = parse_run_config(raw)
     for notice in notices:
-        print(notice, file=sys.stderr if print_config else sys.stdout)
+        print(printable(notice), file=sys.stderr if print_config else sys.stdout)
     if print_config:
         print(config.to_yaml(), end="")
         return

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
+from phi3_jax.data.template import render_chat
 from phi3_jax.errors import InputError
 
 
@@ -213,7 +214,9 @@ class ChatTokenizer:
 
     def _apply(self, messages: list[dict[str, str]], where: str) -> str:
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False)
+            return render_chat(self._tokenizer, messages)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         except Exception as error:  # a template can raise anything, most often what it says itself
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{where}: the chat template refuses the conversation ({message})") from error

@@ -163,7 +163,7 @@ def _turns(value: Any, where: str) -> tuple[Turn, ...]:
     if isinstance(value, str):  # a CSV cell, or a Parquet column of JSON text
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: the turns are text that is not JSON ({error}); expected a list") from error
     if not isinstance(value, list):
         raise InputError(f"{where}: the turns are a {type(value).__name__}, expected a list of messages")

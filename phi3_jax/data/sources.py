@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.errors import InputError
+from phi3_jax.reading import check_file, check_inside, local_path, read_json
+from phi3_jax.text import shown
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+_PLAIN = re.compile(r"\w[\w.-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Words in a file's name that say which split it holds, as datasets reads them.
 _SPLIT_WORDS = {
@@ -54,11 +57,47 @@ class JsonLines(Sequence[Mapping[str, Any]]):
         where = f"{self._name}, row {index + 1}"
         try:
             row = json.loads(self._lines[index])
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is not JSON ({error}); expected one object a line, or one list") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: is a JSON {type(row).__name__}, expected an object with named columns")
         return row
+
+
+class Stored(Sequence[Mapping[str, Any]]):
+    """Rows of a datasets table, read when asked for.
+
+    Images, audio and the like stay what is stored: datasets would open any file or address that a row names.
+    """
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self._name = name
+        _leave_closed(dataset.info.features)  # `dataset.features` would be a copy
+        self._dataset = dataset.with_format(None)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._dataset[index]
+        except IndexError:
+            raise
+        except Exception as error:  # a damaged column raises whatever its reader meets first
+            where = f"{self._name}, row {index + 1}"
+            raise InputError(f"{where}: cannot be read ({_first_line(error)}); write the data again") from error
+
+
+def _leave_closed(feature: Any) -> None:
+    if isinstance(feature, Mapping):
+        feature = list(feature.values())
+    if isinstance(feature, list | tuple):
+        for part in feature:
+            _leave_closed(part)
+    elif hasattr(feature, "decode"):
+        feature.decode = False
+    else:
+        _leave_closed(getattr(feature, "feature", ()))
 
 
 def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str | None = None) -> list[Source]:
@@ -74,7 +113,7 @@ def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str 
 
     Raises `InputError` for what does not exist, cannot be read, or has no such split.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path = local_path(path_or_hub_id)
     if path.is_file():
         return [_read_file(path, str(path_or_hub_id))]
     if path.is_dir():
@@ -94,14 +133,11 @@ def _read_file(path: Path, name: str) -> Source:
         if suffix == ".csv":
             return Source(name, _read_csv(path))
         if suffix == ".parquet":
-            import datasets
-            from pyarrow import parquet
-
-            # Memory-mapped, and with no copy in datasets' cache folder.
-            return Source(name, datasets.Dataset(parquet.read_table(path, memory_map=True)))
+            return Source(name, Stored(name, _read_parquet(path)))
     except InputError:
         raise
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error, RecursionError) as error:
+    # pyarrow raises whatever it meets first in a damaged file.
+    except Exception as error:
         raise InputError(f"{name}: cannot be read as {suffix[1:].upper()} ({_first_line(error)})") from error
     raise InputError(f"{name}: is a {suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)}")
 
@@ -121,11 +157,24 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, less than a long document
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
+        names = list(reader.fieldnames or ())
+        if twice := [column for column in names if names.count(column) > 1]:
+            raise ValueError(f"the header names {twice[0]!r} twice")
         rows = list(reader)
     for index, row in enumerate(rows):
         if None in row:
             raise ValueError(f"row {index + 1} has more fields than the header; quote fields that hold commas")
     return rows
+
+
+def _read_parquet(path: Path) -> Any:
+    import datasets
+    from pyarrow import parquet
+
+    # Memory-mapped, and with no copy in datasets' cache folder.
+    table = parquet.read_table(path, memory_map=True)
+    table.validate(full=True)
+    return datasets.Dataset(table)
 
 
 def _read_folder(folder: Path, split: str | None) -> list[Source]:
@@ -148,20 +197,45 @@ def _read_folder(folder: Path, split: str | None) -> list[Source]:
                 break
     if by_split:
         files = by_split[_choose_split(list(by_split), split, str(folder))]
+    for file in files:
+        check_inside(file)
     return [_read_file(file, str(file)) for file in files]
 
 
 def _load_from_disk(folder: Path, split: str | None) -> Source:
+    name, part = str(folder), folder
+    if (folder / "dataset_dict.json").is_file():
+        splits = _names_beside(read_json(folder / "dataset_dict.json").get("splits"), folder / "dataset_dict.json")
+        chosen = _choose_split(splits, split, str(folder))
+        name, part = f"{folder}[{chosen}]", folder / chosen
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        state, info = part / "state.json", part / "dataset_info.json"
+        files = [file.get("filename") for file in read_json(state).get("_data_files", ())]
+        for file in _names_beside(files, state):
+            _check_arrow(part / file)
+        read_json(info)
+        return Source(name, Stored(name, datasets.load_from_disk(str(part))))
     except Exception as error:  # a damaged folder raises whatever its reader meets first
-        raise InputError(f"{folder}: cannot be read as a save_to_disk folder ({_first_line(error)})") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        name = _choose_split([str(key) for key in loaded], split, str(folder))
-        return Source(f"{folder}[{name}]", loaded[name])
-    return Source(str(folder), loaded)
+        raise InputError(f"{part}: cannot be read as a save_to_disk folder ({_first_line(error)})") from error
+
+
+def _check_arrow(file: Path) -> None:
+    """Raises where lengths and offsets do not fit together, which Arrow itself would end the process for."""
+    import pyarrow
+
+    check_file(file)
+    with pyarrow.memory_map(str(file)) as opened:
+        for batch in pyarrow.ipc.open_stream(opened):
+            batch.validate(full=True)
+
+
+def _names_beside(names: Any, where: Path) -> list[str]:
+    """Plain names of what lies beside the file at `where`, which must not lead out of its folder."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in names):
+        raise InputError(f"{where}: names {shown(names)}, expected names of what lies beside it; save it again")
+    return names
 
 
 def _load_from_hub(hub_id: str, split: str | None, dataset_config: str | None) -> Source:
@@ -169,7 +243,8 @@ def _load_from_hub(hub_id: str, split: str | None, dataset_config: str | None) -
 
     try:
         name = _choose_split(datasets.get_dataset_split_names(hub_id, dataset_config), split, hub_id)
-        return Source(f"{hub_id}[{name}]", datasets.load_dataset(hub_id, dataset_config, split=name))
+        rows = datasets.load_dataset(hub_id, dataset_config, split=name)
+        return Source(f"{hub_id}[{name}]", Stored(f"{hub_id}[{name}]", rows))
     except InputError:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:

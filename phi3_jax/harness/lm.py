@@ -25,6 +25,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
+from phi3_jax.data.template import render_chat
 from phi3_jax.errors import InputError
 from phi3_jax.generation.decode import generate
 from phi3_jax.generation.settings import GenerationConfig
@@ -189,9 +190,9 @@ class Phi3JaxLM(TemplateLM):
         """
 
         def apply(history: list[dict[str, str]]) -> str:
-            return self.tokenizer.apply_chat_template(
+            return render_chat(
+                self.tokenizer,
                 history,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )

@@ -26,7 +26,9 @@ from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.dynamic import dynamic_map
 from phi3_jax.quant.model import is_quantizable, layer_name
 from phi3_jax.quant.nf4 import from_flat
+from phi3_jax.reading import parse_json
 
+MAX_STATE = 2**16  # bytes of JSON
 STATE = ".quant_state.bitsandbytes__"
 FLOATS_BY_NAME = {dtype.name: dtype for dtype in FLOATS.values()}
 FOUR_BIT: dict[str, type[NF4Weight]] = {"nf4": NF4Weight, "fp4": FP4Weight}
@@ -59,7 +61,7 @@ def read_bnb_config(config: Phi3Config, where: Path) -> BnbConfig | None:
         )
     four, eight = bool(raw.get("load_in_4bit")), bool(raw.get("load_in_8bit"))
     kind: Any = "int8" if eight else raw.get("bnb_4bit_quant_type", "fp4")
-    if four == eight or (four and kind not in FOUR_BIT):
+    if four == eight or (four and kind not in (*FOUR_BIT,)):
         raise InputError(
             f"{where}: quantization_config has load_in_4bit {four}, load_in_8bit {eight} and bnb_4bit_quant_type "
             f"{raw.get('bnb_4bit_quant_type')!r}, expected one of the two, and nf4 or fp4"
@@ -160,13 +162,15 @@ def _read_state(entry: TensorEntry, slot: Slot, config: BnbConfig) -> dict[str, 
     wanted: dict[str, Any] = {"quant_type": config.kind, "blocksize": BLOCK_SIZE, "shape": list(slot.shape)}
     if config.double_quant:
         wanted |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
+    if math.prod(entry.shape) > MAX_STATE:
+        raise InputError(f"{entry.path}: {entry.name} has {entry.shape[0]} bytes, expected {MAX_STATE} at most")
     try:
-        state = json.loads(_read(entry).tobytes().decode("utf-8"))
+        state = parse_json(_read(entry).tobytes().decode("utf-8"))
         found = {name: state.get(name) for name in wanted}
         right = found == wanted and state.get("dtype") in FLOATS_BY_NAME
         if config.double_quant:
             right = right and math.isfinite(state.get("nested_offset"))
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:
         raise InputError(f"{entry.path}: {entry.name} is no proper quant_state ({error}); download it again") from error
     if not right:
         raise InputError(

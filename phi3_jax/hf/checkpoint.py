@@ -13,7 +13,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +26,7 @@ from flax import nnx
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
+from phi3_jax.files import storing, temporary_folder
 from phi3_jax.hf import bnb
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.leaves import Shardings, aligned_empty, fused_rows, read_parts, read_sharded, read_whole, share
@@ -173,19 +173,24 @@ def _check_tied(head: TensorEntry, embedding: np.ndarray | jax.Array) -> None:
     logger.info("%s: %s repeats the tied embedding and is left out", head.path, HEAD)
 
 
-def save_model(model: Phi3ForCausalLM, folder: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
+def save_model(
+    model: Phi3ForCausalLM, folder: str | Path, *, tokenizer: Any = None, max_shard_size: int = 5 * 10**9
+) -> None:
     """Writes safetensors files, named and sharded as transformers does, and both JSON configurations.
 
     Everything is written beside first and moved when it is whole, config.json last: a folder that
     a crash left unfinished does not look like a checkpoint. An earlier checkpoint of the same
     kind is replaced.
 
-    **Arguments**: `max_shard_size`, bytes.
+    **Arguments**
+    - `tokenizer`: saved along where given (anything with transformers' `save_pretrained`).
+    - `max_shard_size`: bytes.
 
     Several processes must all call it: the first one writes, and the others give what their devices
     hold, a tensor at a time.
 
-    Raises `InputError` where the folder holds something else that would be in the way.
+    Raises `InputError` where the folder holds something else that would be in the way, and `StorageError`
+    where it cannot be written.
     """
     folder = Path(folder)
     if max_shard_size < 1:
@@ -193,31 +198,31 @@ def save_model(model: Phi3ForCausalLM, folder: str | Path, *, max_shard_size: in
     # Before anything is written, and by all: what this raises is raised in all of them.
     shards, config = _shards(model, max_shard_size), _config_json(model)
     with together():
-        staging = _stage(folder) if is_main() else None
-    if staging is None:
+        if is_main():
+            _check_target(folder)
+    if not is_main():
         for tensor in itertools.chain.from_iterable(shards):
             tensor.read()
     else:
-        try:
-            _replace(folder, staging, _write_files(model, shards, config, staging))
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        nbytes = sum(tensor.nbytes for tensor in itertools.chain.from_iterable(shards))
+        with storing(folder, nbytes), temporary_folder(folder, ".saving-") as staging:
+            names = _write_files(model, shards, config, staging)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(staging)
+            _replace(folder, staging, names)
     barrier(f"{folder} is written")
 
 
-def _stage(folder: Path) -> Path:
-    """A new folder within the target, to write in."""
-    _check_target(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-
-
 def _replace(folder: Path, staging: Path, names: list[str]) -> None:
+    """**Arguments**: `names`, of the model's files, config.json last; whatever else there is goes first."""
     (folder / CONFIG).unlink(missing_ok=True)
     for old in folder.iterdir():
         if old.name in (SINGLE, INDEX, GENERATION) or SHARD.fullmatch(old.name):
             old.unlink()
-    for name in names:
+    others = [path.name for path in staging.iterdir() if path.name not in names]
+    for name in (*others, *names):
+        if (staging / name).is_dir():  # a tokenizer's further chat templates
+            shutil.rmtree(folder / name, ignore_errors=True)
         (staging / name).replace(folder / name)
 
 

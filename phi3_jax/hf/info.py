@@ -1,7 +1,6 @@
 """What a folder holds, without loading it: `phi3-jax info`."""
 
 import collections
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from phi3_jax.hf.hub import TOKENIZER_FILES, load_tokenizer, resolve_checkpoint,
 from phi3_jax.hf.safetensors_io import READABLE, read_header
 from phi3_jax.hf.slots import checkpoint_slots
 from phi3_jax.hf.weights import read_weights
+from phi3_jax.reading import read_json, read_text
+from phi3_jax.text import one_line, printable
 
 CONFIG_KEYS = (
     "vocab_size",
@@ -134,7 +135,7 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
 def _chat_template(folder: Path) -> dict[str, Any] | None:
     """Read from the files, since a folder may have a template and no tokenizer."""
     file = folder / "chat_template.jinja"  # goes first, as in transformers
-    text = file.read_text(encoding="utf-8") if file.is_file() else tokenizer_config(folder).get("chat_template")
+    text = read_text(file) if file.exists() else tokenizer_config(folder).get("chat_template")
     if isinstance(text, list):  # several, by name
         text = next((t.get("template") for t in text if isinstance(t, dict) and t.get("name") == "default"), None)
     if not isinstance(text, str):
@@ -148,15 +149,7 @@ def _chat_template(folder: Path) -> dict[str, Any] | None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
+    raw = read_json(folder / "adapter_config.json")
     info = {"path": str(folder), "base_model_name_or_path": raw.get("base_model_name_or_path")}
     info |= {key: raw[key] for key in ADAPTER_KEYS if key in raw}
     info |= {key: raw[key] for key in ADAPTER_EXTRAS if raw.get(key)}
@@ -172,8 +165,8 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def print_info(info: dict[str, Any]) -> None:
-    """Prints what `checkpoint_info` found, for people."""
-    print(info["path"])
+    """Prints what `checkpoint_info` found, for people; nothing in it steers their terminal."""
+    print(printable(info["path"]))
     if info["config"] is not None:
         _print_section("config", info["config"])
         if info["quantization"] is not None:
@@ -194,11 +187,11 @@ def print_info(info: dict[str, Any]) -> None:
     if template is None:
         print("\nchat template: none")
     else:
-        start = template["text"].splitlines()[0][:100]
+        start = template["text"].partition("\n")[0][:100]
         print(f"\nchat template: {template['characters']} characters")
         print(f"  begins with BOS: {_word(template['starts_with_bos'])}")
         print(f"  knows a system role: {_word(template['mentions_system'])}")
-        print(f"  text: {start}{'' if start == template['text'] else ' ...'}")
+        print(f"  text: {printable(start)}{'' if start == template['text'] else ' ...'}")
     if not info["adapters"]:
         print("\nadapters: none")
     for adapter in info["adapters"]:
@@ -223,7 +216,7 @@ def _word(value: Any) -> str:
 
 
 def _print_section(title: str, rows: dict[str, Any]) -> None:
-    print(f"\n{title}:")
+    print(f"\n{printable(title)}:")
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        print(f"  {name:<{width}}  {_word(value)}")
+        print(f"  {name:<{width}}  {one_line(_word(value))}")

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from phi3_jax.errors import InputError
+from phi3_jax.files import storing, temporary_folder
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.peft_card import model_card
 from phi3_jax.hf.peft_config import CONFIG_FILE, config_entries, read_adapter_config
@@ -50,8 +50,8 @@ def save_adapter(
     - `base_model_name_or_path`: what `AutoPeftModelForCausalLM` will look for; default: that of
       `lora.config`.
 
-    Raises `InputError` where the folder cannot be written, and for adapters that no configuration of
-    PEFT describes.
+    Raises `StorageError` where the folder cannot be written, and `InputError` for adapters that no
+    configuration of PEFT describes.
     """
     folder = Path(folder)
     base = base_model_name_or_path or lora.config.base_model_name_or_path
@@ -59,21 +59,14 @@ def save_adapter(
     tensors = list(sources(modules, lora.saved))
     entries = config_entries(config, base)
     card = model_card(config, sum(math.prod(tensor.shape) for tensor in tensors), base)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    try:
-        temporary.mkdir(parents=True)
+    weights = sum(tensor.nbytes for tensor in tensors)
+    with storing(folder, weights), temporary_folder(folder.parent, f".{folder.name}.") as temporary:
         write_safetensors(temporary / WEIGHTS_FILE, tensors, metadata)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         (temporary / CONFIG_FILE).write_text(json.dumps(entries, indent=2, sort_keys=True), encoding="utf-8")
         _move(temporary, folder)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the adapter cannot be written ({error.strerror}); choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_adapter(

@@ -7,6 +7,8 @@ from typing import Any
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora_config import LoraConfig
+from phi3_jax.reading import read_json
+from phi3_jax.text import shown
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -58,15 +60,20 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
     heard of count as such unless they are empty, false or null.
     """
     path = Path(folder) / CONFIG_FILE
-    raw = _read_json(path)
+    raw = read_json(path, "give a PEFT adapter's folder")
     if raw.get("peft_type") != "LORA":
-        raise InputError(f"{path}: peft_type is {raw.get('peft_type')!r}, expected 'LORA'; no other kind is supported")
+        raise InputError(
+            f"{path}: peft_type is {shown(raw.get('peft_type'))}, expected 'LORA'; no other kind is supported"
+        )
     unsupported = [f"{name} {_short(raw[name])}" for name in sorted(raw) if _is_unsupported(name, raw[name])]
     if unsupported:
         raise InputError(f"{path}: not supported yet: {', '.join(unsupported)}; save an adapter without")
     _check_start(path, raw.get("init_lora_weights"))
     if raw.get("target_modules") is None:
         raise InputError(f"{path}: target_modules is not given; name the modules that have adapters")
+    base = raw.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise InputError(f"{path}: base_model_name_or_path is {shown(base)}, expected a folder or a hub id")
     entries = {name: raw[name] for name in SUPPORTED if raw.get(name) is not None}
     if entries.get("init_lora_weights") != "eva":
         entries.pop("eva_config", None)
@@ -76,18 +83,6 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
         return LoraConfig(**entries)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a PEFT adapter's folder") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({error}); save the adapter again") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds a {type(raw).__name__}, expected a JSON object")
-    return raw
 
 
 def _is_unsupported(name: str, value: Any) -> bool:

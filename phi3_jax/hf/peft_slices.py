@@ -19,6 +19,7 @@ from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Slice
 from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.reading import parse_json
 
 ENTRY = "phi3_jax"  # of the file's metadata
 
@@ -119,7 +120,7 @@ def _recorded(config: LoraConfig, wholes: Mapping[str, Any], parts: Sequence[Sli
 def _read(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Our entry of the metadata; nothing where there is none, or none that makes sense."""
     try:
-        entry = json.loads(metadata.get(ENTRY, "{}"))
+        entry = parse_json(metadata.get(ENTRY, "{}"))
         if not entry:
             return {}
         LoraConfig(r=entry["r"], lora_alpha=entry["lora_alpha"])

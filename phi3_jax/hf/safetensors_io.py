@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from phi3_jax.errors import InputError
+from phi3_jax.reading import check_file, parse_json
 
 # The kinds of number that weights come in.
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -30,7 +31,8 @@ ITEM_SIZES = {
     **dict.fromkeys(("I32", "U32", "F32"), 4),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
-MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+MAX_HEADER = 4 * 2**20  # bytes, ten times those of the largest; what they describe takes many times that
+MAX_COUNT = 2**63  # of numbers and bytes
 MAX_RANK = 32
 CHUNK = 1 << 20  # numbers converted at a time
 
@@ -60,16 +62,6 @@ class TensorSource:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """`object_pairs_hook` for json: a name that stands twice is an error, not the last one's win."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the name {twice[:100]!r} stands twice")
-    return result
-
-
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, by name; their data is not read.
 
@@ -85,17 +77,20 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    check_file(path)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
+            if not 2 <= length <= size - 8:
                 raise InputError(f"{path}: {size} bytes are no whole safetensors file; download it again")
+            if length > MAX_HEADER:
+                raise InputError(f"{path}: its header has {length} bytes, expected {MAX_HEADER} at most")
             text = file.read(length)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
+        header = parse_json(text.decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError(f"a {type(header).__name__} instead of an object")
         metadata = header.pop("__metadata__", None) or {}
@@ -103,7 +98,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
             raise ValueError("its __metadata__ is not a mapping of texts")
         entries = [_entry(path, name, fields, 8 + length) for name, fields in header.items()]
         end = _check_gapless(entries, 8 + length)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: its safetensors header is broken ({error}); download it again") from error
     if end != size:
         state = "is cut off" if size < end else "is too long"
@@ -112,7 +107,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
 
 
 def _nbytes(entry: TensorEntry) -> int:
@@ -131,6 +126,8 @@ def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise ValueError(f"{label} has no proper data_offsets")
     entry = TensorEntry(path, name, dtype, tuple(shape), data_start + offsets[0])
+    if _nbytes(entry) >= MAX_COUNT:
+        raise ValueError(f"{label} has a shape of more than 2^63 bytes")
     if offsets[1] - offsets[0] != _nbytes(entry):
         raise ValueError(f"{label} has {offsets[1] - offsets[0]} bytes, its shape needs {_nbytes(entry)}")
     return entry

@@ -1,6 +1,5 @@
 """The weight files of a checkpoint folder: found, their headers read, and held against its configuration."""
 
-import json
 import logging
 import os
 import re
@@ -11,8 +10,9 @@ from pathlib import Path
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.hf.bnb import expected_tensors, read_bnb_config
-from phi3_jax.hf.safetensors_io import TensorEntry, read_header, unique_keys
+from phi3_jax.hf.safetensors_io import TensorEntry, read_header
 from phi3_jax.hf.slots import EMBEDDING, HEAD, Expected, checkpoint_slots
+from phi3_jax.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +85,9 @@ def _read_index(folder: Path) -> dict[str, str] | None:
                 "code and are never opened; convert them to safetensors"
             )
         raise InputError(f"{folder}: no weights in it; expected {SINGLE} or {INDEX}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-        weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise ValueError("no weight_map from tensor names to file names")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no proper index ({error}); download it again") from error
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{path}: has no weight_map from tensor names to file names; download it again")
     return weight_map
 
 
@@ -103,7 +97,7 @@ def _shards(folder: Path, index: Mapping[str, str] | None) -> tuple[list[Path], 
         return [folder / SINGLE], []
     names = sorted(set(index.values()))
     # A plain name and nothing else: an index must not lead out of its folder, nor to a pickle.
-    proper = [name for name in names if re.fullmatch(r"[\w][\w.-]*\.safetensors", name)]
+    proper = [name for name in names if re.fullmatch(r"\w[\w.-]{0,200}\.safetensors", name, re.ASCII)]
     present = [name for name in proper if (folder / name).is_file()]
     problems = _listed(
         "file names in the index that are no safetensors file beside it", sorted(set(names) - set(proper))

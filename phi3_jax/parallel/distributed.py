@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int32
 
 from phi3_jax.errors import InputError
+from phi3_jax.files import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -221,25 +222,31 @@ def exchange(text: str, *, timeout: float = PATIENCE) -> list[str]:
     return answers
 
 
+# An error's kind in one process, and what the others raise for it.
+_KINDS = {"storage": StorageError, "input": InputError, "other": Exception}
+_RAISED = {"storage": StorageError, "input": InputError, "other": RuntimeError}
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """What the block raises in one process is raised in all, so that none waits for one that has left.
 
     Within it processes must not wait for one another. The process that failed raises its own error;
-    the others raise `InputError` where it was one, else `RuntimeError`, that names the process.
+    the others raise `StorageError` or `InputError` where it was one, else `RuntimeError`, that names the
+    process.
     """
     error = None
     try:
         yield
     except Exception as raised:
         error = raised
-    kind = "" if error is None else "input" if isinstance(error, InputError) else "other"
+    kind = "" if error is None else next(name for name, cls in _KINDS.items() if isinstance(error, cls))
     answers = [json.loads(answer) for answer in exchange(json.dumps([kind, " ".join(str(error).split())]))]
     if error is not None:
         raise error
     for process, (kind, text) in enumerate(answers):
         if kind:
-            raise (InputError if kind == "input" else RuntimeError)(f"process {process} failed: {text}")
+            raise _RAISED[kind](f"process {process} failed: {text}")
 
 
 def check_agreement(what: Mapping[str, str]) -> None:

@@ -28,8 +28,8 @@ class Memory:
 
     **Fields**: `weights`, of the base, trained ones too; `adapter`; `optimizer`, its state;
     `activations`, kept from the forward for the backward pass; `temporaries`, all else: gradients, a
-    layer's and the loss's working set, gathered and dequantised weights; `host`, activations that
-    wait in the host's memory, not part of `total`.
+    layer's and the loss's working set, gathered and dequantised weights, the last good adapter; `host`,
+    activations that wait in the host's memory, not part of `total`.
     """
 
     weights: int
@@ -79,7 +79,7 @@ class Estimator:
         layer = everything / config.num_hidden_layers
         step = abstract_step(run, config, mesh)
         backward = WORKING_SET * layer + _pairs(run, config, mesh, kind) + _layer_weights(run, config, mesh)
-        temporaries = max(backward, _loss(run, config, mesh)) + _gradients(step)
+        temporaries = max(backward, _loss(run, config, mesh)) + _gradients(step) + _bytes(step.state.good)
         if topology.platform == "tpu" and run.model.quantization == "nf4":
             # XLA lays the codes, half a byte each, out anew before it makes them dense.
             temporaries += _layer_numbers(config) * config.num_hidden_layers // 2 // _weight_shards(mesh)

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,34 @@ import yaml
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
+from phi3_jax.files import storing
+from phi3_jax.parallel.distributed import is_main
 from phi3_jax.parallel.mesh import AXES
+from phi3_jax.reading import local_path, read_yaml
 from phi3_jax.run_config import RunConfig
+from phi3_jax.training.lock import check_not_held
 
 # What a run leaves behind that another run would spoil.
 RUN_FILES = ("metrics.jsonl", "checkpoints", "adapter", "model")
 
-RESULT_FILES = ("config.yaml", "train_results.json", "eval_results.json", "all_results.json", "report.html")
+RESULT_FILES = (
+    "config.yaml",
+    "versions.json",
+    "train_results.json",
+    "eval_results.json",
+    "all_results.json",
+    "report.html",
+)
+
+# What a file is called, or a folder, until it is whole: a killed process leaves them behind.
+REMOVING = ".removing"
+LEFTOVERS = (
+    *(f"{name}.tmp" for name in ("metrics.jsonl", *RESULT_FILES)),
+    *(f"{name}{REMOVING}" for name in (*RUN_FILES, "tensorboard")),
+    ".report.html.partial",
+    ".adapter.*",
+    "model/.saving-*",
+)
 
 # Settings that a resumed run may change: none of them touches the weights. How many rows a step has, over
 # all devices, is checked with the rows themselves.
@@ -27,19 +49,23 @@ FREE_ON_RESUME = frozenset(
         "model.local_files_only",
         "model.attention",
         "training.output_dir",
-        "training.overwrite_output_dir",
         "training.per_device_train_batch_size",
         "training.per_device_eval_batch_size",
         "training.gradient_checkpointing",
         "training.remat_policy",
         "training.logging_steps",
+        "training.max_skipped_steps",
+        "training.debug_nans",
         "training.save_strategy",
         "training.save_steps",
         "training.save_total_limit",
-        "training.resume_from_checkpoint",
+        "training.fallback_dir",
         *(f"parallel.{axis}" for axis in AXES),
     }
 )
+
+# What says how to resume, and is no setting of the run that is resumed.
+RESUMING = frozenset({"training.resume_from_checkpoint", "training.resume_changed", "training.overwrite_output_dir"})
 
 
 def check_settings(run: RunConfig) -> None:
@@ -50,23 +76,41 @@ def check_settings(run: RunConfig) -> None:
         raise InputError("logging.wandb is true but wandb is not installed; pip install wandb, or set it to false")
 
 
-def check_output_folder(run: RunConfig) -> None:
-    """Raises `InputError` where the output folder cannot be one, or holds a run that is not to be resumed."""
+def check_output_folder(run: RunConfig, *, held: bool = False) -> None:
+    """Raises `InputError` where the output folder cannot be one, holds a run that is not to be resumed, or
+    is held by a run that goes on; also for a fallback folder that cannot be one.
+
+    **Arguments**: `held`, that it is this process which holds it. Of several, only the first one asks.
+    """
     folder = Path(run.training.output_dir)
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"training.output_dir {folder}: {part} is a file, expected a folder; name another one")
-    nearest = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"training.output_dir {folder}: {nearest} cannot be written to; name another folder")
+    _check_folder("training.output_dir", folder)
+    if run.training.fallback_dir is not None:
+        _check_folder("training.fallback_dir", Path(run.training.fallback_dir))
+    if not held and is_main():
+        check_not_held(folder)
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found and not (run.training.resume_from_checkpoint or run.training.overwrite_output_dir):
         raise InputError(
             f"{folder} already holds a run ({', '.join(found)}); name another training.output_dir, or set "
             "training.resume_from_checkpoint true to continue it"
         )
-    if run.training.resume_from_checkpoint and any(p.name.isdecimal() for p in (folder / "checkpoints").glob("*")):
+    if run.training.resume_from_checkpoint and has_checkpoints(folder):
         check_unchanged(run, folder / "config.yaml")
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    local_path(folder, key)
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{key} {folder}: {part} is a file, expected a folder; name another one")
+    nearest = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{key} {folder}: {nearest} cannot be written to; name another folder")
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether the run that the folder holds has anything to be resumed from."""
+    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
 
 
 def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> None:
@@ -119,35 +163,83 @@ def check_shared(file: Path, text: str) -> None:
 
 def remove_run(folder: Path) -> None:
     """Removes the run that the folder holds, and nothing else that lies in it."""
+    remove_leftovers(folder)
     for name in (*RUN_FILES, *RESULT_FILES, "tensorboard"):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        _remove(folder / name)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a run that was killed was writing."""
+    for pattern in LEFTOVERS:
+        for path in folder.glob(pattern):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with storing(path):
+        if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
+            return
+        aside = path.with_name(path.name.removesuffix(REMOVING) + REMOVING)
+        path.rename(aside)  # so that nobody takes for a run what is left of one if this is cut off
+        shutil.rmtree(aside)
 
 
-def check_unchanged(run: RunConfig, config_file: Path) -> None:
-    """Raises `InputError` naming the settings that differ from those the run was started with, but
-    for those that cannot change its result."""
+@dataclass(frozen=True)
+class Changes:
+    """Settings that a resumed run has otherwise than the run it continues, each with both values.
+
+    **Fields**: `result`, those that change its result; `other`, those that do not.
+    """
+
+    result: list[str]
+    other: list[str]
+
+
+def changed_settings(run: RunConfig, config_file: Path) -> Changes:
+    """Compares with the settings that the run was started with. Raises `InputError` where they cannot be read."""
     try:
-        before = _flat(yaml.safe_load(config_file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        before = _flat(read_yaml(config_file))
+    except (InputError, AttributeError) as error:
         raise InputError(
             f"{config_file}: cannot be read, so that the run cannot be resumed with the settings it was started "
             "with; restore it, or start in another folder"
         ) from error
-    now = _flat(run.to_dict())
-    changed = [
-        f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in FREE_ON_RESUME and not name.startswith("logging.")
-    ]
-    if changed:
+    # What is not in the file is newer than the run, which had the default.
+    before, now = _flat(RunConfig(model=run.model).to_dict()) | before, _flat(yaml.safe_load(run.to_yaml()))
+    changes = Changes([], [])
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name) or name in RESUMING:
+            continue
+        is_free = name in FREE_ON_RESUME or name.startswith("logging.")
+        text = f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)"
+        (changes.other if is_free else changes.result).append(text)
+    return changes
+
+
+def check_unchanged(run: RunConfig, config_file: Path) -> None:
+    """Raises `InputError` naming the settings that differ from those the run was started with, but
+    for those that cannot change its result, and unless `training.resume_changed` allows all."""
+    changed = changed_settings(run, config_file).result
+    if changed and not run.training.resume_changed:
         raise InputError(
-            f"{config_file.parent}: cannot be resumed with other settings: {'; '.join(changed)}; "
-            "set them back, or start in another folder"
+            f"{config_file.parent}: cannot be resumed with other settings, which would change its result: "
+            f"{'; '.join(changed)}; set them back, or set training.resume_changed true, or start in another folder"
         )
+
+
+def describe_changes(run: RunConfig, config_file: Path) -> list[str]:
+    """Lines that say with which other settings a run is resumed."""
+    changes = changed_settings(run, config_file)
+    lines = []
+    if changes.result:
+        lines.append(
+            "warning: resuming with other settings, so that the result is not that of one run: "
+            f"{'; '.join(changes.result)}"
+        )
+    if changes.other:
+        lines.append(f"resuming with other settings, which do not change the result: {'; '.join(changes.other)}")
+    return lines
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

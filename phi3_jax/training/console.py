@@ -5,6 +5,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from phi3_jax.secrets import redact
+from phi3_jax.text import printable
+
 
 class RunConsole:
     """Shows steps done, loss, tokens/s and time left; between the lines that the run prints."""
@@ -26,7 +29,7 @@ class RunConsole:
         self._task = self._bar.add_task("training", total=None, figures="")
 
     def print(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(printable(redact(text)))
 
     def start(self, step: int, total: int) -> None:
         self._bar.update(self._task, completed=step, total=total)
@@ -44,7 +47,8 @@ class RunConsole:
             )
             self.print(f"step {row['step']}/{total}  {text}")
             return
-        text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
+        loss = f"loss {row['loss']:.4f}" if "loss" in row else "all steps skipped"
+        text = f"{loss}  {row['tokens_per_second']:,.0f} tokens/s"
         self._bar.update(self._task, figures=text)
         if self._lines:
             self.print(f"step {row['step']}/{total}  {text}  lr {row['learning_rate']:.2e}")

@@ -93,6 +93,46 @@ def cross_entropy_sums(
     return _compiled_sums(_Rule(label_smoothing, adjust), x, head, adapters, key, targets, is_target)
 
 
+def token_losses(
+    x: Float[Array, "batch seq hidden"],
+    head: Float[Array, "vocab hidden"],
+    targets: Int[Array, "batch seq"],
+    *,
+    adjust: Adjust = unadjusted,
+    adapters: Any = None,
+) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
+    """What `cross_entropy_sums` adds up, without a gradient: -log softmax(x headᵀ)[target] at each
+    position, float32, and whether the target is the most likely token.
+
+    Arguments, chunks and mesh are as there.
+    """
+
+    def of_device(head: Array, adapters: Any, x: Array, targets: Array) -> tuple[Array, Array]:
+        chunks = _Chunks(targets.size, len(head))
+
+        def of_chunk(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, targets = chunk
+            with _precise(x):
+                logits = constrain(project(x, head, jnp.float32), None, "heads")
+                losses, _, guesses = _token_losses(adjust(logits, x, head, adapters, None), targets)
+            return losses, guesses == targets
+
+        parts = jax.lax.map(of_chunk, (chunks.cut(x), chunks.cut(targets)))
+        return jax.tree.map(lambda part: chunks.join(part).reshape(targets.shape), parts)
+
+    cut, axes = _token_axes(targets.shape)
+    if not axes:
+        return of_device(head, adapters, x, targets)
+    whole = PartitionSpec()
+    return jax.shard_map(
+        of_device,
+        in_specs=(whole, whole, cut, cut),
+        out_specs=(cut, cut),
+        axis_names=set(axes),
+        check_vma=False,
+    )(head, adapters, x, targets)
+
+
 def chunk_tokens(tokens: int, vocab: int) -> int:
     """How many of a device's `tokens` a chunk holds."""
     mesh = ambient_mesh()
@@ -135,17 +175,15 @@ def _over_mesh(
     rule: _Rule, trained: Any, frozen: Any, key: PRNGKeyArray | None, tokens: _Tokens
 ) -> tuple[_Sums, _Gradients]:
     """The sums and the gradients, each device at its own tokens."""
-    mesh = ambient_mesh()
-    cut = PartitionSpec() if mesh is None else spec(tokens[1].shape, ("batch", "seq"), mesh)
-    axes = tuple(axis for part in cut if part for axis in ([part] if isinstance(part, str) else part))
-    if mesh is None or not axes:
+    cut, axes = _token_axes(tokens[1].shape)
+    if not axes:
         return _sums_of_device(rule, trained, frozen, key, tokens)
 
     def of_device(trained: Any, frozen: Any, key: Any, tokens: _Tokens, device: Array) -> tuple[_Sums, _Gradients]:
         sums, (dx, grads) = _sums_of_device(rule, trained, frozen, _own_key(key, device[0]), tokens)
         return jax.lax.psum(sums, axes), (dx, jax.lax.psum(grads, axes))
 
-    devices = jnp.arange(math.prod(mesh.shape[axis] for axis in axes))
+    devices = jnp.arange(math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes))
     whole = PartitionSpec()
     # The axes that cut tokens are dealt with here; what is cut over `tensor` is left to the compiler.
     return jax.shard_map(
@@ -157,6 +195,39 @@ def _over_mesh(
     )(trained, frozen, key, tokens, devices)
 
 
+def _token_axes(shape: tuple[int, ...]) -> tuple[PartitionSpec, tuple[str, ...]]:
+    """How the ambient mesh cuts `[batch, seq]`, and by which of its axes."""
+    mesh = ambient_mesh()
+    cut = PartitionSpec() if mesh is None else spec(shape, ("batch", "seq"), mesh)
+    return cut, tuple(axis for part in cut if part for axis in ([part] if isinstance(part, str) else part))
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """A device's tokens in chunks, the last one filled up with zeros."""
+
+    tokens: int
+    vocab: int
+
+    @property
+    def size(self) -> int:
+        return chunk_tokens(self.tokens, self.vocab)
+
+    @property
+    def number(self) -> int:
+        return math.ceil(self.tokens / self.size)
+
+    def cut(self, array: Array) -> Array:
+        """`[batch, seq, ...]` -> `[number, size, ...]`."""
+        flat = array.reshape(self.tokens, *array.shape[2:])
+        padding = [(0, self.number * self.size - self.tokens)] + [(0, 0)] * (flat.ndim - 1)
+        return jnp.pad(flat, padding).reshape(self.number, self.size, *flat.shape[1:])
+
+    def join(self, array: Array) -> Array:
+        """`[number, size, ...]` -> `[tokens, ...]`."""
+        return array.reshape(-1, *array.shape[2:])[: self.tokens]
+
+
 def _own_key(key: PRNGKeyArray | None, index: Array) -> PRNGKeyArray | None:
     return None if key is None else jax.random.fold_in(key, index)
 
@@ -165,14 +236,7 @@ def _sums_of_device(
     rule: _Rule, trained: Any, frozen: Any, key: PRNGKeyArray | None, tokens: _Tokens
 ) -> tuple[_Sums, _Gradients]:
     """The sums and the gradients, chunk by chunk; those of parameters are float32."""
-    shape, number = tokens[0].shape, tokens[1].size
-    size = chunk_tokens(number, len(combine(trained, frozen)["head"]))
-    chunks = math.ceil(number / size)
-
-    def cut(array: Array) -> Array:
-        flat = array.reshape(number, *array.shape[2:])
-        padding = [(0, chunks * size - number)] + [(0, 0)] * (flat.ndim - 1)
-        return jnp.pad(flat, padding).reshape(chunks, size, *flat.shape[1:])
+    chunks = _Chunks(tokens[1].size, len(combine(trained, frozen)["head"]))
 
     def step(carry: Any, chunk: tuple[Array, _Tokens]) -> tuple[Any, Array | None]:
         index, tokens = chunk
@@ -181,9 +245,9 @@ def _sums_of_device(
 
     zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), trained)
     start = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)), zeros
-    (sums, grads), dx = jax.lax.scan(step, start, (jnp.arange(chunks), jax.tree.map(cut, tokens)))
+    (sums, grads), dx = jax.lax.scan(step, start, (jnp.arange(chunks.number), jax.tree.map(chunks.cut, tokens)))
     if dx is not None:
-        dx = dx.reshape(-1, shape[-1])[:number].reshape(shape)
+        dx = chunks.join(dx).reshape(tokens[0].shape)
     return sums, (dx, grads)
 
 
@@ -198,9 +262,7 @@ def _sums_of_chunk(
         params = combine(trained, frozen)
         return rule.adjust(logits, x, params["head"], params["adapters"], key)
 
-    # "float32" means float32, as in the model. Said here, since differentiation calls this from elsewhere.
-    precise = jax.default_matmul_precision("highest") if x.dtype == jnp.float32 else contextlib.nullcontext()
-    with precise:
+    with _precise(x):
         logits = constrain(project(x, head, jnp.float32), None, "heads")
         logits, pull_back = jax.vjp(adjusted, logits, x, trained)
         sums, slopes = _cross_entropy(rule.label_smoothing, logits, targets, is_target)
@@ -211,6 +273,11 @@ def _sums_of_chunk(
             grads = {**grads, "head": grads["head"] + _contract(slopes, x, 0, 0)}
         dx = (dx + _contract(slopes, head, 1, 0)).astype(x.dtype) if rule.x_trains else None
     return sums, (dx, grads)
+
+
+def _precise(x: Array) -> contextlib.AbstractContextManager[Any]:
+    """ "float32" means float32, as in the model. Said here, since differentiation calls this from elsewhere."""
+    return jax.default_matmul_precision("highest") if x.dtype == jnp.float32 else contextlib.nullcontext()
 
 
 def _contract(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
@@ -226,16 +293,25 @@ def _cross_entropy(
 ) -> tuple[_Sums, Float[Array, "tokens vocab"]]:
     """The sums, and the gradient of the loss with respect to the logits."""
     vocab = logits.shape[-1]
+    losses, normalizer, guesses = _token_losses(logits, targets)
+    tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    slopes = jnp.exp(logits - normalizer) - (1 - label_smoothing) * (tokens == targets[:, None])
+    if label_smoothing:
+        uniform = normalizer[:, 0] - jnp.mean(logits, axis=-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
+        slopes -= label_smoothing / vocab
+    sums = jnp.sum(losses, where=is_target), jnp.sum(is_target & (guesses == targets))
+    return sums, jnp.where(is_target[:, None], slopes, 0)
+
+
+def _token_losses(
+    logits: Float[Array, "tokens vocab"], targets: Int[Array, "tokens"]
+) -> tuple[Float[Array, "tokens"], Float[Array, "tokens 1"], Int[Array, "tokens"]]:
+    """-log softmax(logits)[target], the log of the softmax's denominator, and the most likely token."""
     tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     normalizer = jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True)) + largest
     losses = normalizer - jnp.take_along_axis(logits, targets[:, None], axis=-1)
-    slopes = jnp.exp(logits - normalizer) - (1 - label_smoothing) * (tokens == targets[:, None])
-    if label_smoothing:
-        uniform = normalizer - jnp.mean(logits, axis=-1, keepdims=True)
-        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
-        slopes -= label_smoothing / vocab
     # The first of the largest. On CPUs argmax takes as long as the product with the head.
-    guesses = jnp.min(jnp.where(logits == largest, tokens, vocab), axis=-1)
-    sums = jnp.sum(losses[:, 0], where=is_target), jnp.sum(is_target & (guesses == targets))
-    return sums, jnp.where(is_target[:, None], slopes, 0)
+    guesses = jnp.min(jnp.where(logits == largest, tokens, logits.shape[-1]), axis=-1)
+    return losses[:, 0], normalizer, guesses

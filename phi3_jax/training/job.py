@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.data import prepare_data
+from phi3_jax.generation import end_token_ids
 from phi3_jax.hf.checkpoint import read_config
 from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
@@ -26,7 +27,7 @@ from phi3_jax.parallel.mesh import make_mesh
 from phi3_jax.parallel.sharding import replicated
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training.checks import check_length, check_mesh
-from phi3_jax.training.evaluation import Prompt, choose_prompts, end_token_ids
+from phi3_jax.training.evaluation import Prompt, choose_prompts
 from phi3_jax.training.start import load_model_and_lora
 from phi3_jax.training.step import Params, TrainState, model_and_lora
 

@@ -2,26 +2,32 @@
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from phi3_jax.data import eval_batches, preview, train_batches
+from phi3_jax.data.pipeline import eval_order
 from phi3_jax.evaluate.report import write_report
+from phi3_jax.files import StorageError, storing
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training import evaluation, results
-from phi3_jax.training.checks import check_output_folder, check_settings, check_shared, remove_run
+from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
+from phi3_jax.training.folder import RunFolder
 from phi3_jax.training.job import Job, load_job
-from phi3_jax.training.metrics import MetricsLog, Stopwatch, device_peak, step_flops
+from phi3_jax.training.metrics import Stopwatch, device_peak, step_flops
 from phi3_jax.training.optimizer import make_optimizer, make_schedule
+from phi3_jax.training.preemption import Stopped, StopSignals
 from phi3_jax.training.state import Checkpoints
 from phi3_jax.training.step import TrainStep, Window, make_eval_step, make_train_step
+from phi3_jax.training.suspects import Suspects
+from phi3_jax.training.versions import versions
+from phi3_jax.training.watch import Watch
 
 # The steps by which rows of every usual length have been met.
 WARM_UP_STEPS = 20
@@ -37,20 +43,25 @@ def train(run: RunConfig) -> dict[str, Any]:
     On several hosts every one of them calls this (`parallel.distributed.initialize` first), and the
     first one writes, to storage that they share.
 
-    Raises `InputError` for wrong settings, data or checkpoints before anything is written, and
-    `FloatingPointError` where the loss is not finite any more.
+    SIGTERM and SIGINT stop it after the step, or the batch of an evaluation, that it is at: a checkpoint is
+    saved, and `SystemExit` of status 143 raised, or `KeyboardInterrupt`.
+
+    Raises `InputError` for wrong settings, data or checkpoints before anything is written, `StorageError`
+    where a disk takes no more (the weights are then in `training.fallback_dir`, where that is given), and
+    `FloatingPointError` where more than `training.max_skipped_steps` steps in a row had a loss or gradient
+    that is not finite, or an evaluation has such a loss; the last good adapter is saved before.
     """
     check_agreement({"configuration": run.to_yaml()})
     with together():
         check_settings(run)
         check_output_folder(run)
     job = load_job(run)
-    with job.on_mesh():
-        trainer = Trainer(run, job)
+    with job.on_mesh(), StopSignals() as signals:
+        trainer = Trainer(run, job, signals)
         try:
-            trainer.begin()
-            trainer.loop()
-            return trainer.finish()
+            return trainer.run_all()
+        except StorageError as error:
+            raise StorageError(f"{error}; {trainer.rescue()}") from error
         finally:
             trainer.close()
 
@@ -61,7 +72,8 @@ class Progress:
 
     **Fields**: `rows`, lines of metrics.jsonl so far; `data`, state of the data iterator; `seconds`,
     spent on steps; `logged_step`, that of the last line, and `window_seconds` since; `loss`, summed
-    over `target_tokens` up to that line; `waited`, evaluations since the lowest loss; `evaluations`,
+    over `target_tokens` up to that line; `skipped`, steps that were skipped, as far as the console told;
+    `evaluated_step`, that of the last evaluation; `waited`, evaluations since the lowest loss; `evaluations`,
     the figures `before` training, the `last` and the `best` ones.
     """
 
@@ -74,22 +86,25 @@ class Progress:
     loss: float = 0.0
     tokens: int = 0
     target_tokens: int = 0
+    skipped: int = 0
+    evaluated_step: int = 0
     best_step: int | None = None
     waited: int = 0
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers_before: list[str] = field(default_factory=list)
 
 
 class Trainer:
-    """A run in progress: `begin`, `loop`, `finish`, and `close` in any case.
+    """A run in progress: `begin`, `loop`, `finish`, all of them by `run_all`, and `close` in any case.
 
     The host runs ahead of the device. It waits for results when a line of metrics is due, for an
     evaluation, for a checkpoint and for a compilation, and not otherwise.
     """
 
-    def __init__(self, run: RunConfig, job: Job):
+    def __init__(self, run: RunConfig, job: Job, signals: StopSignals | None = None):
         training = run.training
         self.run, self.job = run, job
+        self.signals = signals or StopSignals()
         self.folder = Path(training.output_dir)
         self.batch_size = job.batch_size(training.per_device_train_batch_size)
         self.eval_batch_size = job.batch_size(training.per_device_eval_batch_size)
@@ -116,74 +131,106 @@ class Trainer:
         self.progress = Progress()
         self.console = RunConsole(progress=run.logging.progress, quiet=not is_main())
         self.stopwatch = Stopwatch()
-        self.checkpoints: Checkpoints | None = None
-        self.metrics: MetricsLog | None = None
+        self.watch = Watch(run, job, self.batches, self.eval_step, self.console.print)
+        self.files = RunFolder(run, self.console.print)
+        self.written: Path | None = None  # where the weights lie at the end
+
+    def run_all(self) -> dict[str, Any]:
+        """Runs to the end, or to where a signal stops it."""
+        try:
+            self.begin()
+            self.loop()
+            return self.finish()
+        except Stopped:
+            self.save()
+            self.signals.leave()
 
     def begin(self) -> None:
         """Opens the output folder; restores the newest checkpoint, or evaluates the start."""
         training = self.run.training
         self._print_summary()
-        with together():
-            if is_main():
-                self._open_folder()
-        with together():
-            check_shared(self.folder / "config.yaml", self.run.to_yaml())
-        saved = self.folder / "checkpoints"
-        if training.save_strategy != "no" or saved.is_dir():
-            self.checkpoints = Checkpoints(saved, training.save_total_limit)
-        restored = self.checkpoints is not None and self._restore(self.checkpoints)
+        self.files.open()
+        restored = self.files.checkpoints is not None and self._restore(self.files.checkpoints)
         if training.resume_from_checkpoint and not restored:
             self.console.print(f"{self.folder} holds no complete checkpoint to resume: starting at step 0")
-        self.metrics = MetricsLog(self.folder, self.run, keep_rows=self.progress.rows, writes=is_main())
+        self.progress.rows = self.files.open_metrics(self.progress.rows)
         if self.evaluates and not restored:
             self._evaluate("before")
             self.progress.answers_before = self._answers()
-
-    def _open_folder(self) -> None:
-        training = self.run.training
-        if training.overwrite_output_dir and not training.resume_from_checkpoint:
-            remove_run(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        results.write_text(self.folder / "config.yaml", self.run.to_yaml())
 
     def loop(self) -> None:
         """Takes steps until all are done, or patience is over."""
         self.console.start(self.progress.step, self.total_steps)
         self.stopwatch.start()
+        if self._evaluation_is_due() and self.progress.evaluated_step < self.progress.step:
+            self._evaluate_and_save()  # it was stopped there
         while not self._is_last(self.progress.step):
             self._take_step()
             self._after_step()
+            if self.signals.reached(self.progress.step):
+                raise Stopped
         if self.progress.logged_step < self.progress.step:
             self._log()
+        self._check_end()
         self.console.stop()
 
     def finish(self) -> dict[str, Any]:
         """Evaluates, and writes the weights, the results and the report."""
         training, progress = self.run.training, self.progress
+        if self.files.checkpoints is not None:
+            self.files.checkpoints.wait()  # so that a disk that is full shows while these weights are here
         if training.load_best_model_at_end and progress.best_step not in (None, progress.step):
-            assert self.checkpoints is not None
-            best, _ = self.checkpoints.restore(self.state, progress.best_step)
+            assert self.files.checkpoints is not None
+            best, _ = self.files.checkpoints.restore(self.state, progress.best_step)
             self.state = replace(self.state, trainable=best.trainable)
             progress.evaluations["last"] = progress.evaluations["best"]
             self.console.print(f"loaded the best checkpoint, step {progress.best_step}")
         answers = self._answers() if self.evaluates else []
         before = self._figures("before", progress.answers_before)
         after = self._figures("last", answers)
-        target = results.save_weights(self.folder, self.run, self.job, self.state.trainable)
+        self.written = results.save_weights(self.folder, self.run, self.job, self.state.trainable)
         everything = {**self._train_results(), **after}
         with together():
             if is_main():
-                results.write_results(self.folder, self._train_results(), after)
-                self._write_report(before, after, answers)
+                with storing(self.folder):
+                    results.write_results(self.folder, self._train_results(), after)
+                    self._write_report(before, after, answers)
         self._print_before_after(before, after)
-        self.console.print(f"wrote {target} and {self.folder / 'report.html'}")
+        self.console.print(f"wrote {self.written} and {self.folder / 'report.html'}")
         return everything
+
+    def save(self) -> None:
+        """Saves a checkpoint now, whatever `save_strategy` is."""
+        self.console.stop()
+        self._pause()
+        said = "nothing to save before the first step"
+        if self.progress.step:
+            self._save(None)
+            self.files.open_checkpoints().wait()
+            said = f"saved the checkpoint of step {self.progress.step}; go on with training.resume_from_checkpoint true"
+        self.console.print(f"stopped: {said}")
+
+    def rescue(self) -> str:
+        """Saves the weights as they are in `fallback_dir`, after the output folder failed; says what is where."""
+        self.console.stop()
+        step, fallback = self.progress.step, self.run.training.fallback_dir
+        kept = self.files.kept()
+        if self.written is not None:
+            return f"the weights of step {step} are in {self.written}"
+        if not step:
+            return kept
+        if fallback is None:
+            return f"{kept}; training.fallback_dir would name a folder for the weights of step {step}"
+        folder = Path(fallback) / f"{self.folder.absolute().name}-step{step}"
+        try:
+            target = results.save_weights(folder, self.run, self.job, self.state.trainable)
+        except StorageError as error:
+            return f"{kept}; nor can the weights of step {step} be saved in training.fallback_dir: {error}"
+        return f"{kept}; the weights of step {step} are in {target}"
 
     def close(self) -> None:
         self.console.stop()
-        for part in (self.checkpoints, self.metrics):
-            if part is not None:
-                part.close()
+        self.files.close()
 
     # A step, and what is due after it.
 
@@ -207,12 +254,21 @@ class Trainer:
             )
 
     def _after_step(self) -> None:
+        step = self.progress.step
+        is_due = step % self.run.training.logging_steps == 0 or step == self.total_steps
+        if is_due or (self.run.training.debug_nans and self._look_after_skips()):
+            self._log()
+        self._evaluate_and_save()
+
+    def _evaluation_is_due(self) -> bool:
         training, step = self.run.training, self.progress.step
         last = step == self.total_steps
-        if step % training.logging_steps == 0 or last:
-            self._log()
+        return step > 0 and self.evaluates and self._is_due(training.eval_strategy, training.eval_steps, last)
+
+    def _evaluate_and_save(self) -> None:
+        training, step = self.run.training, self.progress.step
         eval_loss, is_best = None, False
-        if self.evaluates and self._is_due(training.eval_strategy, training.eval_steps, last):
+        if self._evaluation_is_due():
             self._pause()
             eval_loss = self._evaluate("last")
             is_best = self._rank()
@@ -220,7 +276,9 @@ class Trainer:
         due = self._is_due(training.save_strategy, training.save_steps, self._is_last(step))
         if due or (is_best and training.load_best_model_at_end):
             self._pause()
-            self._save(eval_loss)
+            # Else weights that nothing but skipped steps have seen could drive the good ones out.
+            if not jax.device_get(self.state.skips.in_a_row):
+                self._save(eval_loss)
             self.stopwatch.start()
 
     def _is_due(self, strategy: str, steps: int | None, last: bool) -> bool:
@@ -241,10 +299,10 @@ class Trainer:
 
     def _log(self) -> None:
         """Writes a line of metrics for the steps since the last one."""
-        assert self.metrics is not None
+        assert self.files.metrics is not None
         progress = self.progress
+        is_over = self._look_after_skips()
         window: Window = jax.device_get(self.state.window)
-        self._check_finite(float(window.loss), float(window.grad_norm))
         self._pause()
         self.stopwatch.start()
         self.state = replace(self.state, window=self.job.replicate(Window.empty()))
@@ -254,9 +312,11 @@ class Trainer:
         row = {
             "step": progress.step,
             "epoch": progress.step / self.epoch_steps,
-            "loss": float(window.loss) / max(1, int(window.target_tokens)),
-            "learning_rate": float(self.schedule(progress.step - 1)),
-            "grad_norm": float(window.grad_norm),
+            # Where all steps were skipped there is none.
+            **({"loss": float(window.loss) / int(window.target_tokens)} if window.target_tokens else {}),
+            "learning_rate": float(self.schedule(max(0, progress.step - progress.skipped - 1))),
+            **({"grad_norm": float(window.grad_norm)} if window.target_tokens else {}),
+            "skipped": progress.skipped,
             "tokens": progress.tokens,
             "target_tokens": progress.target_tokens,
             "tokens_per_second": int(window.tokens) / progress.window_seconds,
@@ -274,20 +334,50 @@ class Trainer:
             row["mfu"] = flops / progress.window_seconds / (peak * devices)
         progress.window_seconds, progress.logged_step = 0.0, progress.step
         self._write(row)
+        if is_over:
+            limit = self.run.training.max_skipped_steps
+            self._stop(
+                f"the loss or its gradient is not finite, more than training.max_skipped_steps {limit} times in a row"
+            )
 
-    def _check_finite(self, *values: float) -> None:
-        if all(math.isfinite(value) for value in values):
-            return
-        newest = self.checkpoints.steps[-1:] if self.checkpoints is not None else []
-        kept = f"the checkpoint of step {newest[0]} is kept" if newest else "no checkpoint was saved before"
+    # Numbers that are not finite.
+
+    def _look_after_skips(self) -> bool:
+        """Tells of steps that were skipped since the last look; whether they are too many in a row."""
+        self._pause()
+        skips = self.watch.look(self.state, self.progress.skipped)
+        self.progress.skipped = int(skips.total)
+        self.stopwatch.start()
+        return int(skips.in_a_row) > self.run.training.max_skipped_steps
+
+    def _check_end(self) -> None:
+        """Where the last steps were skipped, nothing has shown yet that the weights are good."""
+        skips = jax.device_get(self.state.skips)
+        step = skips.last_taken(self.progress.step)
+        if skips.in_a_row and (step < 0 or not self.watch.is_good(self.state, step)):
+            self._stop(f"the loss or its gradient was not finite in the last {int(skips.in_a_row)} steps")
+
+    def _stop(self, why: str) -> NoReturn:
+        """Saves the last adapter that is known to be good, and ends the run."""
+        self.console.stop()
+        skips = jax.device_get(self.state.skips)
+        if skips.taken(self.progress.step) == 0:
+            saved = "no step was taken, so there is no adapter to save"
+        elif self.state.good is None:
+            saved = self.files.kept()
+        else:
+            target = results.save_weights(self.folder, self.run, self.job, self.state.good)
+            started = skips.last_taken(self.progress.step) + 1
+            saved = f"{target} holds the adapter that step {started} started from, the last one with a finite loss"
         raise FloatingPointError(
-            f"step {self.progress.step}: the loss or its gradient is not finite ({kept}); lower "
-            "training.learning_rate, or give model.dtype bfloat16 or float32 if it is float16"
+            f"step {self.progress.step}: {why}; {saved}; lower training.learning_rate, give model.dtype bfloat16 or "
+            "float32 if it is float16, or have training.debug_nans name the layer"
         )
 
     def _write(self, row: dict[str, Any]) -> None:
-        assert self.metrics is not None
-        self.metrics.write(row)
+        assert self.files.metrics is not None
+        with together():
+            self.files.metrics.write(row)
         self.progress.rows += 1
         self.console.figures(row, self.total_steps)
 
@@ -302,12 +392,21 @@ class Trainer:
             part=self.job.rows_here(self.eval_batch_size),
             pad_id=self.job.pad_id,
         )
-        put = partial(self.job.put, batch_size=self.eval_batch_size)
+
+        def put(batch: dict[str, Any]) -> dict[str, Any]:
+            self.signals.check()
+            return self.job.put(batch, self.eval_batch_size)
+
         figures = evaluation.evaluate_rows(self.eval_step, self.state.trainable, self.job.frozen, map(put, batches))
-        self._check_finite(figures["eval_loss"])
-        self.progress.evaluations[name] = figures
+        if not math.isfinite(figures["eval_loss"]):
+            rows = self.job.data.eval
+            suspects = Suspects(self.job, self.run.data, self.eval_step, rows, self.eval_batch_size)
+            why = suspects.describe(self.state.trainable, eval_order(rows, self.run.data))
+            self._stop(f"the evaluation's loss is not finite: {why}")
+        self.progress.evaluations[name], self.progress.evaluated_step = figures, self.progress.step
         epoch = self.progress.step / self.epoch_steps
-        self._write({"step": self.progress.step, "epoch": epoch, **figures})
+        numbers = {key: value for key, value in figures.items() if not key.endswith("_interval")}
+        self._write({"step": self.progress.step, "epoch": epoch, **numbers})
         return figures["eval_loss"]
 
     def _rank(self) -> bool:
@@ -323,6 +422,7 @@ class Trainer:
     def _answers(self) -> list[str]:
         if not self.job.prompts:
             return []
+        self.signals.check()
         model, lora = self.job.model_and_lora(self.state.trainable)
         return evaluation.answer(
             model,
@@ -334,21 +434,21 @@ class Trainer:
             end_ids=self.job.end_ids,
         )
 
-    def _figures(self, name: str, answers: list[str]) -> dict[str, float]:
+    def _figures(self, name: str, answers: list[str]) -> dict[str, Any]:
         figures = dict(self.progress.evaluations.get(name, {}))
         if answers:
-            figures["exact_match"] = evaluation.exact_match(answers, self.job.prompts)
+            figures |= evaluation.exact_match(answers, self.job.prompts)
         return figures
 
     # Checkpoints.
 
     def _save(self, eval_loss: float | None) -> None:
         """Saves everything that the rest of the run depends on; `eval_loss`, if it was just measured."""
-        assert self.checkpoints is not None
-        window: Window = jax.device_get(self.state.window)
-        self._check_finite(float(window.loss), float(window.grad_norm))
+        assert self.files.metrics is not None
         self.progress.data = self.batches.get_state()
-        self.checkpoints.save(self.progress.step, self.state, asdict(self.progress), eval_loss)
+        with together():
+            self.files.metrics.sync()
+        self.files.open_checkpoints().save(self.progress.step, self.state, asdict(self.progress), eval_loss)
 
     def _restore(self, checkpoints: Checkpoints) -> bool:
         if not checkpoints.steps:
@@ -388,8 +488,8 @@ class Trainer:
             "train_tokens_per_second": progress.tokens / seconds,
         }
 
-    def _write_report(self, before: dict[str, float], after: dict[str, float], answers: list[str]) -> None:
-        assert self.metrics is not None
+    def _write_report(self, before: dict[str, Any], after: dict[str, Any], answers: list[str]) -> None:
+        assert self.files.metrics is not None
         samples = [
             {
                 "prompt": self.job.tokenizer.decode(ids),
@@ -402,18 +502,20 @@ class Trainer:
         write_report(
             self.folder / "report.html",
             run_config=self.run.to_dict(),
-            history=self.metrics.history,
+            history=self.files.metrics.history,
             before=before or None,
             after=after or None,
             samples=samples,
             data_stats=self.job.data.stats,
             parameter_table=[(row.module, row.count) for row in self.job.table.rows],
-            versions=results.versions(),
-            command=results.command_line(),
+            versions=versions(),
+            command=results.command_line(["phi3-jax", "train", "--config", str(self.folder / "config.yaml")]),
+            train_results=self._train_results(),
+            memory=results.peak_memory(),
         )
 
-    def _print_before_after(self, before: dict[str, float], after: dict[str, float]) -> None:
-        for name in after:
+    def _print_before_after(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        for name in (name for name in after if not name.endswith("_interval")):
             percent = name in ("eval_token_accuracy", "exact_match")
             old, new = (f"{x[name]:.1%}" if percent else f"{x[name]:.4f}" for x in (before, after))
             self.console.print(f"{name.removeprefix('eval_').replace('_', ' ')}: {old} before, {new} after")

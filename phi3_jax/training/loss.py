@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from phi3_jax.errors import InputError
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits
-from phi3_jax.training.cross_entropy import cross_entropy_sums
+from phi3_jax.training.cross_entropy import cross_entropy_sums, token_losses
 
 IGNORED_LABEL = -100  # transformers' mark of a token that is no target
 
@@ -100,6 +100,27 @@ def loss_sums(
         key=dropout_key,
     )
     return total, jnp.sum(is_target), correct
+
+
+def row_sums(
+    model: Phi3ForCausalLM, lora: Lora | None, batch: Batch
+) -> tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]:
+    """`loss_sums` of every row by itself, for evaluation."""
+    targets, is_target = next_tokens(batch)
+    x = model.last_hidden_state(
+        jnp.asarray(batch["input_ids"]),
+        attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
+        positions=batch.get("positions"),
+        segment_ids=batch.get("segment_ids"),
+        lora=lora,
+    )  # [B, T, H]
+    head, adapters = model.head(lora)
+    losses, is_right = token_losses(x, head, targets, adjust=adapted_logits, adapters=adapters)
+    return (
+        jnp.sum(losses, axis=1, where=is_target),
+        jnp.sum(is_target, axis=1),
+        jnp.sum(is_target & is_right, axis=1),
+    )
 
 
 def documents(batch: Batch) -> Int[Array, "batch seq"]:

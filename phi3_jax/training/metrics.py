@@ -1,15 +1,22 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard, Weights & Biases; and model FLOP utilisation."""
 
+import errno
 import json
 import os
+import platform
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
+import yaml
 
 from phi3_jax.config import Phi3Config
+from phi3_jax.files import storing, write_text
 from phi3_jax.run_config import RunConfig
 
 # Dense bfloat16 peaks, FLOP/s a device, from the makers' data sheets; by a part of jax's device_kind.
@@ -24,6 +31,24 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,  # v5p
     "TPU v4": 275e12,
 }
+
+# Peaks of their memory, bytes/s a device, from the same sheets.
+PEAK_BANDWIDTH = {
+    "H200": 4.8e12,
+    "H100": 3.35e12,
+    "A100": 2.039e12,  # of 80 GB
+    "L40S": 0.864e12,
+    "L4": 0.3e12,
+    "TPU v6 lite": 1.638e12,
+    "TPU v5 lite": 0.819e12,
+    "TPU v5": 2.765e12,  # v5p
+    "TPU v4": 1.228e12,
+}
+
+
+def peak_bandwidth(device_kind: str) -> float | None:
+    """The peak of a device's memory, None where it is not known."""
+    return next((peak for name, peak in PEAK_BANDWIDTH.items() if name in device_kind), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -73,31 +98,36 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl, and to TensorBoard and Weights & Biases where asked for."""
+    """Appends rows to metrics.jsonl, and to TensorBoard and Weights & Biases where asked for.
+
+    **Arguments**: `keep_rows`, lines of metrics.jsonl that stay: those after the checkpoint are written
+    again. `writes`, whether this process writes at all.
+
+    Raises `StorageError` where a file cannot be written.
+    """
 
     def __init__(self, folder: Path, run: RunConfig, *, keep_rows: int, writes: bool = True):
         self.path = folder / "metrics.jsonl"
         self.history: list[dict[str, Any]] = []
-        self._file: TextIO | None = None
-        self._tensorboard: Any = None
+        self._file: FileIO | None = None
+        self._tensorboard: TensorBoard | None = None
         self._wandb: Any = None
         if writes:
             self._open(folder, run, keep_rows)
 
     def _open(self, folder: Path, run: RunConfig, keep_rows: int) -> None:
         self.history = _first_rows(self.path, keep_rows)
-        self._file = self.path.open("a", encoding="utf-8")
+        with storing(self.path):
+            self._file = FileIO(self.path, "a")
         step = self.history[-1]["step"] if self.history else 0
         if run.logging.tensorboard:
-            import tensorboardX  # brings PyTorch along where that is installed: seconds
-
-            purge_step = step + 1 if step else None
-            self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+            self._tensorboard = TensorBoard(folder / "tensorboard", step)
         if run.logging.wandb:
             import wandb
 
+            settings = yaml.safe_load(run.to_yaml())  # which has no tokens
             self._wandb = wandb.init(
-                project=run.logging.wandb_project, name=run.logging.run_name, config=run.to_dict(), dir=str(folder)
+                project=run.logging.wandb_project, name=run.logging.run_name, config=settings, dir=str(folder)
             )
 
     def write(self, row: dict[str, Any]) -> None:
@@ -105,15 +135,22 @@ class MetricsLog:
         self.history.append(row)
         if self._file is None:
             return
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        # Unbuffered, so that what is written is not lost with the process, and tried once.
+        line = json.dumps(row).encode() + b"\n"
+        with storing(self.path, len(line)):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         step, values = row["step"], {name: value for name, value in row.items() if name != "step"}
-        for name, value in values.items():
-            if self._tensorboard is not None and np.isscalar(value):
-                place = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-                self._tensorboard.add_scalar(place, value, step)
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, values)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+
+    def sync(self) -> None:
+        """Has what was written on the disk, before a checkpoint counts on it."""
+        if self._file is not None:
+            with storing(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
@@ -124,10 +161,52 @@ class MetricsLog:
             self._wandb.finish()
 
 
+class TensorBoard:
+    """An event file in `folder`, written line by line: tensorboardX's own writer leaves that to a thread,
+    which a full disk ends without a word to anybody.
+
+    **Arguments**: `step`, the last one that earlier files in the folder hold and that counts.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        # tensorboardX brings PyTorch along where that is installed: seconds
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        self._folder, self._event, self._scalar = folder, Event, scalar
+        with storing(folder):
+            folder.mkdir(exist_ok=True)
+            self._file = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}"))
+            self._add(file_version="brain.Event:2")
+            if step:  # what stands behind it in earlier files is left out
+                self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **fields: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Raises `StorageError` where it cannot."""
+        with storing(self._folder):
+            for name, value in values.items():
+                if np.isscalar(value):
+                    place = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+                    self._add(step=step, summary=self._scalar(place, value))
+            self._file.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):  # every row was flushed, or has said why not
+            self._file.close()
+
+
 def _first_rows(path: Path, number: int) -> list[dict[str, Any]]:
-    """Cuts the file to its first lines: those after the checkpoint are written again."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:number] if path.exists() else []
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
-    return [json.loads(line) for line in lines]
+    """Cuts the file to its first lines, fewer where there are not so many rows: those after the checkpoint
+    are written again."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:number] if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows

@@ -1,21 +1,21 @@
 """What a run leaves behind: the adapter or model, the result files, and the report."""
 
 import json
-import os
-import platform
-import shlex
+import resource
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from phi3_jax.files import write_text
 from phi3_jax.hf.checkpoint import save_model
 from phi3_jax.hf.peft import save_adapter
 from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
 from phi3_jax.run_config import RunConfig
+from phi3_jax.secrets import redact_command
 from phi3_jax.training.job import Job
 from phi3_jax.training.step import Params
 
@@ -25,9 +25,7 @@ def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> P
     model, lora = job.model_and_lora(trainable)
     if lora is None:
         target = folder / "model"
-        save_model(model, target)
-        if is_main():
-            job.tokenizer.save_pretrained(target)
+        save_model(model, target, tokenizer=job.tokenizer)
         return target
     target = folder / "adapter"
     lora = to_host(lora)
@@ -57,18 +55,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=4, sort_keys=True) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+def peak_memory() -> dict[str, int | None]:
+    """The most memory so far: `host_peak_bytes`, resident of this process; `device_peak_bytes`, in use on
+    the device of this host that used most, None where the backend does not count (a CPU)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
+    return {
+        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "device_peak_bytes": max(peaks, default=None),
+    }
 
 
-def versions() -> dict[str, str]:
-    """What the run ran on, for the report."""
-    found = {name: version(name) for name in ("phi3_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")}
-    return {**found, "python": platform.python_version(), "device": jax.devices()[0].device_kind}
+def command_line(otherwise: Sequence[str] = ()) -> str:
+    """What does the same again: this process's command, or `otherwise` where it is none, as in a notebook.
 
-
-def command_line() -> str:
-    return shlex.join(sys.argv)
+    Tokens are left out, see `phi3_jax.secrets`.
+    """
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        return redact_command(otherwise)
+    program, *arguments = sys.argv
+    if Path(program).name == "phi3-jax":
+        return redact_command(["phi3-jax", *arguments])
+    return redact_command(["python", program, *arguments])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from phi3_jax.names import path_names
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.quant import is_quantized
 from phi3_jax.run_config import TrainingSection
-from phi3_jax.training.loss import loss_sums
+from phi3_jax.training.loss import loss_sums, row_sums
+from phi3_jax.training.nonfinite import Skips, choose
 
 Params = dict[str, Any]  # {"model": the model's state, "lora": Lora | None}; None where a leaf is elsewhere
 
@@ -27,7 +29,8 @@ class Window:
     """Sums over the steps since the last line of metrics, kept on the device.
 
     **Fields**: `loss`, summed over target tokens; `target_tokens`; `tokens`, padding left out;
-    `attended`, the keys that these tokens see; `grad_norm`, of the last step, before clipping.
+    `attended`, the keys that these tokens see; `grad_norm`, of the last step, before clipping. Skipped
+    steps count in `tokens` and `attended` alone.
     """
 
     loss: Float[Array, ""]
@@ -47,8 +50,10 @@ class Window:
 class TrainState:
     """What a step changes, and the key that its randomness is drawn from.
 
-    **Fields**: `step`, optimizer steps done; `trainable`, the part of the parameters that trains
-    (None elsewhere); `opt_state`, the optimizer's, for these leaves alone; `key`, the run's.
+    **Fields**: `step`, steps done, skipped ones too; `trainable`, the part of the parameters that trains
+    (None elsewhere); `opt_state`, the optimizer's, for these leaves alone; `key`, the run's; `skips`, the
+    steps that were left out; `good`, what `trainable` was before the last step that was taken, the newest
+    of which a finite loss is known, None where the model itself trains, whose copy would be large.
     """
 
     step: Int[Array, ""]
@@ -56,10 +61,15 @@ class TrainState:
     opt_state: Any
     window: Window
     key: PRNGKeyArray
+    skips: Skips
+    good: Params | None
 
     @classmethod
     def create(cls, trainable: Params, tx: optax.GradientTransformation, key: PRNGKeyArray) -> "TrainState":
-        return cls(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), Window.empty(), key)
+        # Copied, since a donated buffer must not be given twice.
+        good = None if trainable.get("lora") is None else jax.tree.map(jnp.copy, trainable)
+        step = jnp.zeros((), jnp.int32)
+        return cls(step, trainable, tx.init(trainable), Window.empty(), key, Skips.none(), good)
 
 
 def model_and_lora(graph: Any, trainable: Params, frozen: Params, dtype: Any) -> tuple[Any, Any]:
@@ -76,7 +86,9 @@ def make_train_step(
     """The step `(state, frozen, batch [accumulation, batch, seq]) -> state`, to be compiled.
 
     The gradient is that of the loss summed over all micro-batches, divided by the number of target
-    tokens in all of them. It exists for `state.trainable` alone, once, and is summed in float32.
+    tokens in all of them. It exists for `state.trainable` alone, once, and is summed in float32. Where
+    the loss or the gradient's norm is not finite, parameters and optimizer stay as they are, bit for bit,
+    and `state.skips` counts the step.
     """
 
     def objective(
@@ -118,20 +130,25 @@ def make_train_step(
         indices = jnp.arange(batch["input_ids"].shape[0])
         (total, count, attended), _ = jax.lax.scan(micro_step, start, (indices, batch))
         grads = jax.tree.map(lambda ref: ref[...] / jnp.maximum(count, 1), sums)
+        norm = optax.tree.norm(grads)
+        is_finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        takes, skips = state.skips.judge(state.step, is_finite, training.max_skipped_steps)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         window = Window(
-            loss=state.window.loss + total,
-            target_tokens=state.window.target_tokens + count,
+            loss=state.window.loss + jnp.where(takes, total, 0),
+            target_tokens=state.window.target_tokens + jnp.where(takes, count, 0),
             tokens=state.window.tokens + jnp.sum(batch["segment_ids"] != 0),
             attended=state.window.attended + attended,
-            grad_norm=optax.tree.norm(grads),
+            grad_norm=jnp.where(takes, norm, state.window.grad_norm),
         )
         return TrainState(
             step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
-            opt_state=opt_state,
+            trainable=choose(takes, optax.apply_updates(state.trainable, updates), state.trainable),
+            opt_state=choose(takes, opt_state, state.opt_state),
             window=window,
             key=state.key,
+            skips=skips,
+            good=None if state.good is None else choose(takes, state.trainable, state.good),
         )
 
     return train_step
@@ -194,11 +211,17 @@ class TrainStep:
 
 
 def make_eval_step(graph: Any, dtype: Any) -> Callable[..., tuple[Array, Array, Array]]:
-    """Compiled `(trainable, frozen, batch [batch, seq]) -> (loss sum, target tokens, correct)`."""
+    """Compiled `(trainable, frozen, batch [batch, seq]) -> (loss sum, target tokens, correct)`, each `[batch]`.
 
-    @jax.jit
-    def eval_step(trainable: Params, frozen: Params, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
-        model, lora = model_and_lora(graph, trainable, frozen, dtype)
-        return loss_sums(model, lora, batch)
+    On a mesh every device gets those of all rows. Models of one shape share their programs.
+    """
+    return partial(_eval_step, graph, dtype)
 
-    return eval_step
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _eval_step(
+    graph: Any, dtype: Any, trainable: Params, frozen: Params, batch: dict[str, Array]
+) -> tuple[Array, Array, Array]:
+    model, lora = model_and_lora(graph, trainable, frozen, dtype)
+    loss, count, correct = row_sums(model, lora, batch)
+    return constrain(loss, None), constrain(count, None), constrain(correct, None)

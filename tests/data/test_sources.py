@@ -121,7 +121,11 @@ def test_hub_ids(monkeypatch):
         return ["train_sft", "test_sft"]
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", split_names)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: [{"text": f"{name} {config} {split}"}])
+
+    def load(name, config, split):
+        return datasets.Dataset.from_list([{"text": f"{name} {config} {split}"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert rows_of("owner/name", split="train_sft") == [{"text": "owner/name None train_sft"}]
     assert rows_of("owner/configs", split="test_sft", dataset_config="main") == [
         {"text": "owner/configs main test_sft"}

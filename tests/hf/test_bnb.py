@@ -178,7 +178,7 @@ NF4_FILES = {
     "dtype in the state": (set_state(dtype="float64"), '"dtype": "float64"'),
     "dtype of one layer": (set_state(dtype="bfloat16"), "from another type"),
     "no offset": (set_state(nested_offset=None), "is no proper quant_state"),
-    "offset": (set_state(nested_offset=float("inf")), "nested_offset"),
+    "offset": (set_state(nested_offset=float("inf")), "Infinity is no JSON number"),
     "no JSON": (lambda t: t.update({STATE: np.zeros(9, np.uint8)}), "is no proper quant_state"),
     "another object": (lambda t: t.update({STATE: np.frombuffer(b"[1]", np.uint8)}), "is no proper quant_state"),
 }

@@ -101,6 +101,24 @@ class TestFolders:
         assert "384" in printed
         assert "chat template: none" in printed
 
+    def test_nothing_that_is_shown_steers_the_terminal(self, tmp_path, capsys):
+        hostile = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp.exe\ud800\nforged: line"
+        folder = tmp_path / "adapter\x1b[31m"
+        add_adapter(folder, ADAPTER | {"target_modules": [hostile], "base_model_name_or_path": hostile})
+        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "chat_template.jinja").write_text("\x1b[31m{{ messages }}")
+        print_info(checkpoint_info(tmp_path))
+        printed = capsys.readouterr().out
+        assert all(line.isprintable() for line in printed.split("\n"))
+        assert "\nforged" not in printed
+        assert r"\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp.exe\ud800 forged: line" in printed
+
+    def test_an_empty_template_is_one(self, tmp_path, capsys):
+        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "chat_template.jinja").write_text("")
+        print_info(checkpoint_info(tmp_path))
+        assert "chat template: 0 characters" in capsys.readouterr().out
+
     def test_a_runs_output_folder(self, tmp_path):
         add_adapter(tmp_path / "adapter")
         info = checkpoint_info(tmp_path)

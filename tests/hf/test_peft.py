@@ -388,7 +388,7 @@ def test_what_pefts_defaults_are(model, saved):
     ("content", "message"),
     [
         (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
+        (b"\xff\xfe", "is not UTF-8"),
         (b"[1]", "holds a list"),
         (b"{}", "peft_type is None, expected 'LORA'"),
         (b'{"peft_type": "LORA"}', "target_modules is not given"),

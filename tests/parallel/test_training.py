@@ -6,9 +6,11 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from safetensors.numpy import load_file
 
 from phi3_jax.errors import InputError
 from phi3_jax.training.loop import train
+from phi3_jax.training.manifest import check
 from tests.parallel.runs import config, losses, write_inputs
 
 ONE = [1, 1, 1, 1]
@@ -102,6 +105,28 @@ def test_two_processes_train_as_one_does(folder):
     assert not GLOO.sub("", second).strip()
     assert (folder / "hosts/adapter/adapter_model.safetensors").exists()
     assert (folder / "hosts/report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(folder, number):
+    output = folder / f"stopped{number}"
+    options = ["--training.output_dir", str(output), "--training.max_steps", "5000", "--training.save_steps", "5000"]
+    options += ["--training.eval_generations", "0"]
+    processes = start_two(folder, options, options)
+    deadline = time.monotonic() + 300
+    while not (output / "metrics.jsonl").exists() or len(losses(output)) < 3:
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[1].send_signal(number)
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    (saved,) = (path for path in (output / "checkpoints").iterdir())
+    check(saved, thoroughly=True)
+    assert 3 <= int(saved.name) < 5000
+    assert f"stopped: saved the checkpoint of step {saved.name};" in outputs[0][0]
+    assert len(losses(output)) == int(saved.name)
+    assert not (output / "adapter").exists()
 
 
 def test_processes_that_disagree_both_say_so(folder):

@@ -134,7 +134,7 @@ def state(where: Mesh, spec: P, factor: float) -> TrainState:
         created = TrainState.create(trainable, optax.adam(1e-3), jax.random.key(3))
         return jax.tree.map(lambda x: x + int(factor) if x.dtype == jnp.int32 else x, created)
 
-    kept = jax.tree.map(lambda x: NamedSharding(where, spec if x.ndim else P()), jax.eval_shape(make))
+    kept = jax.tree.map(lambda x: NamedSharding(where, spec if x.ndim == 2 else P()), jax.eval_shape(make))
     return jax.jit(make, out_shardings=kept)()
 
 

@@ -214,7 +214,7 @@ def test_alternatives_keep_the_batch_and_use_what_is_idle():
         pytest.fail(f"no smaller batch among {found}")
 
 
-@pytest.mark.parametrize(("rows", "is_close"), [(1, False), (8, True)])
+@pytest.mark.parametrize(("rows", "is_close"), [(1, False), (7, True)])
 def test_an_estimate_near_the_limit_says_so(mini, rows, is_close):
     run, _ = run_of(
         MINI,

@@ -1,5 +1,7 @@
 """States of 8 bits: what is quantised, and that blocks are those of one layer."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +125,7 @@ def test_a_checkpoint_brings_the_state_back(tmp_path):
     fresh = TrainState.create(params, tx, jax.random.key(0))
     grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
     _, opt_state = tx.update(grads, fresh.opt_state, params)
-    saved = TrainState(fresh.step, params, opt_state, fresh.window, fresh.key)
+    saved = replace(fresh, trainable=params, opt_state=opt_state)
     checkpoints = Checkpoints(tmp_path, None)
     checkpoints.save(1, saved, {}, None)
     restored, _ = checkpoints.restore(fresh)

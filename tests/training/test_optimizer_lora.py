@@ -206,7 +206,7 @@ def test_a_run_with_lora_fa_trains_b_alone(tmp_path):
         trainer.loop()
         trainer.finish()
         stepped = trainer.state
-        restored, _ = trainer.checkpoints.restore(stepped)
+        restored, _ = trainer.files.checkpoints.restore(stepped)
     finally:
         trainer.close()
     trained = load_adapter(tmp_path / "out" / "adapter", job.model_and_lora(stepped.trainable)[0])

@@ -1,0 +1,47 @@
+"""Text that is shown to people: on one line, bounded, and unable to steer a terminal."""
+
+import re
+import reprlib
+from typing import Any
+
+# Characters that steer a terminal, or reorder or hide what stands beside them: controls (line breaks and
+# tabs are fine), lone surrogates, marks of bidirectional text, separators, zero widths, tags.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+_HEAD, _TAIL = 3000, 900  # of a line that is cut; what to do stands at its end
+
+
+def escape(match: re.Match[str]) -> str:
+    """The character as Python would write it: `\\x1b`, `\\u202e`."""
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def printable(text: str) -> str:
+    """The text with every character of `INVISIBLE` written out."""
+    return INVISIBLE.sub(escape, text)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, printable, and cut in the middle where it is longer than 4,000 characters."""
+    if len(text) > _HEAD + _TAIL + 100:
+        text = f"{text[:_HEAD]} ... {text[-_TAIL:]}"
+    return printable(" ".join(text.splitlines()))
+
+
+class _Short(reprlib.Repr):
+    """`repr` that looks at a few entries and levels only, however much there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 100, 100, 60
+
+
+_SHORT = _Short()
+
+
+def shown(value: Any) -> str:
+    """A value from a file as an error message quotes it: `repr`, cut short."""
+    return _SHORT.repr(value)

@@ -1,0 +1,101 @@
+"""A run's output folder while the run goes on: held by a lock, opened for checkpoints and metrics, let go."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from phi3_jax.files import StorageError, storing, write_text
+from phi3_jax.parallel.distributed import is_main, together
+from phi3_jax.run_config import RunConfig
+from phi3_jax.training import checks
+from phi3_jax.training.lock import RunLock
+from phi3_jax.training.metrics import MetricsLog
+from phi3_jax.training.state import Checkpoints
+from phi3_jax.training.versions import write_versions
+
+
+class RunFolder:
+    """**Fields**: `path`; `checkpoints`, None where there are none and none are to be; `metrics`, once they
+    are open.
+
+    **Arguments**: `say`, what takes lines for the console.
+    """
+
+    def __init__(self, run: RunConfig, say: Callable[[str], None]):
+        self.path = Path(run.training.output_dir)
+        self.checkpoints: Checkpoints | None = None
+        self.metrics: MetricsLog | None = None
+        self._run, self._say = run, say
+        self._lock: RunLock | None = None
+
+    def open(self) -> None:
+        """Takes the folder for this run, and opens the checkpoints that it holds or is to hold.
+
+        Raises `InputError` where another run holds it, where its checkpoints are all damaged, and where the
+        hosts do not see the same one.
+        """
+        with together():
+            if is_main():
+                self._take()
+        with together():
+            checks.check_shared(self.path / "config.yaml", self._run.to_yaml())
+        if self._run.training.save_strategy != "no" or (self.path / "checkpoints").is_dir():
+            self.open_checkpoints()
+
+    def _take(self) -> None:
+        training = self._run.training
+        with storing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock.take(self.path)
+        if self._lock.handle is None:
+            self._say(f"warning: {self.path} cannot be locked; see to it that no other run writes there")
+        checks.check_output_folder(self._run, held=True)  # once more: another run may have been there meanwhile
+        config = self.path / "config.yaml"
+        if training.overwrite_output_dir and not training.resume_from_checkpoint:
+            checks.remove_run(self.path)
+        elif checks.has_checkpoints(self.path):
+            for line in checks.describe_changes(self._run, config):
+                self._say(line)
+        checks.remove_leftovers(self.path)
+        write_text(config, self._run.to_yaml())
+        changes = write_versions(self.path / "versions.json")
+        if changes is not None:
+            self._say(f"warning: resuming with other versions, so that the last bits may differ: {changes}")
+
+    def open_checkpoints(self) -> Checkpoints:
+        """Opens them where they are not open yet: a run that is stopped saves one, whatever was wanted."""
+        if self.checkpoints is None:
+            limit = self._run.training.save_total_limit
+            self.checkpoints = Checkpoints(self.path / "checkpoints", limit, self._say)
+        return self.checkpoints
+
+    def open_metrics(self, rows: int) -> int:
+        """Opens metrics.jsonl behind its first `rows` lines. Returns how many there are: fewer where some are
+        lost, with a warning."""
+        with together():
+            self.metrics = MetricsLog(self.path, self._run, keep_rows=rows, writes=is_main())
+        found = len(self.metrics.history) if is_main() else rows
+        if found < rows:
+            self._say(
+                f"warning: {self.metrics.path} has only {found} of the {rows} lines up to the checkpoint; the others "
+                "are lost"
+            )
+        return found
+
+    def kept(self) -> str:
+        """Which checkpoint there is to go on from, in words; waits for the one that is being written."""
+        if self.checkpoints is not None:
+            with suppress(StorageError):
+                self.checkpoints.wait()
+        newest = self.checkpoints.steps[-1:] if self.checkpoints is not None else []
+        return f"the checkpoint of step {newest[0]} is whole" if newest else "there is no checkpoint"
+
+    def close(self) -> None:
+        """Waits for the checkpoint that is being written, and lets the folder go."""
+        try:
+            for part in (self.checkpoints, self.metrics):
+                if part is not None:
+                    part.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()

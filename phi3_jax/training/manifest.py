@@ -1,0 +1,100 @@
+"""What a checkpoint consists of, file by file, so that damage shows before anything is read."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+NAME = "manifest.json"
+SMALL = 1 << 20  # bytes; files up to this size are read even where only sizes are compared
+CHUNK = 1 << 22
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written; the message says where."""
+
+
+def write_manifest(folder: Path, eval_loss: float | None) -> None:
+    """Writes down the size and the hash of every file, once all are there.
+
+    The files are on the disk when this returns, and so is the list.
+
+    **Arguments**: `eval_loss`, what the evaluation at this checkpoint gave, if there was one.
+    """
+    files = {str(path.relative_to(folder)): _seal(path) for path in sorted(_files(folder))}
+    _write(folder, {"files": files, "eval_loss": eval_loss})
+
+
+def change_eval_loss(folder: Path, eval_loss: float | None) -> None:
+    """Writes another `eval_loss` down, and leaves the rest as it is."""
+    _write(folder, {**_read(folder), "eval_loss": eval_loss})
+
+
+def check(folder: Path, *, thoroughly: bool) -> float | None:
+    """Compares the files with the manifest; returns its `eval_loss`.
+
+    **Arguments**: `thoroughly`, that every file's hash is compared, not just its size and small
+    files' hashes.
+
+    Raises `Damaged`, and `OSError` where a file cannot be read for another reason.
+    """
+    manifest = _read(folder)
+    for name, (size, digest) in manifest["files"].items():
+        path = folder / name
+        try:
+            found = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Damaged(f"{name} is missing") from error
+        if found != size:
+            raise Damaged(f"{name} has {found:,} bytes instead of {size:,}")
+        if (thoroughly or size <= SMALL) and _hash(path) != digest:
+            raise Damaged(f"{name} is not what was written")
+    loss: float | None = manifest["eval_loss"]
+    return loss
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+
+
+def _seal(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size, _hash(path)
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> None:
+    beside = folder / f"{NAME}.tmp"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump({**manifest, "digest": _own_digest(manifest)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, folder / NAME)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        digest = manifest.pop("digest")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{NAME} is missing") from error
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise Damaged(f"{NAME} is not what was written") from error
+    if digest != _own_digest(manifest):
+        raise Damaged(f"{NAME} is not what was written")
+    return dict(manifest)

@@ -1,0 +1,54 @@
+"""Looks after the steps that the device skipped: names them, with the rows and the layer to blame."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from phi3_jax.data.pipeline import Batches
+from phi3_jax.run_config import RunConfig
+from phi3_jax.training.debug_nans import find_nonfinite
+from phi3_jax.training.job import Job
+from phi3_jax.training.nonfinite import KEPT, Skips
+from phi3_jax.training.step import TrainState
+from phi3_jax.training.suspects import Suspects
+
+
+class Watch:
+    """**Arguments**: `batches`, of the steps; `eval_step`, of `training.step.make_eval_step`; `say`, what takes
+    lines for the console."""
+
+    def __init__(
+        self, run: RunConfig, job: Job, batches: Batches, eval_step: Callable[..., Any], say: Callable[[str], None]
+    ):
+        self._job, self._batches, self._training, self._say = job, batches, run.training, say
+        self._batch_size = job.batch_size(run.training.per_device_train_batch_size)
+        self._suspects = Suspects(job, run.data, eval_step, job.data.train, self._batch_size)
+
+    def look(self, state: TrainState, told: int) -> Skips:
+        """What was skipped so far, on the host; says a line for each step skipped after the first `told`."""
+        skips: Skips = jax.device_get(state.skips)
+        if int(skips.total) - told > KEPT:
+            self._say(f"warning: {int(skips.total) - told} steps were skipped; the last {KEPT} of them:")
+        for step in skips.since(told):
+            why = self._suspects.describe(state.trainable, self._batches.rows_of(step))
+            layer = f"; the first that is not finite: {self._layer(state, step)}" if self._training.debug_nans else ""
+            self._say(f"warning: step {step + 1} was skipped, its loss or gradient is not finite; {why}{layer}")
+        return skips
+
+    def is_good(self, state: TrainState, step: int) -> bool:
+        """Whether the rows of that step, counted from 0, have finite losses with the weights as they are."""
+        return not self._suspects.among(state.trainable, self._batches.rows_of(step))
+
+    def _layer(self, state: TrainState, step: int) -> str:
+        """The step's micro-batches once more, with the randomness that they had."""
+        batch = self._job.put(self._batches.batch_of(step), self._batch_size)
+        model, lora = self._job.model_and_lora(state.trainable)
+        key = jax.random.fold_in(state.key, step)
+        for index in range(self._training.gradient_accumulation_steps):
+            micro = {name: array[index] for name, array in batch.items()}
+            micro_key = jax.random.fold_in(key, index)
+            found = find_nonfinite(model, lora, micro, micro_key, neftune_alpha=self._training.neftune_noise_alpha)
+            if found is not None:
+                return found
+        return "none of its micro-batches by itself, but their sum or the gradient's norm"

@@ -1,0 +1,101 @@
+"""Chat templates within bounds: the same text as transformers', and an error in place of a hang."""
+
+import pytest
+from jinja2 import TemplateError
+
+from phi3_jax.data import template
+from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.formats import Conversation, Turn
+from phi3_jax.data.template import is_plain, render_chat
+from phi3_jax.errors import InputError
+from tests.data.tiny import JULY, phi3_tokenizer, templates
+
+MESSAGES = [{"role": "user", "content": "é\n<|end|>"}, {"role": "assistant", "content": " b"}]
+NAMESPACE = (
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{{ ns.n ~ '<|' ~ m.role ~ '|>' ~ m.content | trim ~ '<|end|>' }}{% endfor %}{{ messages[0] | tojson(indent=1) }}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ bos_token }}{% generation %}x{% endgeneration %}"
+)
+ROUNDS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = {
+    "rounds within rounds": ROUNDS,
+    "a text that doubles": "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x=n.x ~ n.x %}{% endfor %}",
+    "a text of 10^10": "{{ 'x' * 10**10 }}",
+    "a wide field": "{{ '%10000000000d' % 1 }}",
+    "a wide format": "{{ '{:>10000000000}'.format(1) }}",
+    "a wide centre": "{{ 'x'.center(10**10) }}",
+    "a large number": "{{ 99**99**99**99**99 }}",
+    "macros that double": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "a wide indent": "{{ messages | tojson(indent=10**10) }}",
+}
+
+
+@pytest.fixture
+def tokenizer():
+    return phi3_tokenizer(JULY)
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(template, "SECONDS", 1.5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_generation_prompt": True}, {"continue_final_message": True}])
+def test_the_text_is_that_of_transformers(tokenizer, settings):
+    for text in (JULY, NAMESPACE):
+        tokenizer.chat_template = text
+        expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False, **settings)
+        assert render_chat(tokenizer, MESSAGES, **settings) == expected
+    assert is_plain(JULY)
+    assert not is_plain(NAMESPACE)
+
+
+def test_templates_of_the_family_need_no_process(testdata, monkeypatch):
+    monkeypatch.setattr(template, "_WORKER", None)
+    for tokenizer in templates().values():
+        assert render_chat(tokenizer, MESSAGES)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_would_never_end_ends(name, tokenizer, soon):
+    tokenizer.chat_template = HOSTILE[name]
+    assert not is_plain(HOSTILE[name])
+    with pytest.raises((TemplateError, InputError), match="memory|takes longer|too large|limit|overflow|digits"):
+        render_chat(tokenizer, MESSAGES)
+    tokenizer.chat_template = NAMESPACE  # the next one has a process again
+    assert render_chat(tokenizer, MESSAGES)
+
+
+def test_a_row_is_named_and_a_template_that_never_ends_is_tried_once(tokenizer, soon):
+    tokenizer.chat_template = ROUNDS + "{{ messages[0].content }}"
+    chat = ChatTokenizer(tokenizer)
+    began = template._WORKER._process
+    for _ in range(3):
+        with pytest.raises(InputError, match="^row 7: the chat template takes longer"):
+            chat.render(Conversation((Turn("user", "u"), Turn("assistant", "a"))), "row 7")
+    assert template._WORKER._process is began is None  # ended at the first try, and begun no more
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{% set x = cycler.__init__.__globals__.os.system('exit') %}",
+        "{{ messages.append(1) }}",
+        "{{ lipsum.__globals__ }}",
+    ],
+)
+def test_python_is_out_of_reach(text, tokenizer):
+    tokenizer.chat_template = text
+    try:
+        found = render_chat(tokenizer, MESSAGES)
+    except TemplateError as error:
+        found = str(error)
+    assert found == "" or "unsafe" in found or "undefined" in found
+
+
+def test_a_template_of_a_megabyte_is_refused(tokenizer):
+    tokenizer.chat_template = "x" * 10**6
+    with pytest.raises(InputError, match="1,000,000 characters"):
+        render_chat(tokenizer, MESSAGES)

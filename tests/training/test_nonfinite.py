@@ -1,0 +1,354 @@
+"""Losses and gradients that are not finite: what is skipped, what is told, what is left when it is too much."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from phi3_jax.lora import Lora
+from phi3_jax.run_config import TrainingSection
+from phi3_jax.training.debug_nans import find_nonfinite
+from phi3_jax.training.loop import train
+from tests.parallel.runs import write_inputs as write_mesh_inputs
+from tests.training.test_resume import cut_off
+from tests.training.tiny import (
+    accumulated,
+    metrics,
+    random_lora,
+    random_rows,
+    run_config,
+    start,
+    tiny_model,
+    tiny_tokenizer,
+    write_inputs,
+)
+
+SETTINGS = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"}
+POISON = 52  # a token that no other row has
+
+
+def poisoned(model, value=jnp.nan, token=POISON):
+    table = model.model.embed_tokens.weight
+    table.set_value(table.get_value().at[token].set(value))
+    return model
+
+
+def good_rows(seed=0):
+    rows = random_rows([16, 12], 16, seed)
+    rows["input_ids"][rows["input_ids"] == POISON] = 1
+    return rows
+
+
+def bad_rows():
+    rows = good_rows(9)
+    rows["input_ids"][1, 2] = POISON
+    return rows
+
+
+def same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize(("optim", "value"), [("adamw", jnp.nan), ("adafactor", jnp.inf)])
+def test_a_step_that_is_not_finite_changes_nothing(optim, value):
+    model = poisoned(tiny_model(1), value)
+    training = TrainingSection(**SETTINGS, optim=optim, weight_decay=0.1)
+    state, frozen, step = start(model, random_lora(model), training)
+    good = [accumulated(good_rows(seed), 2) for seed in range(2)]
+    bad = accumulated(bad_rows(), 2)  # one of its two micro-batches is fine
+    state = step(state, frozen, good[0])
+    kept = jax.tree.map(np.array, (state.trainable, state.opt_state, state.good))
+    loss, norm = float(state.window.loss), float(state.window.grad_norm)
+    for number in (1, 2):
+        state = step(state, frozen, bad)
+        same((state.trainable, state.opt_state, state.good), kept)
+        assert (int(state.skips.in_a_row), int(state.skips.total), int(state.step)) == (number, number, 1 + number)
+        assert (float(state.window.loss), float(state.window.grad_norm)) == (loss, norm)
+    state = step(state, frozen, good[1])
+    assert (int(state.skips.in_a_row), int(state.skips.total)) == (0, 2)
+    assert jax.device_get(state.skips).since(0) == [1, 2]
+    # As if the bad ones had never been.
+    other, frozen, _ = start(model, random_lora(model), training)
+    for batch in good:
+        other = step(other, frozen, batch)
+    same((state.trainable, state.opt_state, state.good), (other.trainable, other.opt_state, other.good))
+
+
+def test_a_loss_without_a_finite_gradient_is_skipped_too():
+    model = tiny_model(1)
+    lora = overflowing(random_lora(model, target_modules=["o_proj"]))
+    state, frozen, step = start(model, lora, TrainingSection(**SETTINGS))
+    state = step(state, frozen, accumulated(good_rows(), 1))
+    assert int(state.skips.total) == 1
+    same(state.trainable["lora"], lora)
+
+
+def test_float16_that_overflows_is_skipped():
+    model = tiny_model(1, jnp.float16, initializer_range=60.0)
+    state, frozen, step = start(model, random_lora(model), TrainingSection(**SETTINGS))
+    kept = jax.tree.map(np.array, state.trainable)
+    state = step(state, frozen, accumulated(good_rows(), 1))
+    assert int(state.skips.total) == 1
+    same(state.trainable, kept)
+
+
+def test_after_too_many_in_a_row_no_step_is_taken():
+    model = poisoned(tiny_model(1))
+    state, frozen, step = start(model, random_lora(model), TrainingSection(**SETTINGS, max_skipped_steps=1))
+    good, bad = accumulated(good_rows(), 1), accumulated(bad_rows(), 1)
+    for batch in (good, bad, bad):
+        state = step(state, frozen, batch)
+    kept = jax.tree.map(np.array, state.trainable)
+    for batch in (good, bad):  # which the host hands over before it looks
+        state = step(state, frozen, batch)
+    same(state.trainable, kept)
+    skips = jax.device_get(state.skips)
+    assert (int(skips.in_a_row), skips.since(0)) == (2, [1, 2])
+    assert (skips.taken(5), skips.last_taken(5)) == (1, 0)
+
+
+def test_of_many_skipped_steps_the_last_ones_are_known():
+    model = poisoned(tiny_model(1))
+    state, frozen, step = start(model, random_lora(model), TrainingSection(**SETTINGS, max_skipped_steps=99))
+    for batch in [good_rows(), *[bad_rows()] * 11]:
+        state = step(state, frozen, accumulated(batch, 1))
+    skips = jax.device_get(state.skips)
+    assert skips.since(0) == list(range(4, 12))
+    assert skips.since(10) == [11]
+    assert skips.taken(12) == 1
+
+
+# Where it comes from.
+
+
+def changed(model, path, index, value):
+    """The model with a number of one of its weights replaced."""
+    state = dict(nnx.to_flat_state(nnx.state(model)))
+    key = tuple(path.split("."))
+    state[key] = state[key].replace(state[key].get_value().at[index].set(value))
+    return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(state))
+
+
+def changed_lora(lora: Lora, module: str, leaf: str, index, value) -> Lora:
+    items = dict(lora.items())
+    items[module] = replace(items[module], **{leaf: getattr(items[module], leaf).at[index].set(value)})
+    return Lora.from_items(items, lora.config)
+
+
+def overflowing(lora: Lora) -> Lora:
+    """A of zeros and B so large that A's gradient is infinite: the update is zero all the same."""
+    (name, adapter) = next(iter(lora.items()))
+    large = replace(adapter, lora_A=0 * adapter.lora_A, lora_B=jnp.full_like(adapter.lora_B, 3e38))
+    return Lora.from_items({name: large}, lora.config)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(2)
+
+
+def find(model, lora, rows=None):
+    batch = {name: jnp.asarray(x) for name, x in (rows or good_rows()).items()}
+    return find_nonfinite(model, lora, batch, jax.random.key(0), neftune_alpha=5.0)
+
+
+def test_the_base_weight_is_found(model):
+    lora = random_lora(model, lora_dropout=0.1)
+    assert find(model, lora) is None
+    for module in ("self_attn.qkv_proj", "mlp.down_proj", "post_attention_layernorm"):
+        index = (1, 0) if "norm" in module else (1, 0, 0)
+        broken = changed(model, f"model.layers.{module}.weight", index, jnp.nan)
+        assert find(broken, lora) == f"the base weight model.layers.1.{module}.weight"
+    assert find(changed(model, "lm_head.weight", (3, 3), jnp.inf), lora) == "the base weight lm_head.weight"
+    assert find(changed(model, "model.norm.weight", 3, jnp.inf), lora) == "the base weight model.norm.weight"
+    found = find(changed(model, "model.embed_tokens.weight", (POISON, 0), jnp.inf), lora, bad_rows())
+    assert found == f"the base weight model.embed_tokens.weight, in the row of token {POISON}"
+
+
+def test_the_adapter_is_found(model):
+    lora = changed_lora(random_lora(model), "model.layers.mlp.down_proj", "lora_B", (1, 0, 0), jnp.nan)
+    assert find(model, lora) == "the adapter's model.layers.1.mlp.down_proj.lora_B"
+    part = changed_lora(
+        random_lora(model, target_modules=["v_proj"]), "model.layers.self_attn.v_proj", "lora_A", (0, 0, 0), jnp.inf
+    )
+    assert find(model, part) == "the adapter's model.layers.0.self_attn.v_proj.lora_A"
+
+
+def test_activations_that_overflow_are_found(model):
+    lora = random_lora(model)
+    large = changed_lora(lora, "model.layers.self_attn.o_proj", "lora_B", (1,), 3e38)
+    found = find(model, large)
+    assert found.startswith("the activations that the adapter of model.layers.1.self_attn.o_proj puts out")
+
+
+@pytest.mark.slow
+def test_activations_that_overflow_in_float16_are_found():
+    half = tiny_model(2, jnp.float16, initializer_range=60.0)
+    assert find(half, random_lora(half)).startswith("the activations that come out of model.layers.0.")
+
+
+def test_a_gradient_that_overflows_is_found(model):
+    lora = overflowing(random_lora(model, target_modules=["o_proj"]))
+    assert find(model, lora) == "in the backward pass, the gradient of model.layers.1.self_attn.o_proj.lora_A"
+
+
+# Whole runs.
+
+LETTER = "z"  # in no row of `write_chats`
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """Rows of which the fourth has a letter whose embedding is not finite."""
+    return poison(write_inputs(tmp_path_factory.mktemp("nonfinite")))
+
+
+def poison(folder: Path) -> Path:
+    plant(folder / "base", "model.embed_tokens.weight", tiny_tokenizer().convert_tokens_to_ids(LETTER), np.inf)
+    lines = (folder / "chats.jsonl").read_text().splitlines()
+    row = json.loads(lines[3])
+    row["messages"][0]["content"] += f" {LETTER}"
+    lines[3] = json.dumps(row)
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def plant(base: Path, name: str, index, value) -> None:
+    path = next(base.glob("*.safetensors"))
+    tensors = {key: tensor.copy() for key, tensor in load_file(path).items()}
+    tensors[name][index] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def settings(**training):
+    return {"training": {"eval_strategy": "no", "eval_steps": None, "save_strategy": "no", **training}}
+
+
+def adapter_of(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_a_poisoned_row_is_skipped_and_named(inputs, capsys):
+    run = run_config(inputs, "row", data={"packing": True, "eval": None}, **settings(logging_steps=1))
+    train(run)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    out = Path(run.training.output_dir)
+    rows = metrics(out)
+    skipped = [row["step"] for row in rows if "loss" not in row]
+    assert 1 <= len(skipped) <= 4
+    assert rows[-1]["skipped"] == len(skipped) == len(warnings)
+    for step, warning in zip(skipped, warnings, strict=True):
+        assert warning.startswith(f"warning: step {step} was skipped, its loss or gradient is not finite; ")
+        assert f"the loss of {inputs / 'chats.jsonl'}, row 4 (" in warning
+        assert warning.endswith(") is not")
+        assert warning.count(", row ") == 1
+    assert all(np.isfinite(tensor).all() for tensor in adapter_of(out).values())
+
+
+def test_a_resumed_run_keeps_the_counts(inputs, monkeypatch, capsys):
+    like = {
+        "logging_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "max_steps": 8,
+        "lr_scheduler_type": "linear",
+    }
+    data = {"packing": False, "shuffle": False, "eval": None}  # row 4 is in every fourth step, from the first on
+    whole, cut = (run_config(inputs, name, data=data, **settings(**like)) for name in ("whole", "cut"))
+    train(whole)
+    cut_off(cut, 5, monkeypatch)
+    train(run_config(inputs, "cut", data=data, **settings(**like, resume_from_checkpoint=True)))
+    names = ("step", "loss", "skipped", "learning_rate", "target_tokens")
+    one, other = ([[row.get(name) for name in names] for row in metrics(inputs / name)] for name in ("whole", "cut"))
+    assert one == other
+    assert [row["skipped"] for row in metrics(inputs / "whole")] == [1, 2]
+    same(adapter_of(inputs / "whole"), adapter_of(inputs / "cut"))
+    assert "warning: step 1 was skipped" in capsys.readouterr().out
+    # Six steps were taken, and the schedule went no further.
+    assert metrics(inputs / "whole")[-1]["learning_rate"] == pytest.approx(1e-2 * (1 - 4 / 7))
+
+
+def test_a_broken_base_stops_the_run_and_is_named(inputs, tmp_path, capsys):
+    write_inputs(tmp_path)
+    plant(tmp_path / "base", "model.layers.0.mlp.down_proj.weight", (0, 0), np.nan)
+    run = run_config(tmp_path, data={"eval": None}, **settings(logging_steps=3, debug_nans=True, max_skipped_steps=1))
+    with pytest.raises(FloatingPointError, match="step 2: .*no step was taken, so there is no adapter to save"):
+        train(run)
+    out = capsys.readouterr().out
+    assert "warning: step 1 was skipped" in out
+    assert "the first that is not finite: the base weight model.layers.0.mlp.down_proj.weight" in out
+    assert "the loss of none of its " in out
+    assert [row["skipped"] for row in metrics(tmp_path / "out")] == [2]
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_loss_of_evaluation_rows_that_is_not_finite_names_them(inputs):
+    run = run_config(inputs, "evaluation", data={"eval": str(inputs / "chats.jsonl")})
+    with pytest.raises(FloatingPointError, match=r"the evaluation's loss is not finite: the loss of .*, row 4 \("):
+        train(run)
+
+
+def test_a_run_that_diverges_leaves_the_last_good_adapter(tmp_path):
+    write_inputs(tmp_path)
+    like = {"optim": "sgd", "max_grad_norm": 0.0, "warmup_ratio": 0.0, "logging_steps": 2, "max_steps": 20}
+    run = run_config(tmp_path, data={"eval": None}, **settings(learning_rate=1e30, **like))
+    with pytest.raises(
+        FloatingPointError, match=r"step 8: .*holds the adapter that step 1 started from.*learning_rate"
+    ):
+        train(run)
+    saved = adapter_of(tmp_path / "out")
+    assert all(not tensor.any() for name, tensor in saved.items() if "lora_B" in name)  # which is the start
+    assert all(np.isfinite(tensor).all() for tensor in saved.values())
+    # And where the run ends before that many steps: the same.
+    short = run_config(
+        tmp_path, "short", data={"eval": None}, **settings(learning_rate=1e30, **{**like, "max_steps": 3})
+    )
+    with pytest.raises(FloatingPointError, match="step 3: .*in the last 2 steps; .* that step 1 started from"):
+        train(short)
+    same(adapter_of(tmp_path / "short"), saved)
+
+
+MESHES = """
+import json, pathlib, sys
+from phi3_jax.training.loop import train
+from tests.parallel.runs import config
+for mesh in json.loads(sys.argv[2]):
+    train(config(pathlib.Path(sys.argv[1]), mesh, "_".join(map(str, mesh)), eval_strategy="no"))
+"""
+
+
+@pytest.mark.slow
+def test_a_mesh_skips_the_same_steps(tmp_path):
+    write_mesh_inputs(tmp_path)
+    poison(tmp_path)
+    flags = "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
+    meshes = [[1, 1, 1, 1], [1, 2, 2, 1]]
+    done = subprocess.run(
+        [sys.executable, "-c", MESHES, str(tmp_path), json.dumps(meshes)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, four = (metrics(tmp_path / name) for name in ("1_1_1_1", "1_2_2_1"))
+    assert one[-1]["skipped"] > 0
+    assert [row.get("skipped") for row in one] == [row.get("skipped") for row in four]
+    assert ["loss" in row for row in one] == ["loss" in row for row in four]
+    np.testing.assert_allclose(
+        [row["loss"] for row in four if "loss" in row], [row["loss"] for row in one if "loss" in row], rtol=0, atol=1e-5
+    )
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: step")]
+    assert warnings[: len(warnings) // 2] == warnings[len(warnings) // 2 :]
+    assert all("chats.jsonl, row 4 (" in warning for warning in warnings)

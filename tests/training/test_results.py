@@ -1,0 +1,45 @@
+"""What a run tells about itself in its report."""
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from phi3_jax.training.results import command_line, peak_memory
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/somewhere/bin/phi3-jax", "train", "--config", "a b.yaml"], "phi3-jax train --config 'a b.yaml'"),
+        (["scripts/train.py", "--config", "c.yaml"], "python scripts/train.py --config c.yaml"),
+    ],
+)
+def test_the_command_is_the_one_that_was_typed(monkeypatch, argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert command_line() == expected
+
+
+def test_a_notebook_has_no_command_but_another_can_be_given(monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.setattr(sys, "argv", ["/lib/ipykernel_launcher.py", "-f", "/tmp/kernel-1.json"])
+    assert command_line() == ""
+    assert command_line(["phi3-jax", "train", "--config", "a b/config.yaml"]).endswith("'a b/config.yaml'")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_the_hosts_peak_is_what_the_system_says():
+    status = Path("/proc/self/status").read_text()
+    before = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    assert before <= peak_memory()["host_peak_bytes"] <= 1.05 * before
+
+
+def test_the_devices_peak_is_that_of_the_fullest_one_where_any_is_counted(monkeypatch):
+    assert peak_memory()["device_peak_bytes"] is None  # a CPU does not count
+    stats = [None, {"bytes_in_use": 9}, *({"peak_bytes_in_use": peak} for peak in (5, 7, 6))]
+    devices = [SimpleNamespace(memory_stats=lambda entry=entry: entry) for entry in stats]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert peak_memory()["device_peak_bytes"] == 7
