@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from phi3_jax.errors import InputError
 from phi3_jax.generation.beam import BeamSearch
-from phi3_jax.generation.engine import CHUNK, Engine, Rules, bucket, first_beams, first_token
+from phi3_jax.generation.engine import CHUNK, Engine, Rules, bucket, first_beams, first_token, take_rows
 from phi3_jax.generation.sampling import Sampler, row_keys
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stop import StopStrings
@@ -84,7 +84,8 @@ class Call:
         logits, cache = self.engine.read_prompt(tokens, mask, bucket(columns + self.settings.max_new_tokens))
         read = np.where(mask == 1, tokens, -1)
         if len(self.rows) > len(tokens):
-            logits, cache, read = logits[self.rows], cache.rows(jnp.asarray(self.rows)), read[self.rows]
+            cache, logits = take_rows(cache, logits, self.rows)
+            read = read[self.rows]
             self.engine = self.engine.rows(self.rows)
         return logits, cache.apart() if self.engine.apart is not None else cache, read
 

@@ -24,7 +24,7 @@ from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.layers import Adapters, project
 from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits, precise
 from phi3_jax.model.reading import read
-from phi3_jax.parallel.mesh import platform
+from phi3_jax.parallel.mesh import ambient_mesh, platform
 
 AnyLora = Lora | LoraRows | None
 
@@ -96,7 +96,8 @@ class Engine:
         layers = nnx.state(model.model.layers)
         # XLA's CPU backend copies a layer's weights out of the stack for every token, three times the work.
         # Once for the whole answer is little, where there is room for it.
-        is_worth_it = platform() == "cpu" and 2 * _bytes(layers) < _free_memory()
+        is_alone = platform() == "cpu" and ambient_mesh() is None
+        is_worth_it = is_alone and 2 * _bytes(layers) < _free_memory()
         return cls(graph, state, lora, _take_apart(graph, state, lora) if is_worth_it else None)
 
     def read_prompt(
@@ -147,6 +148,12 @@ def _take_apart(graph: Any, state: Any, lora: AnyLora) -> list[tuple[Any, Adapte
     adapters: Adapters = {} if lora is None else lora.ready().get("model", {}).get("layers", {})
     leaves, tree = jax.tree.flatten((weights, adapters))
     return [jax.tree.unflatten(tree, layer) for layer in zip(*leaves, strict=True)]
+
+
+@jax.jit
+def take_rows(cache: Cache, logits: Array, rows: Int[Array, "answers"]) -> tuple[Cache, Array]:
+    """The batch made of these rows; compiled, since several hosts can do no more with arrays that they share."""
+    return cache.rows(rows), logits[rows]
 
 
 @partial(jax.jit, static_argnums=(0, 5))
