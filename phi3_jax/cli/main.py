@@ -43,7 +43,8 @@ commands:
 {chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
 
 `phi3-jax COMMAND --help` lists a command's options.
-Exit status: 0 done, 2 the input or the configuration is wrong (one line on standard error), 1 anything else.
+Exit status: 0 done, 2 the input or the configuration is wrong (one line on standard error), 143 training was
+stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint saved, 1 anything else.
 """
 
 
