@@ -71,14 +71,10 @@ class GenerationConfig:
         Raises `InputError` for an unknown setting, for values out of range, and where
         generation_config.json asks for what is not implemented.
         """
-        names = [f.name for f in fields(cls)]
-        for name in settings:
-            if name not in names:
-                raise InputError(f"unknown generation setting {name!r}; did you mean {nearest(name, names)!r}?")
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = _given(settings)
         file: dict[str, Any] = json.loads(config.generation)
         _check_implemented(file)
-        own = {name: file[name] for name in names if file.get(name) is not None}
+        own = {f.name: file[f.name] for f in fields(cls) if file.get(f.name) is not None}
         if "top_k" in file and file["top_k"] is None:
             own["top_k"] = 0
         own.setdefault("eos_token_id", config.end_token_ids)
@@ -92,8 +88,17 @@ class GenerationConfig:
             raise
 
     def with_(self, **changes: Any) -> "GenerationConfig":
-        """With other values for some fields."""
-        return replace(self, **changes)
+        """With other values for some fields; None means not given. Raises `InputError` as `from_model`."""
+        return replace(self, **_given(changes))
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not None. Raises `InputError` for an unknown one."""
+    names = [f.name for f in fields(GenerationConfig)]
+    for name in settings:
+        if name not in names:
+            raise InputError(f"unknown generation setting {name!r}; did you mean {nearest(name, names)!r}?")
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 # What would change the answers if it were set in generation_config.json, and is not implemented;

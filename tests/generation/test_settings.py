@@ -64,6 +64,13 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
         GenerationConfig.from_model(CONFIG, **settings)
 
 
+def test_a_change_knows_the_same_names() -> None:
+    settings = GenerationConfig(top_k=7)
+    assert settings.with_(top_p=0.5, top_k=None) == GenerationConfig(top_k=7, top_p=0.5)
+    with pytest.raises(InputError, match="unknown generation setting 'topk'; did you mean 'top_k'"):
+        settings.with_(topk=3)
+
+
 def test_what_is_not_implemented_is_not_left_out_in_silence() -> None:
     with pytest.raises(InputError, match="sets no_repeat_ngram_size to 3, which is not implemented"):
         GenerationConfig.from_model(config_with(no_repeat_ngram_size=3))
