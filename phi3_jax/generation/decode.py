@@ -45,7 +45,7 @@ def generate(
     if generation_config is None:
         chosen = GenerationConfig.from_model(model.config, **settings)
     else:
-        chosen = generation_config.with_(**settings)
+        chosen = generation_config.with_(**{name: value for name, value in settings.items() if value is not None})
     tokens, mask = _read_arguments(model, input_ids, attention_mask, chosen)
     if chosen.stop_strings and tokenizer is None:
         raise InputError(f"stop_strings are {chosen.stop_strings!r}, but there is no tokenizer; give one")

@@ -71,7 +71,8 @@ class GenerationConfig:
         Raises `InputError` for an unknown setting, for values out of range, and where
         generation_config.json asks for what is not implemented.
         """
-        given = _given(settings)
+        _check_names(settings)
+        given = {name: value for name, value in settings.items() if value is not None}
         file: dict[str, Any] = json.loads(config.generation)
         _check_implemented(file)
         own = {f.name: file[f.name] for f in fields(cls) if file.get(f.name) is not None}
@@ -88,17 +89,16 @@ class GenerationConfig:
             raise
 
     def with_(self, **changes: Any) -> "GenerationConfig":
-        """With other values for some fields; None means not given. Raises `InputError` as `from_model`."""
-        return replace(self, **_given(changes))
+        """With other values for some fields. Raises `InputError` for an unknown one and for values out of range."""
+        _check_names(changes)
+        return replace(self, **changes)
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are not None. Raises `InputError` for an unknown one."""
+def _check_names(settings: Mapping[str, Any]) -> None:
     names = [f.name for f in fields(GenerationConfig)]
     for name in settings:
         if name not in names:
             raise InputError(f"unknown generation setting {name!r}; did you mean {nearest(name, names)!r}?")
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 # What would change the answers if it were set in generation_config.json, and is not implemented;

@@ -65,8 +65,8 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
 
 
 def test_a_change_knows_the_same_names() -> None:
-    settings = GenerationConfig(top_k=7)
-    assert settings.with_(top_p=0.5, top_k=None) == GenerationConfig(top_k=7, top_p=0.5)
+    settings = GenerationConfig(top_k=7, max_time=3.0)
+    assert settings.with_(top_p=0.5, max_time=None) == GenerationConfig(top_k=7, top_p=0.5)
     with pytest.raises(InputError, match="unknown generation setting 'topk'; did you mean 'top_k'"):
         settings.with_(topk=3)
 
