@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from phi3_jax.errors import InputError
-from phi3_jax.generation.engine import CHUNK, Engine, Rules, bucket, first_token
+from phi3_jax.generation.answers import Call
+from phi3_jax.generation.engine import CHUNK, Rules, first_token
 from phi3_jax.generation.sampling import Sampler
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.lora import Lora
@@ -78,19 +79,15 @@ def _round(model: Phi3ForCausalLM, lora: Lora | None, tokens: np.ndarray, new_to
     """Seconds until the first tokens are there, and from then on; as `generate` does it, without end tokens."""
     start = time.perf_counter()
     settings = GenerationConfig(max_new_tokens=new_tokens)
-    columns = bucket(tokens.shape[1])
-    padded = np.pad(tokens, ((0, 0), (columns - tokens.shape[1], 0)), constant_values=-1)
-    engine = Engine.of(model, lora)
-    is_token = (padded >= 0).astype(np.int32)
-    logits, cache = engine.read_prompt(np.maximum(padded, 0), is_token, bucket(columns + new_tokens))
-    cache = cache.apart() if engine.apart is not None else cache
+    call = Call(model, lora, settings, tokens, np.ones_like(tokens), copies=1)
+    logits, cache, padded = call.read_prompts()
     rules = Rules(Sampler.from_settings(settings), None, jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32))
     progress = jax.block_until_ready(first_token(logits, padded, rules))
     middle = time.perf_counter()
     left = new_tokens - 1
     while left:
         steps = min(CHUNK, left)
-        cache, progress, decoded, _ = engine.decode(cache, progress, rules, steps)
+        cache, progress, decoded, _ = call.engine.decode(cache, progress, rules, steps)
         jax.device_get(decoded)
         left -= steps
     return middle - start, time.perf_counter() - middle

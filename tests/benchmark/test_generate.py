@@ -9,6 +9,7 @@ import pytest
 from phi3_jax.benchmark import generate as benchmark
 from phi3_jax.cli import main
 from phi3_jax.generation import generate
+from phi3_jax.generation.engine import Engine
 from tests.training.tiny import random_lora, tiny_model
 
 TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96"]
@@ -19,14 +20,14 @@ def test_decodes_what_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     lora = random_lora(model)
     decoded: list[np.ndarray] = []
-    whole = benchmark.Engine.decode
+    whole = Engine.decode
 
     def decode(self: Any, *arguments: Any) -> Any:
         result = whole(self, *arguments)
         decoded.append(np.asarray(result[2])[:, : arguments[-1]])
         return result
 
-    monkeypatch.setattr(benchmark.Engine, "decode", decode)
+    monkeypatch.setattr(Engine, "decode", decode)
     tokens = np.random.default_rng(0).integers(1, 50, (2, 7), np.int32)
     benchmark._round(model, lora, tokens, 41)
     monkeypatch.undo()
