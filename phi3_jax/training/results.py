@@ -1,6 +1,7 @@
 """What a run leaves behind: the adapter or model, the result files, and the report."""
 
 import json
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -58,13 +59,20 @@ def write_json(path: Path, value: Any) -> None:
 def peak_memory() -> dict[str, int | None]:
     """The most memory so far: `host_peak_bytes`, resident of this process; `device_peak_bytes`, in use on
     the device of this host that used most, None where the backend does not count (a CPU)."""
-    unit = 1 if sys.platform == "darwin" else 1024
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
     return {
-        "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host_peak_bytes": _host_peak(),
         "device_peak_bytes": max(peaks, default=None),
     }
+
+
+def _host_peak() -> int:
+    status = Path("/proc/self/status")  # Linux's; its getrusage counts the process that started this one too
+    if status.exists() and (line := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(line[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def command_line(otherwise: Sequence[str] = ()) -> str:
