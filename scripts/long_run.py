@@ -88,7 +88,7 @@ def watch(run: RunConfig, every: int) -> list[dict[str, int]]:
                 print(line(found[-1]), flush=True)
 
     job = load_job(run)
-    with job.on_mesh():
+    with job.devices.in_use():
         trainer = Watched(run, job)
         try:
             trainer.run_all()

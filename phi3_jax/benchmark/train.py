@@ -10,17 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Int
 
 from phi3_jax.benchmark.weights import random_model
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.lora import parameter_table, partition, trainable_mask
-from phi3_jax.parallel.layout import place, shardings
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training.checks import check_length
-from phi3_jax.training.job import Job, job_mesh
+from phi3_jax.training.job import Job, job_devices, make_job
 from phi3_jax.training.metrics import device_peak, step_flops
 from phi3_jax.training.optimizer import make_optimizer, make_schedule
 from phi3_jax.training.results import peak_memory
@@ -30,7 +27,7 @@ from phi3_jax.training.step import TrainState, TrainStep, make_train_step
 
 @dataclass
 class Workload:
-    """A step that is ready to run, on `job.on_mesh()`.
+    """A step that is ready to run, on `job.devices`.
 
     **Fields**: `job`, as of a run, without tokenizer and data; `state`, which each step takes and gives back;
     `train_step`, not compiled yet; `rows`, of a micro-batch over all devices.
@@ -40,10 +37,6 @@ class Workload:
     state: TrainState
     train_step: TrainStep
     rows: int
-
-    @property
-    def devices(self) -> int:
-        return 1 if self.job.mesh is None else self.job.mesh.size
 
 
 def prepare(run: RunConfig, config: Phi3Config, *, steps: int) -> Workload:
@@ -55,7 +48,7 @@ def prepare(run: RunConfig, config: Phi3Config, *, steps: int) -> Workload:
     Raises `InputError` where devices, model and rows do not go together.
     """
     training, full = run.training, run.peft.full_finetuning
-    mesh = job_mesh(run, config)
+    devices = job_devices(run, config)
     lora_key, step_key = jax.random.split(jax.random.key(training.seed))
     model = random_model(
         config,
@@ -63,37 +56,16 @@ def prepare(run: RunConfig, config: Phi3Config, *, steps: int) -> Workload:
         quantization=run.model.quantization,
         double_quant=run.model.double_quant,
         attention=run.model.attention,
-        mesh=mesh,
+        mesh=devices.mesh,
         seed=training.seed,
     )
-    lora = None if full else fresh_lora(model, run.peft, lora_key, mesh)
-    freeze_A = training.optim == "lorafa"
-    graph, state = nnx.split(model)
-    params = {"model": state, "lora": lora}
-    if mesh is not None:
-        params = place(params, shardings(params, mesh))
-    mask = trainable_mask(state, lora, full_finetuning=full, freeze_A=freeze_A)
-    trainable, frozen = partition(params, mask)
-    job = Job(
-        config=config,
-        tokenizer=None,
-        data=None,
-        graph=graph,
-        dtype=jnp.dtype(run.model.dtype),
-        trainable=trainable,
-        frozen=frozen,
-        table=parameter_table(model, lora, freeze_A=freeze_A),
-        prompts=[],
-        end_ids=(),
-        pad_id=0,
-        step_key=step_key,
-        mesh=mesh,
-    )
-    tx = make_optimizer(training, make_schedule(training, steps), frozen["lora"])
-    with job.on_mesh():
+    lora = None if full else fresh_lora(model, run.peft, lora_key, devices.mesh)
+    job = make_job(run, model, lora, devices, step_key)
+    tx = make_optimizer(training, make_schedule(training, steps), job.frozen["lora"])
+    with devices.in_use():
         first = job.first_state(tx)
-    train_step = TrainStep(make_train_step(graph, job.dtype, tx, training))
-    return Workload(job, first, train_step, job.batch_size(training.per_device_train_batch_size))
+    train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
+    return Workload(job, first, train_step, devices.batch_size(training.per_device_train_batch_size))
 
 
 def random_batch(
@@ -146,16 +118,16 @@ def benchmark_train(
     workload = prepare(run, config, steps=warmup + steps)
     job, state = workload.job, workload.state
     rng = np.random.default_rng(run.training.seed)
-    here = job.rows_here(workload.rows)
+    here = job.devices.rows_here(workload.rows)
 
     def put() -> dict[str, Array]:
         batch = random_batch(rng, run, config, rows=workload.rows, documents=documents)
         if here is not None:
             batch = {name: array[:, list(here)] for name, array in batch.items()}
-        return job.put(batch, workload.rows)
+        return job.devices.put(batch, workload.rows)
 
     seconds = []
-    with job.on_mesh():
+    with job.devices.in_use():
         start = time.perf_counter()
         workload.train_step.compile(state, job.frozen, put())
         compile_seconds = time.perf_counter() - start
@@ -173,7 +145,7 @@ def benchmark_train(
         "loss": loss,
         "steps": steps,
         "device_kind": jax.devices()[0].device_kind,
-        "devices": workload.devices,
+        "devices": workload.job.devices.number,
         "trainable_parameters": job.table.trainable,
         "versions": {
             "python": platform.python_version(),
@@ -195,7 +167,7 @@ def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: in
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds,
         "flops_per_token": flops / tokens,
-        "mfu": None if peak is None else flops / seconds / (peak * workload.devices),
+        "mfu": None if peak is None else flops / seconds / (peak * workload.job.devices.number),
     }
 
 
@@ -209,7 +181,7 @@ def _memory() -> dict[str, Any]:
 
 
 def _settings(run: RunConfig, workload: Workload, documents: int) -> dict[str, Any]:
-    config, training, mesh = workload.job.config, run.training, workload.job.mesh
+    config, training, mesh = workload.job.config, run.training, workload.job.devices.mesh
     return {
         "hidden": config.hidden_size,
         "layers": config.num_hidden_layers,

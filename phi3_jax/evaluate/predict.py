@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array
 
 from phi3_jax.data import TokenizedRows, eval_batches
 from phi3_jax.data.pipeline import eval_order
@@ -21,51 +18,18 @@ from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.text import answer_prompts, prompt_seeds
 from phi3_jax.lora import Lora
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.parallel.distributed import local_rows
-from phi3_jax.parallel.distributed import place as place_batch
-from phi3_jax.parallel.layout import batch_sharding, place, shardings
+from phi3_jax.parallel.devices import Devices
 from phi3_jax.run_config import DataSection
 from phi3_jax.training.evaluation import row_token_sums
-from phi3_jax.training.step import Params, make_eval_step
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What an evaluation runs on. **Fields**: `mesh`, None for a single device; `rows_each`, a device's share."""
-
-    mesh: Mesh | None
-    rows_each: int
-
-    def in_use(self) -> AbstractContextManager[Any]:
-        """Within it, what is compiled is compiled for the mesh."""
-        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a forward pass over all devices."""
-        return self.rows_each * (1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"])
-
-    def rows_here(self) -> Sequence[int] | None:
-        """Which rows of a batch this host assembles; None for all."""
-        if self.mesh is None or jax.process_count() == 1:
-            return None
-        return local_rows(batch_sharding(self.mesh, 2), (self.batch_size, self.mesh.shape["context"]))
-
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        if self.mesh is None:
-            return jax.device_put(batch)
-        return place_batch(batch, batch_sharding(self.mesh, 2), self.batch_size)
-
-    def spread(self, params: Params) -> Params:
-        """Parameters laid out as training has them."""
-        return params if self.mesh is None else place(params, shardings(params, self.mesh))
+from phi3_jax.training.step import make_eval_step
 
 
 @dataclass(frozen=True)
 class Task:
     """What every model is to do.
 
-    **Fields**: `data`, the section that `rows` are of; `settings`, how to answer; `pad_id`, what fills rows.
+    **Fields**: `data`, the section that `rows` are of; `settings`, how to answer; `pad_id`, what fills rows;
+    `rows_each`, rows of a forward pass on each of the `devices`.
     """
 
     tokenizer: Any
@@ -75,6 +39,12 @@ class Task:
     settings: GenerationConfig
     pad_id: int
     devices: Devices
+    rows_each: int
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a forward pass over all devices."""
+        return self.devices.batch_size(self.rows_each)
 
     @property
     def needs_answers(self) -> bool:
@@ -117,7 +87,7 @@ class Runner:
             [task.prompt(row) for row in rows],
             lora=lora,
             settings=task.settings.with_(seed=tuple(seeds[row] for row in rows)),
-            batch_size=task.devices.batch_size,
+            batch_size=task.batch_size,
         )
         for index, answer in answers:
             row = rows[index]
@@ -125,13 +95,13 @@ class Runner:
 
     def _losses(self, task: Task, name: str, lora: Lora | None, rows: Sequence[int]) -> Iterator[tuple[int, Scores]]:
         devices, chosen = task.devices, _select(task.rows, rows)
-        size = devices.batch_size
-        batches = eval_batches(chosen, task.data, batch_size=size, part=devices.rows_here(), pad_id=task.pad_id)
+        size = task.batch_size
+        batches = eval_batches(chosen, task.data, batch_size=size, part=devices.rows_here(size), pad_id=task.pad_id)
         order = [sequence[0] for sequence in eval_order(chosen, task.data)]
         parts = (order[start : start + size] for start in range(0, len(order), size))
         params = {**self._params, "lora": lora}
         nothing = jax.tree.map(lambda _: None, params)
-        on_device = ((part, devices.put(batch)) for part, batch in zip(parts, batches, strict=True))
+        on_device = ((part, devices.put(batch, size)) for part, batch in zip(parts, batches, strict=True))
         for index, (loss, target_tokens, right_tokens) in row_token_sums(self._eval_step, params, nothing, on_device):
             if not math.isfinite(loss):
                 raise InputError(

@@ -17,7 +17,7 @@ from phi3_jax.config import Phi3Config
 from phi3_jax.data import prepare_data
 from phi3_jax.errors import InputError
 from phi3_jax.evaluate.metrics import Metric, make_metrics, split_metrics
-from phi3_jax.evaluate.predict import Devices, Runner, Task
+from phi3_jax.evaluate.predict import Runner, Task
 from phi3_jax.evaluate.predictions import (
     Prediction,
     PredictionFile,
@@ -35,12 +35,13 @@ from phi3_jax.generation.text import check_prompt, end_token_ids
 from phi3_jax.hf.checkpoint import load_model, read_config
 from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
 from phi3_jax.hf.peft import load_adapter
+from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.reading import local_path
 from phi3_jax.run_config import DataSection, ModelSection, ParallelSection, RunConfig
 from phi3_jax.training.checks import check_length, check_shared
-from phi3_jax.training.job import job_mesh
+from phi3_jax.training.job import job_devices
 from phi3_jax.training.results import command_line
 from phi3_jax.training.versions import versions
 
@@ -123,8 +124,7 @@ def evaluate(
     others = [_Model(name, kind, given, resolve(given)) for kind, name, given in named]
     models = [base, *others] if include_base else others
     config = read_config(folder)
-    mesh = job_mesh(run, config)
-    task = _task(run, made, folder, config, Devices(mesh, batch_size), generation)
+    task = _task(run, made, folder, config, job_devices(run, config), batch_size, generation)
     for other in others:
         if other.kind == "merged":
             _check_rows(task, read_config(other.folder), other.name)
@@ -176,6 +176,7 @@ def _task(
     folder: Path,
     config: Phi3Config,
     devices: Devices,
+    rows_each: int,
     generation: Mapping[str, Any],
 ) -> Task:
     """The rows and how to judge them. Raises `InputError` for rows that the metrics cannot use."""
@@ -185,9 +186,8 @@ def _task(
     if "eos_token_id" not in generation:
         settings = settings.with_(eos_token_id=end_token_ids(tokenizer, config))
     pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
-    task = Task(
-        tokenizer, rows, run.data, list(metrics.values()), settings.with_(num_return_sequences=1), pad_id, devices
-    )
+    settings = settings.with_(num_return_sequences=1)
+    task = Task(tokenizer, rows, run.data, list(metrics.values()), settings, pad_id, devices, rows_each)
     _check_references(task, metrics)
     _check_rows(task, config, BASE)
     for metric in task.metrics:
@@ -255,7 +255,7 @@ def _settings(
         "schemas": [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files],
         "generation": asdict(task.settings) if task.needs_answers else None,
         "parallel": asdict(run.parallel),
-        "batch_size": task.devices.rows_each,
+        "batch_size": task.rows_each,
     }
 
 

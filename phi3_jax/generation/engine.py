@@ -21,9 +21,9 @@ from phi3_jax.generation.beam import BeamSearch, BeamState
 from phi3_jax.generation.sampling import Sampler, add_seen, choose, seen_tokens, step_keys
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.cache import Cache, empty_cache
+from phi3_jax.model.cached_forward import cached_forward
 from phi3_jax.model.layers import Adapters, project
 from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits, precise
-from phi3_jax.model.reading import read
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 
 AnyLora = Lora | LoraRows | None
@@ -276,7 +276,7 @@ def next_logits(
     weight, head_adapters = head
     with precise(model.dtype):
         x = model.model.embed_tokens(token[:, None], adapters.get("embed_tokens"))
-        x, cache = read(model.model, x, None, adapters, cache, model.attention, apart)
+        x, cache = cached_forward(model.model, x, None, adapters, cache, model.attention, apart)
         logits = adapted_logits(project(x, weight, jnp.float32), x, weight, head_adapters, None)
     return logits[:, 0], cache
 

@@ -17,8 +17,8 @@ from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.model.attention import without_cache
 from phi3_jax.model.cache import Cache, empty_cache
+from phi3_jax.model.cached_forward import cached_forward
 from phi3_jax.model.layers import ROWS, Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, layer_weight, project
-from phi3_jax.model.reading import read
 from phi3_jax.model.remat import LAYER_INPUT, keep, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
 from phi3_jax.parallel.layout import weight_sharding
@@ -310,7 +310,7 @@ def _forward(
         _check_cached(cache, attention_mask, positions, segment_ids, dropout_key, output)
         with precise(self.dtype):
             x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
-            x, cache = read(self.model, x, attention_mask, adapters.get("model", {}), cache, self.attention)
+            x, cache = cached_forward(self.model, x, attention_mask, adapters.get("model", {}), cache, self.attention)
         x = x if logits_to_keep is None else x[:, logits_to_keep]
         return (x if output == "hidden" else self.logits(x, lora)), cache
     if segment_ids is None:

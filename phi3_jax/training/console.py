@@ -53,5 +53,12 @@ class RunConsole:
         if self._lines:
             self.print(f"step {row['step']}/{total}  {text}  lr {row['learning_rate']:.2e}")
 
+    def before_and_after(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """A line for each figure of the evaluation."""
+        for name in (name for name in after if not name.endswith("_interval")):
+            percent = name in ("eval_token_accuracy", "exact_match")
+            old, new = (f"{x[name]:.1%}" if percent else f"{x[name]:.4f}" for x in (before, after))
+            self.print(f"{name.removeprefix('eval_').replace('_', ' ')}: {old} before, {new} after")
+
     def stop(self) -> None:
         self._bar.stop()

@@ -1,17 +1,14 @@
 """Everything that a run works on, loaded and checked before the first byte is written."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.data import prepare_data
@@ -20,11 +17,9 @@ from phi3_jax.hf.checkpoint import read_config
 from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.parallel.distributed import local_rows
-from phi3_jax.parallel.distributed import place as place_batch
-from phi3_jax.parallel.layout import batch_sharding, place, shardings
+from phi3_jax.parallel.devices import Devices
+from phi3_jax.parallel.layout import shardings
 from phi3_jax.parallel.mesh import make_mesh
-from phi3_jax.parallel.sharding import replicated
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training.checks import check_length, check_mesh
 from phi3_jax.training.evaluation import Prompt, choose_prompts
@@ -40,7 +35,7 @@ class Job:
     `frozen`, its parameters and the adapter's, parted (the first step takes the trainable ones with
     it); `table`, what trains; `prompts`, the evaluation rows to answer, up to one of `end_ids`;
     `pad_id`, what fills rows; `step_key`, what the steps' randomness is drawn from;
-    `mesh`, the devices that share the work, None for a single one.
+    `devices`, what shares the work.
     """
 
     config: Phi3Config
@@ -55,45 +50,19 @@ class Job:
     end_ids: tuple[int, ...]
     pad_id: int
     step_key: PRNGKeyArray
-    mesh: Mesh | None
-
-    def on_mesh(self) -> AbstractContextManager[Any]:
-        """Within it, what is compiled is compiled for the mesh."""
-        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    def batch_size(self, per_device: int) -> int:
-        """Rows of a forward pass over all devices; those of `tensor` and `context` share theirs."""
-        return per_device if self.mesh is None else per_device * self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-
-    def rows_here(self, batch_size: int) -> Sequence[int] | None:
-        """Which rows of such a batch this host's devices need; None for all."""
-        if self.mesh is None or jax.process_count() == 1:
-            return None
-        return local_rows(batch_sharding(self.mesh, 2), (batch_size, self.mesh.shape["context"]))
-
-    def put(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, Array]:
-        """A batch of this host's rows on the devices, as part of the whole."""
-        if self.mesh is None:
-            return jax.device_put(batch)
-        return place_batch(batch, batch_sharding(self.mesh, batch["input_ids"].ndim), batch_size)
-
-    def replicate(self, tree: Any) -> Any:
-        """Small arrays, whole on every device."""
-        if self.mesh is None:
-            return tree
-        whole = replicated(self.mesh)
-        return place(tree, jax.tree.map(lambda _: whole, tree))
+    devices: Devices
 
     def first_state(self, tx: optax.GradientTransformation) -> TrainState:
         """The state before the first step, which takes `trainable` with it."""
-        if self.mesh is None:
+        mesh = self.devices.mesh
+        if mesh is None:
             return TrainState.create(self.trainable, tx, self.step_key)
 
         def create(trainable: Params, key: PRNGKeyArray) -> TrainState:
             return TrainState.create(trainable, tx, key)
 
-        key = self.replicate(self.step_key)
-        layout = shardings(jax.eval_shape(create, self.trainable, key), self.mesh)
+        key = self.devices.replicate(self.step_key)
+        layout = shardings(jax.eval_shape(create, self.trainable, key), mesh)
         return jax.jit(create, out_shardings=layout, donate_argnums=0)(self.trainable, key)
 
     def model_and_lora(self, trainable: Params) -> tuple[Phi3ForCausalLM, Lora | None]:
@@ -107,49 +76,70 @@ def load_job(run: RunConfig) -> Job:
     hub: dict[str, Any] = {"cache_dir": section.cache_dir, "local_files_only": section.local_files_only}
     folder = resolve_checkpoint(section.name_or_path, revision=section.revision, **hub)
     config = read_config(folder)
-    mesh = job_mesh(run, config)
+    devices = job_devices(run, config)
     tokenizer = load_tokenizer(folder)
     # The data first: what is wrong with it shows in seconds, and a large model takes minutes.
     data = prepare_data(run.data, tokenizer, seed=run.training.seed)
     check_length(int(data.train.lengths.max()), config)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
-    model, lora = load_model_and_lora(run, folder, config, data.train, lora_key, mesh)
-    full = run.peft.full_finetuning
-    prompts = _prompts(run, data, model.config.max_position_embeddings)
-    end_ids = end_token_ids(tokenizer, model.config)
-    pad_id = next((i for i in (model.config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
+    model, lora = load_model_and_lora(run, folder, config, data.train, lora_key, devices.mesh)
+    return make_job(
+        run,
+        model,
+        lora,
+        devices,
+        step_key,
+        tokenizer=tokenizer,
+        data=data,
+        prompts=_prompts(run, data, model.config.max_position_embeddings),
+        end_ids=end_token_ids(tokenizer, model.config),
+        pad_id=next((i for i in (model.config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0),
+    )
+
+
+def make_job(
+    run: RunConfig,
+    model: Phi3ForCausalLM,
+    lora: Lora | None,
+    devices: Devices,
+    step_key: PRNGKeyArray,
+    *,
+    tokenizer: Any = None,
+    data: Any = None,
+    prompts: Sequence[Prompt] = (),
+    end_ids: tuple[int, ...] = (),
+    pad_id: int = 0,
+) -> Job:
+    """Parts the parameters as `run` says and spreads them over the devices; the rest as the fields of `Job`."""
     graph, state = nnx.split(model)
-    params = {"model": state, "lora": lora}
-    if mesh is not None:
-        params = place(params, shardings(params, mesh))
     freeze_A = run.training.optim == "lorafa"
-    trainable, frozen = partition(params, trainable_mask(state, lora, full_finetuning=full, freeze_A=freeze_A))
-    table = parameter_table(model, lora, freeze_A=freeze_A)
+    mask = trainable_mask(state, lora, full_finetuning=run.peft.full_finetuning, freeze_A=freeze_A)
+    trainable, frozen = partition(devices.spread({"model": state, "lora": lora}), mask)
     return Job(
         config=model.config,
         tokenizer=tokenizer,
         data=data,
         graph=graph,
-        dtype=jnp.dtype(section.dtype),
+        dtype=jnp.dtype(run.model.dtype),
         trainable=trainable,
         frozen=frozen,
-        table=table,
-        prompts=prompts,
+        table=parameter_table(model, lora, freeze_A=freeze_A),
+        prompts=list(prompts),
         end_ids=end_ids,
         pad_id=pad_id,
         step_key=step_key,
-        mesh=mesh,
+        devices=devices,
     )
 
 
-def job_mesh(run: RunConfig, config: Phi3Config) -> Mesh | None:
-    """The mesh that `run.parallel` asks for, None for a single device.
+def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
+    """Those that `run.parallel` asks for.
 
     Raises `InputError` where devices, model and rows cannot be cut so.
     """
     mesh = make_mesh(asdict(run.parallel))
     check_mesh(run, config, mesh.shape)
-    return None if mesh.size == 1 else mesh
+    return Devices(None if mesh.size == 1 else mesh)
 
 
 def _prompts(run: RunConfig, data: Any, positions: int) -> list[Prompt]:

@@ -1,7 +1,7 @@
 """A whole training run, from a configuration to an adapter, its results and a report."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,7 +9,6 @@ import jax
 
 from phi3_jax.data import eval_batches, preview, train_batches
 from phi3_jax.data.pipeline import eval_order
-from phi3_jax.evaluate.report import write_report
 from phi3_jax.files import StorageError, storing
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
@@ -23,10 +22,10 @@ from phi3_jax.training.job import Job, load_job
 from phi3_jax.training.metrics import Stopwatch, device_peak, step_flops
 from phi3_jax.training.optimizer import make_optimizer, make_schedule
 from phi3_jax.training.preemption import Stopped, StopSignals
+from phi3_jax.training.progress import Progress
 from phi3_jax.training.state import Checkpoints
 from phi3_jax.training.step import TrainStep, Window, make_eval_step, make_train_step
 from phi3_jax.training.suspects import Suspects
-from phi3_jax.training.versions import versions
 from phi3_jax.training.watch import Watch
 
 # The steps by which rows of every usual length have been met.
@@ -56,7 +55,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         check_settings(run)
         check_output_folder(run)
     job = load_job(run)
-    with job.on_mesh(), StopSignals() as signals:
+    with job.devices.in_use(), StopSignals() as signals:
         trainer = Trainer(run, job, signals)
         try:
             return trainer.run_all()
@@ -64,34 +63,6 @@ def train(run: RunConfig) -> dict[str, Any]:
             raise StorageError(f"{error}; {trainer.rescue()}") from error
         finally:
             trainer.close()
-
-
-@dataclass
-class Progress:
-    """What a checkpoint says beside its arrays: plain values, kept as JSON.
-
-    **Fields**: `rows`, lines of metrics.jsonl so far; `data`, state of the data iterator; `seconds`,
-    spent on steps; `logged_step`, that of the last line, and `window_seconds` since; `loss`, summed
-    over `target_tokens` up to that line; `skipped`, steps that were skipped, as far as the console told;
-    `evaluated_step`, that of the last evaluation; `waited`, evaluations since the lowest loss; `evaluations`,
-    the figures `before` training, the `last` and the `best` ones.
-    """
-
-    step: int = 0
-    rows: int = 0
-    data: Any = None
-    seconds: float = 0.0
-    window_seconds: float = 0.0
-    logged_step: int = 0
-    loss: float = 0.0
-    tokens: int = 0
-    target_tokens: int = 0
-    skipped: int = 0
-    evaluated_step: int = 0
-    best_step: int | None = None
-    waited: int = 0
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers_before: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -106,13 +77,13 @@ class Trainer:
         self.run, self.job = run, job
         self.signals = signals or StopSignals()
         self.folder = Path(training.output_dir)
-        self.batch_size = job.batch_size(training.per_device_train_batch_size)
-        self.eval_batch_size = job.batch_size(training.per_device_eval_batch_size)
+        self.batch_size = job.devices.batch_size(training.per_device_train_batch_size)
+        self.eval_batch_size = job.devices.batch_size(training.per_device_eval_batch_size)
         self.batches = train_batches(
             job.data.train,
             run.data,
             batch_size=self.batch_size,
-            part=job.rows_here(self.batch_size),
+            part=job.devices.rows_here(self.batch_size),
             accumulation=training.gradient_accumulation_steps,
             epochs=None,  # as many as it takes; the loop counts steps
             seed=training.seed,
@@ -148,7 +119,7 @@ class Trainer:
     def begin(self) -> None:
         """Opens the output folder; restores the newest checkpoint, or evaluates the start."""
         training = self.run.training
-        self._print_summary()
+        self._tell_plan()
         self.files.open()
         restored = self.files.checkpoints is not None and self._restore(self.files.checkpoints)
         if training.resume_from_checkpoint and not restored:
@@ -157,6 +128,18 @@ class Trainer:
         if self.evaluates and not restored:
             self._evaluate("before")
             self.progress.answers_before = self._answers()
+
+    def _tell_plan(self) -> None:
+        training, console = self.run.training, self.console
+        rows = self.batch_size * training.gradient_accumulation_steps
+        console.print(format_parameter_table(self.job.table))
+        console.print(self.job.data.summary())
+        console.print(f"first row, targets in ⟦⟧: {preview(self.job.data.train, self.job.tokenizer)}")
+        console.print(describe_mesh(self.job.devices.mesh))
+        console.print(
+            f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
+            f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
+        )
 
     def loop(self) -> None:
         """Takes steps until all are done, or patience is over."""
@@ -188,16 +171,18 @@ class Trainer:
         answers = self._answers() if self.evaluates else []
         before = self._figures("before", progress.answers_before)
         after = self._figures("last", answers)
+        figures = progress.results(self.epoch_steps, self.job.data.train.stats.rows)
         self.written = results.save_weights(self.folder, self.run, self.job, self.state.trainable)
-        everything = {**self._train_results(), **after}
         with together():
             if is_main():
+                assert self.files.metrics is not None
                 with storing(self.folder):
-                    results.write_results(self.folder, self._train_results(), after)
-                    self._write_report(before, after, answers)
-        self._print_before_after(before, after)
+                    results.write_results(self.folder, figures, after)
+                    samples = results.samples(self.job, progress.answers_before, answers)
+                    results.report(self.run, self.job, self.files.metrics.history, before, after, samples, figures)
+        self.console.before_and_after(before, after)
         self.console.print(f"wrote {self.written} and {self.folder / 'report.html'}")
-        return everything
+        return {**figures, **after}
 
     def save(self) -> None:
         """Saves a checkpoint now, whatever `save_strategy` is."""
@@ -235,7 +220,7 @@ class Trainer:
     # A step, and what is due after it.
 
     def _take_step(self) -> None:
-        batch = self.job.put(next(self.batches), self.batch_size)
+        batch = self.job.devices.put(next(self.batches), self.batch_size)
         if not self.train_step.is_compiled(batch):
             self._pause()
             self._warn_of_compilation(batch["input_ids"].shape[-1])
@@ -305,7 +290,7 @@ class Trainer:
         window: Window = jax.device_get(self.state.window)
         self._pause()
         self.stopwatch.start()
-        self.state = replace(self.state, window=self.job.replicate(Window.empty()))
+        self.state = replace(self.state, window=self.job.devices.replicate(Window.empty()))
         progress.loss += float(window.loss)
         progress.tokens += int(window.tokens)
         progress.target_tokens += int(window.target_tokens)
@@ -330,8 +315,7 @@ class Trainer:
                 int(window.tokens),
                 float(window.attended),
             )
-            devices = 1 if self.job.mesh is None else self.job.mesh.size
-            row["mfu"] = flops / progress.window_seconds / (peak * devices)
+            row["mfu"] = flops / progress.window_seconds / (peak * self.job.devices.number)
         progress.window_seconds, progress.logged_step = 0.0, progress.step
         self._write(row)
         if is_over:
@@ -389,13 +373,13 @@ class Trainer:
             self.job.data.eval,
             self.run.data,
             batch_size=self.eval_batch_size,
-            part=self.job.rows_here(self.eval_batch_size),
+            part=self.job.devices.rows_here(self.eval_batch_size),
             pad_id=self.job.pad_id,
         )
 
         def put(batch: dict[str, Any]) -> dict[str, Any]:
             self.signals.check()
-            return self.job.put(batch, self.eval_batch_size)
+            return self.job.devices.put(batch, self.eval_batch_size)
 
         figures = evaluation.evaluate_rows(self.eval_step, self.state.trainable, self.job.frozen, map(put, batches))
         if not math.isfinite(figures["eval_loss"]):
@@ -458,64 +442,3 @@ class Trainer:
         self.batches.set_state(self.progress.data)
         self.console.print(f"resuming at step {self.progress.step} of {self.total_steps}")
         return True
-
-    # What is told at the beginning and at the end.
-
-    def _print_summary(self) -> None:
-        training = self.run.training
-        rows = self.batch_size * training.gradient_accumulation_steps
-        self.console.print(format_parameter_table(self.job.table))
-        self.console.print(self.job.data.summary())
-        self.console.print(f"first row, targets in ⟦⟧: {preview(self.job.data.train, self.job.tokenizer)}")
-        self.console.print(describe_mesh(self.job.mesh))
-        self.console.print(
-            f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
-            f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
-        )
-
-    def _train_results(self) -> dict[str, Any]:
-        progress = self.progress
-        seconds = max(progress.seconds, 1e-9)
-        return {
-            "epoch": progress.step / self.epoch_steps,
-            "global_step": progress.step,
-            "train_loss": progress.loss / max(1, progress.target_tokens),
-            "train_runtime": progress.seconds,
-            "train_samples": self.job.data.train.stats.rows,
-            "train_steps_per_second": progress.step / seconds,
-            "train_tokens": progress.tokens,
-            "train_target_tokens": progress.target_tokens,
-            "train_tokens_per_second": progress.tokens / seconds,
-        }
-
-    def _write_report(self, before: dict[str, Any], after: dict[str, Any], answers: list[str]) -> None:
-        assert self.files.metrics is not None
-        samples = [
-            {
-                "prompt": self.job.tokenizer.decode(ids),
-                "reference": reference,
-                "before": old,
-                "after": new,
-            }
-            for (ids, reference), old, new in zip(self.job.prompts, self.progress.answers_before, answers, strict=True)
-        ]
-        write_report(
-            self.folder / "report.html",
-            run_config=self.run.to_dict(),
-            history=self.files.metrics.history,
-            before=before or None,
-            after=after or None,
-            samples=samples,
-            data_stats=self.job.data.stats,
-            parameter_table=[(row.module, row.count) for row in self.job.table.rows],
-            versions=versions(),
-            command=results.command_line(["phi3-jax", "train", "--config", str(self.folder / "config.yaml")]),
-            train_results=self._train_results(),
-            memory=results.peak_memory(),
-        )
-
-    def _print_before_after(self, before: dict[str, Any], after: dict[str, Any]) -> None:
-        for name in (name for name in after if not name.endswith("_interval")):
-            percent = name in ("eval_token_accuracy", "exact_match")
-            old, new = (f"{x[name]:.1%}" if percent else f"{x[name]:.4f}" for x in (before, after))
-            self.console.print(f"{name.removeprefix('eval_').replace('_', ' ')}: {old} before, {new} after")

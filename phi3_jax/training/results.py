@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from phi3_jax.evaluate.report import write_report
 from phi3_jax.files import write_text
 from phi3_jax.hf.checkpoint import save_model
 from phi3_jax.hf.peft import save_adapter
@@ -19,6 +20,7 @@ from phi3_jax.run_config import RunConfig
 from phi3_jax.secrets import redact_command
 from phi3_jax.training.job import Job
 from phi3_jax.training.step import Params
+from phi3_jax.training.versions import versions
 
 
 def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> Path:
@@ -54,6 +56,45 @@ def write_results(folder: Path, train: dict[str, Any], evaluation: dict[str, Any
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=4, sort_keys=True) + "\n")
+
+
+def samples(job: Job, before: Sequence[str], after: Sequence[str]) -> list[dict[str, str]]:
+    """The prompts that were answered, for the report: what the data says, and the two answers."""
+    return [
+        {"prompt": job.tokenizer.decode(ids), "reference": reference, "before": old, "after": new}
+        for (ids, reference), old, new in zip(job.prompts, before, after, strict=True)
+    ]
+
+
+def report(
+    run: RunConfig,
+    job: Job,
+    history: list[dict[str, Any]],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    samples: list[dict[str, str]],
+    figures: dict[str, Any],
+) -> None:
+    """Writes report.html.
+
+    **Arguments**: `history`, the rows of metrics.jsonl; `before`, `after`, the evaluation's figures, empty where
+    there was none; `figures`, those of training.
+    """
+    folder = Path(run.training.output_dir)
+    write_report(
+        folder / "report.html",
+        run_config=run.to_dict(),
+        history=history,
+        before=before or None,
+        after=after or None,
+        samples=samples,
+        data_stats=job.data.stats,
+        parameter_table=[(row.module, row.count) for row in job.table.rows],
+        versions=versions(),
+        command=command_line(["phi3-jax", "train", "--config", str(folder / "config.yaml")]),
+        train_results=figures,
+        memory=peak_memory(),
+    )
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -52,9 +52,10 @@ class Suspects:
         bad, size = [], self._batch_size
         for start in range(0, len(sequences), size):
             part = list(sequences[start : start + size])
-            here = self._job.rows_here(size)
+            here = self._job.devices.rows_here(size)
             batch = assemble(self._rows, part, self._data, batch_size=size, pad_id=self._job.pad_id, part=here)
-            losses, _, _ = jax.device_get(self._eval_step(trainable, self._job.frozen, self._job.put(batch, size)))
+            on_device = self._job.devices.put(batch, size)
+            losses, _, _ = jax.device_get(self._eval_step(trainable, self._job.frozen, on_device))
             bad += [sequence for sequence, loss in zip(part, losses, strict=False) if not np.isfinite(loss)]
         return bad
 

@@ -22,7 +22,7 @@ class Watch:
         self, run: RunConfig, job: Job, batches: Batches, eval_step: Callable[..., Any], say: Callable[[str], None]
     ):
         self._job, self._batches, self._training, self._say = job, batches, run.training, say
-        self._batch_size = job.batch_size(run.training.per_device_train_batch_size)
+        self._batch_size = job.devices.batch_size(run.training.per_device_train_batch_size)
         self._suspects = Suspects(job, run.data, eval_step, job.data.train, self._batch_size)
 
     def look(self, state: TrainState, told: int) -> Skips:
@@ -42,7 +42,7 @@ class Watch:
 
     def _layer(self, state: TrainState, step: int) -> str:
         """The step's micro-batches once more, with the randomness that they had."""
-        batch = self._job.put(self._batches.batch_of(step), self._batch_size)
+        batch = self._job.devices.put(self._batches.batch_of(step), self._batch_size)
         model, lora = self._job.model_and_lora(state.trainable)
         key = jax.random.fold_in(state.key, step)
         for index in range(self._training.gradient_accumulation_steps):

@@ -85,7 +85,7 @@ def test_the_step_is_that_of_training():
     assert job.trainable["model"] == jax.tree.map(lambda _: None, job.trainable["model"])
     losses = [float(loss(model, lora, {name: x[i] for name, x in batch.items()})) for i in range(2)]
     before = jax.tree.map(jnp.copy, workload.state.trainable)
-    state = workload.train_step(workload.state, job.frozen, job.put(batch, 2))
+    state = workload.train_step(workload.state, job.frozen, job.devices.put(batch, 2))
     window = jax.device_get(state.window)
     # All tokens but the first of each of three documents are targets, in four rows.
     assert int(window.target_tokens) == 4 * (24 - 3)

@@ -22,7 +22,7 @@ import transformers
 
 from phi3_jax import files
 from phi3_jax.hf import peft
-from phi3_jax.training import loop, manifest, metrics, state
+from phi3_jax.training import loop, manifest, metrics, results, state
 from tests.training.test_resume import SETTINGS
 from tests.training.tiny import run_config, write_inputs
 
@@ -68,7 +68,7 @@ POINTS = {
     "four": [
         at_call(state, "write_manifest", 2),  # the second checkpoint's arrays are whole, their list is missing
         at_call(files.os, "replace", 2),  # metrics.jsonl is about to be cut to the checkpoint; after config.yaml
-        at_call(loop, "write_report", 1),  # the adapter is there, the report is not
+        at_call(results, "write_report", 1),  # the adapter is there, the report is not
         at_call(peft.os, "replace", 5),  # half of the adapter's files are in the place of those before
     ],
     "sealed": [at_call(manifest, "_write", 2)],

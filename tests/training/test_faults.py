@@ -352,7 +352,7 @@ def test_without_a_fallback_or_with_a_full_one_it_is_said(inputs, monkeypatch):
 
 @pytest.mark.slow
 def test_a_report_that_cannot_be_written_leaves_the_weights_where_they_are(inputs, monkeypatch):
-    monkeypatch.setattr(loop, "write_report", refusing(errno.ENOSPC))
+    monkeypatch.setattr(results, "write_report", refusing(errno.ENOSPC))
     run = run_config(inputs, "unreported", training={**SHORT, "max_steps": 1, "fallback_dir": str(inputs / "unused")})
     with pytest.raises(StorageError, match=r"the weights of step 1 are in .*unreported/adapter$"):
         train(run)

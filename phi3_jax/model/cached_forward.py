@@ -1,4 +1,4 @@
-"""Reading on: the layers over a prompt or further tokens, whose keys and values a cache keeps."""
+"""The layers over a prompt or further tokens, whose keys and values a cache keeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Stacks = tuple[Array, Array]  # the layers' keys and values
 
 
-def read(
+def cached_forward(
     model: Phi3Model,
     x: Float[Array, "batch seq hidden"],
     attention_mask: Int[Array, "batch seq"] | None,
