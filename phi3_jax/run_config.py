@@ -69,6 +69,11 @@ class ModelSection:
         if self.quantization == "none":  # another word for null
             object.__setattr__(self, "quantization", None)
 
+    @property
+    def hub(self) -> dict[str, Any]:
+        """How the hub is asked, for this model and what goes with it: arguments of `hf.hub.resolve_checkpoint`."""
+        return {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+
 
 @dataclass(frozen=True)
 class PeftSection(LoraConfig):

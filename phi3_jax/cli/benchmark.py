@@ -219,11 +219,7 @@ def _named(run: Any) -> Phi3Config:
 
     section = run.model
     folder = resolve_checkpoint(
-        section.name_or_path,
-        revision=section.revision,
-        cache_dir=section.cache_dir,
-        local_files_only=section.local_files_only,
-        patterns=("config.json",),
+        section.name_or_path, revision=section.revision, patterns=("config.json",), **section.hub
     )
     return read_config(folder)
 

@@ -129,8 +129,7 @@ def abstract_model_and_lora(
 def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM) -> Lora:
     peft = run.peft
     if peft.init_from is not None:
-        hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "local_files_only": run.model.local_files_only}
-        lora = load_adapter(peft.init_from, model, **hub)
+        lora = load_adapter(peft.init_from, model, **run.model.hub)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lora)
     if peft.init_lora_weights in ("eva", "loftq"):
         # Both end in plain adapters; which ranks EVA moves from layer to layer only its data can tell.

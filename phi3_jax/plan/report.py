@@ -118,11 +118,7 @@ def _with_checkpoint(run: RunConfig) -> tuple[RunConfig, Phi3Config]:
     """The run with its checkpoint's folder, and quantised if that is; and the checkpoint's configuration."""
     section = run.model
     folder = resolve_checkpoint(
-        section.name_or_path,
-        revision=section.revision,
-        cache_dir=section.cache_dir,
-        local_files_only=section.local_files_only,
-        patterns=("config.json",),
+        section.name_or_path, revision=section.revision, patterns=("config.json",), **section.hub
     )
     config = read_config(folder)
     model = replace(section, name_or_path=str(folder))

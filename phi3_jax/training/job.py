@@ -73,8 +73,7 @@ class Job:
 def load_job(run: RunConfig) -> Job:
     """Loads checkpoint and data. Raises `InputError` for whatever is wrong with them."""
     section = run.model
-    hub: dict[str, Any] = {"cache_dir": section.cache_dir, "local_files_only": section.local_files_only}
-    folder = resolve_checkpoint(section.name_or_path, revision=section.revision, **hub)
+    folder = resolve_checkpoint(section.name_or_path, revision=section.revision, **section.hub)
     config = read_config(folder)
     devices = job_devices(run, config)
     tokenizer = load_tokenizer(folder)

@@ -51,8 +51,7 @@ def load_model_and_lora(
         return _load_whole(run, folder, config, mesh), None
     if run.peft.init_from is not None:
         model = _load_base(run, folder, mesh)
-        hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "local_files_only": run.model.local_files_only}
-        return model, load_adapter(run.peft.init_from, model, **hub)
+        return model, load_adapter(run.peft.init_from, model, **run.model.hub)
     # Every target is looked up before the weights are read, which may take minutes.
     config_targets(abstract_model(config), run.peft)
     if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:

@@ -9,12 +9,11 @@ eagerly, as it does by default. Prints a table and, last, one line of JSON.
 """
 
 import argparse
-import json
-import sys
 import tempfile
+from functools import partial
 
 import numpy as np
-from turns import Steps, Worker, compare, limit_threads, print_comparison, reset_resident_peak, resident_bytes, serve
+from turns import Steps, reset_resident_peak, resident_bytes, run
 
 
 def arguments() -> argparse.Namespace:
@@ -31,6 +30,7 @@ def arguments() -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=2, help="cores for each, on a CPU (default: 2)")
+    add("--warmup", type=int, default=1, help="answers before the first turn (default: 1)")
     add("--steps", type=int, default=2, help="answers in a turn (default: 2)")
     add("--rounds", type=int, default=7, help="turns of each (default: 7)")
     return parser.parse_args()
@@ -61,6 +61,13 @@ def make_checkpoint(settings: argparse.Namespace) -> None:
 
 def prompts(settings: argparse.Namespace) -> np.ndarray:
     return np.random.default_rng(0).integers(3, 1000, (settings.batch, settings.prompt))
+
+
+def with_checkpoint(folder: str) -> argparse.Namespace:
+    settings = arguments()
+    settings.folder = folder
+    make_checkpoint(settings)
+    return settings
 
 
 def our_answers(settings: argparse.Namespace) -> Steps:
@@ -100,34 +107,16 @@ def their_answers(settings: argparse.Namespace) -> Steps:
     return Steps(step, resident_bytes, lambda: resident_bytes("VmHWM"), reset_resident_peak, versions)
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--worker"]:
-        name, settings = sys.argv[2], argparse.Namespace(**json.loads(sys.argv[3]))
-        if settings.device == "cpu":
-            limit_threads(settings.threads)
-        make = our_answers if name == "phi3_jax" else their_answers
-        serve(lambda: make(settings))
-        return
-    settings = arguments()
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if settings.device == "cpu":
-        environment["JAX_PLATFORMS"] = "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        settings.folder = folder
-        make_checkpoint(settings)
-        ours = Worker(__file__, "phi3_jax", vars(settings), environment)
-        peer = Worker(__file__, "transformers", vars(settings))
-        tokens = settings.batch * settings.new_tokens
-        result = compare(ours, peer, warmup=1, steps=settings.steps, rounds=settings.rounds, tokens=tokens)
-        ours.close()
-        peer.close()
+def describe(settings: argparse.Namespace) -> tuple[str, int]:
     shape = settings.config or f"{settings.hidden} x {settings.layers}"
     case = (
         f"{settings.device} {settings.dtype}, {shape}, prompt {settings.prompt}, {settings.new_tokens} new tokens, "
         f"batch {settings.batch}"
     )
-    print_comparison({**result, "settings": vars(settings)}, "phi3_jax", "transformers", case)
+    return case, settings.batch * settings.new_tokens
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        makers = {"phi3_jax": our_answers, "transformers": their_answers}
+        run(__file__, makers, partial(with_checkpoint, folder), describe)

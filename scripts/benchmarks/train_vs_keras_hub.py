@@ -10,12 +10,12 @@ loss to the host. On a CPU; prints a table and, last, one line of JSON.
 """
 
 import argparse
-import json
 import os
-import sys
+from collections.abc import Callable
+from functools import partial
 
 from our_step import LEARNING_RATE, RANK, VOCAB, our_steps
-from turns import Steps, Worker, compare, limit_threads, print_comparison, reset_resident_peak, resident_bytes, serve
+from turns import Steps, reset_resident_peak, resident_bytes, run
 
 
 def arguments() -> argparse.Namespace:
@@ -80,27 +80,15 @@ def keras_steps(settings: argparse.Namespace) -> Steps:
     )
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--worker"]:
-        name, settings = sys.argv[2], argparse.Namespace(**json.loads(sys.argv[3]))
-        limit_threads(settings.threads)
-        is_ours = name == "phi3_jax"
-        serve(lambda: our_steps(settings, ["q_proj", "v_proj"]) if is_ours else keras_steps(settings))
-        return
-    settings = arguments()
-    environment = {"JAX_PLATFORMS": "cpu"}
-    ours = Worker(__file__, "phi3_jax", vars(settings), environment)
-    peer = Worker(__file__, "keras-hub", vars(settings), environment, settings.peer_python)
-    tokens = settings.batch * settings.seq
-    result = compare(ours, peer, warmup=settings.warmup, steps=settings.steps, rounds=settings.rounds, tokens=tokens)
-    ours.close()
-    peer.close()
+def describe(settings: argparse.Namespace) -> tuple[str, int]:
     case = (
         f"cpu {settings.dtype}, {settings.hidden} x {settings.layers}, length {settings.seq}, batch {settings.batch}, "
         "query and value"
     )
-    print_comparison({**result, "settings": vars(settings)}, "phi3_jax", "keras-hub", case)
+    return case, settings.batch * settings.seq
 
 
 if __name__ == "__main__":
-    main()
+    ours: Callable[[argparse.Namespace], Steps] = partial(our_steps, target_modules=["q_proj", "v_proj"])
+    makers = {"phi3_jax": ours, "keras-hub": keras_steps}
+    run(__file__, makers, arguments, describe)

@@ -11,12 +11,10 @@ resident, on a GPU what its allocator gave out. Prints a table and, last, one li
 """
 
 import argparse
-import json
-import sys
 from typing import Any
 
 from our_step import ALPHA, LEARNING_RATE, RANK, VOCAB, our_steps
-from turns import Steps, Worker, compare, limit_threads, print_comparison, reset_resident_peak, resident_bytes, serve
+from turns import Steps, reset_resident_peak, resident_bytes, run
 
 
 def arguments() -> argparse.Namespace:
@@ -101,38 +99,14 @@ def peft_steps(settings: argparse.Namespace) -> Steps:
     )
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--worker"]:
-        name, settings = sys.argv[2], argparse.Namespace(**json.loads(sys.argv[3]))
-        if settings.device == "cpu":
-            limit_threads(settings.threads)
-        make = our_steps if name == "phi3_jax" else peft_steps
-        serve(lambda: make(settings))
-        return
-    settings = arguments()
-    # Both live on one GPU: JAX would take most of it at once.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if settings.device == "cpu":
-        environment["JAX_PLATFORMS"] = "cpu"
-    ours = Worker(__file__, "phi3_jax", vars(settings), environment)
-    peer = Worker(__file__, "PEFT", vars(settings))
-    result = compare(
-        ours,
-        peer,
-        warmup=settings.warmup,
-        steps=settings.steps,
-        rounds=settings.rounds,
-        tokens=settings.batch * settings.seq,
-    )
-    ours.close()
-    peer.close()
+def describe(settings: argparse.Namespace) -> tuple[str, int]:
     case = (
         f"{settings.device} {settings.dtype}, {settings.hidden} x {settings.layers}, length {settings.seq}, "
         f"batch {settings.batch}{', checkpointing' * settings.gradient_checkpointing}"
         f"{', torch.compile' * settings.compile}"
     )
-    print_comparison({**result, "settings": vars(settings)}, "phi3_jax", "PEFT", case)
+    return case, settings.batch * settings.seq
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, {"phi3_jax": our_steps, "PEFT": peft_steps}, arguments, describe)

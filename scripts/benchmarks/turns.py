@@ -4,11 +4,12 @@ So neither's libraries disturb the other, each one's peak memory is its own, and
 falls on both.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -139,6 +140,41 @@ def compare(ours: Worker, peer: Worker, *, warmup: int, steps: int, rounds: int,
     ratios = [theirs["seconds"] / own["seconds"] for own, theirs in pairs]
     result |= {"ratio": median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
     return {**result, "cpu_ratio": median(theirs["cpu_seconds"] / own["cpu_seconds"] for own, theirs in pairs)}
+
+
+def run(
+    script: str,
+    makers: Mapping[str, Callable[[argparse.Namespace], Steps]],
+    arguments: Callable[[], argparse.Namespace],
+    describe: Callable[[argparse.Namespace], tuple[str, int]],
+) -> None:
+    """A comparison's `main`: in a worker it serves what the worker's name stands for in `makers`, two of them,
+    ours first; otherwise it starts the two, has them take turns, and prints the comparison.
+
+    **Arguments**: `arguments`, reads the command line: `device`, `threads`, `warmup`, `steps`, `rounds`, and what
+    the makers want; with `peer_python` the second one runs on another Python. `describe`, a line that says what is
+    compared, and the tokens of a step.
+    """
+    if sys.argv[1:2] == ["--worker"]:
+        name, settings = sys.argv[2], argparse.Namespace(**json.loads(sys.argv[3]))
+        if settings.device == "cpu":
+            limit_threads(settings.threads)
+        serve(lambda: makers[name](settings))
+        return
+    settings = arguments()
+    # Both live on one GPU: JAX would take most of it at once.
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if settings.device == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
+    pythons = (sys.executable, getattr(settings, "peer_python", sys.executable))
+    ours, peer = (
+        Worker(script, name, vars(settings), environment, python) for name, python in zip(makers, pythons, strict=True)
+    )
+    case, tokens = describe(settings)
+    result = compare(ours, peer, warmup=settings.warmup, steps=settings.steps, rounds=settings.rounds, tokens=tokens)
+    ours.close()
+    peer.close()
+    print_comparison({**result, "settings": vars(settings)}, ours.name, peer.name, case)
 
 
 def print_comparison(result: dict[str, Any], ours: str, peer: str, case: str) -> None:
