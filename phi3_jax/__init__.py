@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from phi3_jax.config import Phi3Config
     from phi3_jax.errors import InputError
     from phi3_jax.generation import GenerationConfig, generate
-    from phi3_jax.hf.hub import load_tokenizer
     from phi3_jax.hf.peft import load_adapter, save_adapter
+    from phi3_jax.hf.tokenizer import load_tokenizer
     from phi3_jax.lora import (
         Lora,
         combine,
@@ -41,7 +41,7 @@ _MODULES = {
     "config": ("Phi3Config",),
     "errors": ("InputError",),
     "generation": ("GenerationConfig", "generate"),
-    "hf.hub": ("load_tokenizer",),
+    "hf.tokenizer": ("load_tokenizer",),
     "hf.peft": ("load_adapter", "save_adapter"),
     "lora": (
         "Lora",

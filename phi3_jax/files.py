@@ -66,6 +66,18 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def sync(path: Path) -> None:
+    """Has the file, or the names that the folder holds, on the disk when it returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # which some file systems cannot do, since they write names at once
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """A new folder in `parent` to write in, removed with what is left in it at the end.

@@ -216,7 +216,7 @@ def _write_tokenizer(folder: Path) -> None:
 def _read_tokenizer(folder: Path) -> None:
     from phi3_jax.data.chat import ChatTokenizer
     from phi3_jax.data.formats import Conversation, Turn
-    from phi3_jax.hf.hub import load_tokenizer
+    from phi3_jax.hf.tokenizer import load_tokenizer
 
     chat = ChatTokenizer(load_tokenizer(folder))
     turns = tuple(Turn(turn["role"], turn["content"]) for turn in CHAT)

@@ -85,7 +85,8 @@ def load_base(arguments: argparse.Namespace) -> Loaded:
     import jax
 
     from phi3_jax.hf.checkpoint import load_model
-    from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
+    from phi3_jax.hf.hub import resolve_checkpoint
+    from phi3_jax.hf.tokenizer import load_tokenizer
 
     local = arguments.local_files_only
     dtype = arguments.dtype

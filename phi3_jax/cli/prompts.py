@@ -11,6 +11,7 @@ from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn, read_row
 from phi3_jax.errors import InputError
+from phi3_jax.panic import telling_panics
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def prompt_tokens(prompt: Prompt, tokenizer: Any, chat: ChatTokenizer | None, sy
             raise InputError(f"{prompt.where}: has messages, which --raw has no place for; give a prompt")
         text = prompt.turns[0].content
         check_text(text, prompt.where)
-        return list(tokenizer(text)["input_ids"])
+        with telling_panics(prompt.where):
+            return list(tokenizer(text)["input_ids"])
     turns = prompt.turns
     if system and turns[0].role != "system":
         turns = (Turn("system", system), *turns)

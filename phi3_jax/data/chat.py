@@ -26,6 +26,7 @@ from numpy import ndarray
 from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
 from phi3_jax.data.template import render_chat
 from phi3_jax.errors import InputError
+from phi3_jax.panic import telling_panics
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,10 @@ class ChatTokenizer:
 
     def encode(self, documents: list[Rendered]) -> list[Encoded]:
         """Tokenises, with one BOS in front where the template or the tokenizer wants one."""
-        encodings = self._backend.encode_batch([document.text for document in documents], add_special_tokens=False)
+        if not documents:
+            return []
+        with telling_panics(documents[0].where if len(documents) == 1 else f"{documents[0].where} and following"):
+            encodings = self._backend.encode_batch([document.text for document in documents], add_special_tokens=False)
         return [
             self._encoded(encoding, document.where) for encoding, document in zip(encodings, documents, strict=True)
         ]

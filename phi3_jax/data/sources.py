@@ -10,12 +10,13 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3_jax.errors import InputError
+from phi3_jax.memory import free_memory
 from phi3_jax.reading import check_file, check_inside, local_path, read_json
 from phi3_jax.text import shown
 
@@ -28,6 +29,7 @@ _SPLIT_WORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_BATCH = 2**28  # bytes of a batch of Parquet rows, at most about so many
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
 
 
@@ -169,12 +171,35 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _read_parquet(path: Path) -> Any:
     import datasets
+    import pyarrow
     from pyarrow import parquet
 
+    check_file(path)
     # Memory-mapped, and with no copy in datasets' cache folder.
-    table = parquet.read_table(path, memory_map=True)
+    with parquet.ParquetFile(path, memory_map=True) as file:
+        table = pyarrow.Table.from_batches(_unpacked(file, path.stat().st_size), file.schema_arrow)
     table.validate(full=True)
     return datasets.Dataset(table)
+
+
+def _unpacked(file: Any, nbytes: int) -> Iterator[Any]:
+    """The file's rows in batches. Raises where they take half of the free memory, or more than 1 GiB and 1,000
+    times the file's size: a few bytes can stand for any number of equal long texts.
+
+    **Arguments**: `nbytes`, the file's size.
+    """
+    limit = min(max(2**30, 1000 * nbytes), free_memory() // 2 or sys.maxsize)
+    size = 0
+    for group in range(file.num_row_groups):
+        columns = file.metadata.row_group(group)
+        # No value is longer than its column's pages, whatever they say of equal ones.
+        longest = max((columns.column(i).total_uncompressed_size for i in range(columns.num_columns)), default=0)
+        rows = min(2**16, max(1, _BATCH // max(1, longest)))
+        for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+            size += batch.nbytes
+            if size > limit:
+                raise ValueError(f"its {nbytes:,} bytes stand for more than {limit / 2**30:.1f} GiB of rows")
+            yield batch
 
 
 def _read_folder(folder: Path, split: str | None) -> list[Source]:

@@ -33,8 +33,9 @@ from phi3_jax.files import write_text
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.text import check_prompt, end_token_ids
 from phi3_jax.hf.checkpoint import load_model, read_config
-from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
+from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.peft import load_adapter
+from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding

@@ -5,7 +5,6 @@ settings that are numbers are arguments of it.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from phi3_jax.generation.beam import BeamSearch, BeamState
 from phi3_jax.generation.sampling import Sampler, add_seen, choose, seen_tokens, step_keys
 from phi3_jax.lora import Lora, LoraRows
+from phi3_jax.memory import free_memory
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
 from phi3_jax.model.layers import Adapters, project
@@ -97,7 +97,7 @@ class Engine:
         # XLA's CPU backend copies a layer's weights out of the stack for every token, three times the work.
         # Once for the whole answer is little, where there is room for it.
         is_alone = platform() == "cpu" and ambient_mesh() is None
-        is_worth_it = is_alone and 2 * _bytes(layers) < _free_memory()
+        is_worth_it = is_alone and 2 * _bytes(layers) < free_memory()
         return cls(graph, state, lora, _take_apart(graph, state, lora) if is_worth_it else None)
 
     def read_prompt(
@@ -290,11 +290,3 @@ def prepared(graph: Any, state: Any, lora: AnyLora) -> tuple[Phi3ForCausalLM, Ad
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-def _free_memory() -> int:
-    """Bytes that the host could still give, as far as it says."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 0

@@ -33,6 +33,7 @@ from phi3_jax.generation.stop import StopStrings
 from phi3_jax.harness.likelihood import Tokens, score_continuations
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.panic import telling_panics
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,9 @@ class Phi3JaxLM(TemplateLM):
         Raises `InputError` for what cannot be loaded, an adapter for another base among it.
         """
         from phi3_jax.hf.checkpoint import load_model
-        from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
+        from phi3_jax.hf.hub import resolve_checkpoint
         from phi3_jax.hf.peft import load_adapter
+        from phi3_jax.hf.tokenizer import load_tokenizer
 
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -177,7 +179,8 @@ class Phi3JaxLM(TemplateLM):
 
     def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         settings = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        ids = self.tokenizer.encode(string, **settings)
+        with telling_panics("a text of the task"):
+            ids = self.tokenizer.encode(string, **settings)
         # Not every tokenizer.json says where the BOS goes that is asked for.
         if self.add_bos_token and add_special_tokens and ids[:1] != [self.tokenizer.bos_token_id]:
             return [self.tokenizer.bos_token_id, *ids]

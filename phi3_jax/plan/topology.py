@@ -1,13 +1,12 @@
 """The devices that a run is planned for, by name."""
 
 import math
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from phi3_jax.errors import InputError
+from phi3_jax.memory import total_memory
 
 GB, GiB = 10**9, 2**30
 
@@ -116,13 +115,4 @@ def _cpu(name: str) -> Topology:
     import jax
 
     devices = jax.local_device_count("cpu")
-    return Topology(name, "cpu", "cpu", devices, _memory() // devices)
-
-
-def _memory() -> int:
-    """Bytes of main memory that this process may use."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        sizes.append(int(text))
-    return min(sizes)
+    return Topology(name, "cpu", "cpu", devices, total_memory() // devices)

@@ -14,7 +14,8 @@ from phi3_jax.config import Phi3Config
 from phi3_jax.data import prepare_data
 from phi3_jax.generation import end_token_ids
 from phi3_jax.hf.checkpoint import read_config
-from phi3_jax.hf.hub import load_tokenizer, resolve_checkpoint
+from phi3_jax.hf.hub import resolve_checkpoint
+from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.devices import Devices

@@ -8,6 +8,8 @@ from typing import Any
 
 import xxhash
 
+from phi3_jax.files import sync
+
 NAME = "manifest.json"
 SMALL = 1 << 20  # bytes; files up to this size are read even where only sizes are compared
 CHUNK = 1 << 22
@@ -61,8 +63,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _seal(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(path)
     return path.stat().st_size, _hash(path)
 
 

@@ -17,7 +17,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from phi3_jax.errors import InputError
-from phi3_jax.files import StorageError, storage_error
+from phi3_jax.files import StorageError, storage_error, sync
 from phi3_jax.parallel.distributed import exchange, is_main, together
 from phi3_jax.training.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.training.step import TrainState
@@ -173,6 +173,7 @@ class Checkpoints:
         folder = self._folder / f"{step}{SAVING}"
         write_manifest(folder, eval_loss)
         folder.rename(self._folder / str(step))
+        sync(self._folder)  # before older ones go
         for old in superfluous({**losses, step: eval_loss}, self._limit):
             self._remove(old)
 

@@ -162,7 +162,7 @@ def test_a_prompt_begins_as_training_rows_do_and_cannot_end_its_own_turn(chats):
 
 @pytest.fixture(scope="module", params=["2024-04", "2024-07"])
 def phi3(request, testdata):
-    from phi3_jax.hf.hub import load_tokenizer
+    from phi3_jax.hf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(testdata / "models" / "phi-3-mini-4k-instruct")
     if request.param == "2024-07":
@@ -233,7 +233,7 @@ def test_ids_of_a_rendered_chat_recorded_elsewhere(phi3, testdata, chats):
 
 
 def test_stories260k_has_no_template(testdata):
-    from phi3_jax.hf.hub import load_tokenizer
+    from phi3_jax.hf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(testdata / "checkpoints" / "stories260K")
     gsm8k = testdata / "datasets" / "gsm8k" / "test-200.jsonl"

@@ -1,6 +1,8 @@
 """Data and tokenizers from strangers, with the released models' own tokenizers and templates."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -14,7 +16,7 @@ from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn
 from phi3_jax.data.prepare import prepare_data
 from phi3_jax.data.sources import load_sources
-from phi3_jax.hf.hub import load_tokenizer
+from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.run_config import DataSection
 
 TOKENIZERS = ("phi-3-mini-4k-instruct", "phi-3.5-mini-instruct")
@@ -112,6 +114,50 @@ def test_media_columns_are_not_opened(tmp_path):
         # save_to_disk keeps a file's last name, and what was in it.
         assert [Path(row["image"]["path"]).name for row in source.rows] == ["passwd", "hostname"]
         assert set(source.rows[0]["many"][0]) == {"bytes", "path"}
+
+
+@pytest.mark.parametrize("encoding", ["a dictionary", "common beginnings"])
+def test_a_parquet_file_that_stands_for_far_more_than_its_size_is_refused(encoding, tmp_path):
+    """A long text once, and a number that says how often: 200 GB of rows from some kilobytes."""
+    text, count = "x" * 2**20, 200_000
+    if encoding == "a dictionary":
+        column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), [text])
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet", store_schema=False)
+    else:
+        schema = pyarrow.schema({"text": pyarrow.string()})
+        settings = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+        with parquet.ParquetWriter(tmp_path / "a.parquet", schema, **settings) as writer:
+            writer.write_table(pyarrow.table({"text": [text] * 2000}), row_group_size=2000)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**18
+    code = f"""
+from phi3_jax import InputError
+from phi3_jax.data.sources import load_sources
+try:
+    load_sources({str(tmp_path / "a.parquet")!r}, split=None)
+except InputError as error:
+    print(error)
+from phi3_jax.training.results import peak_memory
+print(peak_memory()["host_peak_bytes"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    error, peak = done.stdout.splitlines()
+    assert "stand for more than 1.0 GiB of rows" in error
+    assert int(peak) < 3 * 2**30
+
+
+def test_parquet_rows_are_read_whole(tmp_path):
+    """In several row groups and batches, nested, with the types that datasets wrote down."""
+    rows = [
+        {"messages": [{"role": "user", "content": "a" * (index % 7)}, {"role": "assistant", "content": str(index)}]}
+        for index in range(70_000)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"), batch_size=30_000)
+    assert parquet.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
+    (source,) = load_sources(str(tmp_path / "a.parquet"), split=None)
+    assert len(source.rows) == len(rows)
+    assert [source.rows[index] for index in (0, 29_999, 30_000, 69_999)] == [
+        rows[index] for index in (0, 29_999, 30_000, 69_999)
+    ]
 
 
 def test_an_arrow_file_whose_lengths_are_wrong_is_refused(tmp_path):

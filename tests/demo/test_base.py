@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from phi3_jax import Phi3ForCausalLM
 from phi3_jax.demo import demo_path
-from phi3_jax.hf.hub import load_tokenizer
+from phi3_jax.hf.tokenizer import load_tokenizer
 
 CHAT = [{"role": "user", "content": "Hi, could you send 12 red mugs to Oslo by Friday? – Zoë"}]
 

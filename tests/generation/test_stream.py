@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from phi3_jax.demo import demo_path
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stream import Detokenizer, TextStream
-from phi3_jax.hf.hub import load_tokenizer
+from phi3_jax.hf.tokenizer import load_tokenizer
 from tests.data.tiny import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer
 
 REAL = (

@@ -29,6 +29,9 @@ DEEP = "[" * 5000 + "]" * 5000
 # Rust's library cuts the prefix off the parts of a merge, however long they are.
 PANICS = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "x" * 50}
 FAR = {"type": "BPE", "vocab": {"a": 0, "b": 2**31}, "merges": []}
+DOUBLING_STEP = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+DOUBLINGS = {"type": "Sequence", "normalizers": [DOUBLING_STEP] * 40}
+DECODERS = {"type": "Sequence", "decoders": [DOUBLING_STEP] * 40}
 BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = (
     "{% set ns = namespace(x='xxxxxxxx') %}{% for m in range(64) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}"
@@ -183,6 +186,8 @@ TOKENIZERS = [
     ("a tokenizer nested without end", "chat", text(TOKENIZER, DEEP), "tokenizer cannot be read"),
     ("a tokenizer that panics", "chat", entries(TOKENIZER, model=PANICS), "tokenizer cannot be read"),
     ("a token of 2^31", "train", entries(TOKENIZER, model=FAR), "tokenizer.json | has token 2147483648"),
+    ("replacements that double", "generate", entries(TOKENIZER, normalizer=DOUBLINGS), "more than 100 times as long"),
+    ("a decoder that doubles", "chat", entries(TOKENIZER, decoder=DECODERS), "more than 100 times as long"),
     ("a tokenizer's link", "export", linked(TOKENIZER, "/etc/passwd"), "tokenizer.json | /etc/passwd"),
     ("a template's link", "export", linked("chat_template.jinja", "/etc/passwd"), "chat_template.jinja | /etc/passwd"),
     ("settings that are a list", "train", text(TOKENIZER_CONFIG, "[]"), "tokenizer_config.json | holds a list"),
