@@ -4,6 +4,7 @@ The `Args` of the docstrings are the command line's help texts. A section checks
 it is made, `RunConfig` those that contradict each other.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -254,6 +255,9 @@ class TrainingSection:
         return self.remat_policy if self.gradient_checkpointing else "none"
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "fallback_dir"):  # which a shell does not see in a file
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.expanduser(path))
         at_least_1 = (
             "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
             "eval_steps save_steps save_total_limit early_stopping_patience eval_max_new_tokens"

@@ -1,5 +1,6 @@
 """Text that is shown to people: on one line, bounded, and unable to steer a terminal."""
 
+import json
 import re
 import reprlib
 from typing import Any
@@ -22,6 +23,11 @@ def escape(match: re.Match[str]) -> str:
 def printable(text: str) -> str:
     """The text with every character of `INVISIBLE` written out."""
     return INVISIBLE.sub(escape, text)
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, in which what `printable` writes out is written out as JSON does: `\\u001b`."""
+    return INVISIBLE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,7 @@ from phi3_jax.expressions import check_expression
 from phi3_jax.hf.safetensors_io import read_header
 from phi3_jax.lora_config import LoraConfig
 from phi3_jax.reading import local_path, parse_json, parse_yaml, read_json, read_text
-from phi3_jax.text import INVISIBLE, one_line, printable, shown
+from phi3_jax.text import INVISIBLE, json_line, one_line, printable, shown
 
 plain = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(allow_nan=False), st.text())
 finite = plain.filter(lambda value: not isinstance(value, float) or math.isfinite(value))
@@ -205,6 +205,15 @@ class TestText:
         )
         assert one_line("a\nb\u2028c") == "a b c"
         assert printable("日本語 عربى 👩‍🔬") == "日本語 عربى 👩‍🔬"
+
+    @given(text=st.text(st.characters(exclude_categories=())))
+    @settings(max_examples=200)
+    def test_lines_of_json_hold_the_text_and_cannot_steer_a_terminal(self, text):
+        line = json_line({"answer": text, "more": "日本語 é\x1b\x9b\u202e\ud800\U000e0041\n"})
+        assert not INVISIBLE.search(line)
+        assert len(line.splitlines()) == 1
+        assert json.loads(line)["answer"] == json.loads(json.dumps(text))
+        assert "日本語 é\\u001b\\u009b" in line
 
     def test_long_lines_keep_both_ends(self):
         told = str(InputError("begin" + "x" * 10**6 + "end"))

@@ -307,6 +307,14 @@ def test_the_recipe_of_sample_finetune_is_what_its_dictionaries_say():
         assert getattr(recipe.training, name) == getattr(run.training, name), name
 
 
+def test_a_home_folder_is_written_out(monkeypatch):
+    """A shell does it on the command line, nobody in a file."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = {"output_dir": "~/run", "fallback_dir": "~/other"}
+    run = RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": settings})
+    assert (run.training.output_dir, run.training.fallback_dir) == ("/home/someone/run", "/home/someone/other")
+
+
 def test_a_file_that_is_no_configuration_is_told(tmp_path):
     file = tmp_path / "run.yaml"
     for text, words in (("a: [", "is not YAML"), ("- 1\n- 2", "holds a list")):

@@ -1,7 +1,6 @@
 """`phi3-jax generate`: answers to prompts."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -164,7 +163,9 @@ class _Writer:
         row |= {"answer": answer.text, "tokens": answer.tokens, "finish_reason": answer.finish_reason}
         if self._logprobs:
             row["logprobs"] = answer.logprobs
-        print(json.dumps(row, ensure_ascii=False), file=self._out, flush=True)
+        from phi3_jax.text import json_line
+
+        print(json_line(row), file=self._out, flush=True)
 
     def heading(self, index: int, name: str) -> None:
         """What is asked, where there are several prompts, and who answers, where there are several adapters."""
