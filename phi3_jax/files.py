@@ -8,9 +8,11 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from phi3_jax.errors import InputError
+from phi3_jax.reading import local_path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -45,6 +47,20 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def check_writable(what: str, folder: Path) -> None:
+    """Raises `InputError` where a folder to write in cannot be made, or not written to.
+
+    **Arguments**: `folder` is `what`, for the message.
+    """
+    local_path(folder, what)
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{what} {folder}: {part} is a file, expected a folder; name another one")
+    nearest = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{what} {folder}: {nearest} cannot be written to; name another folder")
+
+
 @contextmanager
 def storing(path: Path, needed: int | None = None) -> Iterator[None]:
     """Raises what goes wrong at writing within it as a `StorageError` for `path`."""
@@ -64,6 +80,17 @@ def write_text(path: Path, text: str) -> None:
         except OSError:
             beside.unlink(missing_ok=True)
             raise
+
+
+def append_line(file: FileIO, path: Path, line: str) -> None:
+    """Writes the line at the end of the open, unbuffered file, so that it is not lost with the process.
+
+    Raises `StorageError` where not all of it can be written.
+    """
+    content = line.encode() + b"\n"
+    with storing(path, len(content)):
+        if file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync(path: Path) -> None:

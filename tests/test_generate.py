@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,13 @@ def test_answers_that_are_there_are_kept_when_a_later_batch_fails(folder, monkey
         main([*argv, "--prompt", "x y z", "--prompt", "a longer one"])
     (line,) = capfd.readouterr().out.splitlines()
     assert json.loads(line)["prompt"] == "a longer one"
+
+
+def test_a_full_disk_is_told(folder, small_disk, capfd):
+    with (small_disk / "filler").open("wb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, 3 * 2**20)
+    file = small_disk / "answers.jsonl"
+    argv = ["generate", "--model", str(folder / "base"), "--prompt", "x y z", "--json", "--output", str(file)]
+    assert main(argv) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"phi3-jax: {file}: cannot be written (No space left on device)")

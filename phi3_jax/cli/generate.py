@@ -15,6 +15,7 @@ from phi3_jax.cli.generation import (
 )
 from phi3_jax.cli.parser import Loaded, Parser, add_base_arguments, load_base, positive
 from phi3_jax.errors import InputError
+from phi3_jax.files import storing
 
 MAX_NEW_TOKENS = 128
 
@@ -98,7 +99,7 @@ def _output(file: str | None) -> Iterator[TextIO]:
         out = open(file, "w", encoding="utf-8")  # noqa: SIM115 (closed below; here for its own error alone)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); choose another file") from error
-    with out:
+    with storing(Path(file)), out:
         yield out
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.errors import InputError
-from phi3_jax.files import write_text
+from phi3_jax.files import append_line, check_writable, storing, write_text
 from phi3_jax.reading import read_yaml
 
 _PIECE = 2**16  # bytes that a fingerprint takes at a time
@@ -69,14 +68,14 @@ class PredictionFile:
                     raise InputError(f"{self._path}, line {number}: is no prediction; remove the file") from error
 
     def open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("ab")
-        self._file.truncate(self._end)
+        with storing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+            self._file.truncate(self._end)
 
     def append(self, prediction: Prediction) -> None:
         # A lone surrogate, which a cut-off answer can hold, is escaped as all that is not ASCII is.
-        self._file.write(json.dumps(asdict(prediction)).encode() + b"\n")
-        self._file.flush()
+        append_line(self._file, self._path, json.dumps(asdict(prediction)))
 
     def close(self) -> None:
         self._file.close()
@@ -91,12 +90,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
     It can where all settings are the same; models may come and go.
     """
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"output_dir {folder}: {part} is a file, expected a folder; name another one")
-    above = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"output_dir {folder}: {above} cannot be written to; name another folder")
+    check_writable("output_dir", folder)
     file = folder / "config.yaml"
     if not file.exists():
         if (folder / "predictions").exists():
@@ -123,7 +117,8 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes config.yaml, by which a later call knows whether it may continue."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", settings_text(settings))
 
 

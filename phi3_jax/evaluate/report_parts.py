@@ -1,7 +1,6 @@
 """What every part of a report is made of: safe text, numbers, tables, sections, and the page around them."""
 
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.evaluate.style import STYLE
+from phi3_jax.files import write_text
 from phi3_jax.secrets import redact
 
 # Characters that reorder or hide text, or that HTML forbids: controls (line breaks and tabs are
@@ -94,7 +94,7 @@ def columns_table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str
 
 
 def write_page(path: str | Path, *, title: str, kind: str, introduction: str, sections: Iterable[str]) -> None:
-    """Writes a page that loads nothing, under a temporary name first; `introduction` and `sections` are HTML.
+    """Writes a page that loads nothing, whole or not at all; `introduction` and `sections` are HTML.
 
     Tokens are left out, see `phi3_jax.secrets`.
     """
@@ -119,7 +119,4 @@ def write_page(path: str | Path, *, title: str, kind: str, introduction: str, se
 </body>
 </html>
 """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(redact(page), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(path), redact(page))

@@ -1,6 +1,5 @@
 """What can be wrong with a run's settings and its output folder, found before anything is loaded or written."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import yaml
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.files import storing
+from phi3_jax.files import check_writable, storing
 from phi3_jax.parallel.distributed import is_main
 from phi3_jax.parallel.mesh import AXES
-from phi3_jax.reading import local_path, read_yaml
+from phi3_jax.reading import read_yaml
 from phi3_jax.run_config import RunConfig
 from phi3_jax.training.lock import check_not_held
 
@@ -36,7 +35,6 @@ REMOVING = ".removing"
 LEFTOVERS = (
     *(f"{name}.tmp" for name in ("metrics.jsonl", *RESULT_FILES)),
     *(f"{name}{REMOVING}" for name in (*RUN_FILES, "tensorboard")),
-    ".report.html.partial",
     ".adapter.*",
     "model/.saving-*",
 )
@@ -83,9 +81,9 @@ def check_output_folder(run: RunConfig, *, held: bool = False) -> None:
     **Arguments**: `held`, that it is this process which holds it. Of several, only the first one asks.
     """
     folder = Path(run.training.output_dir)
-    _check_folder("training.output_dir", folder)
+    check_writable("training.output_dir", folder)
     if run.training.fallback_dir is not None:
-        _check_folder("training.fallback_dir", Path(run.training.fallback_dir))
+        check_writable("training.fallback_dir", Path(run.training.fallback_dir))
     if not held and is_main():
         check_not_held(folder)
     found = [name for name in RUN_FILES if (folder / name).exists()]
@@ -96,16 +94,6 @@ def check_output_folder(run: RunConfig, *, held: bool = False) -> None:
         )
     if run.training.resume_from_checkpoint and has_checkpoints(folder):
         check_unchanged(run, folder / "config.yaml")
-
-
-def _check_folder(key: str, folder: Path) -> None:
-    local_path(folder, key)
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"{key} {folder}: {part} is a file, expected a folder; name another one")
-    nearest = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{key} {folder}: {nearest} cannot be written to; name another folder")
 
 
 def has_checkpoints(folder: Path) -> bool:

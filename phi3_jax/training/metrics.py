@@ -1,6 +1,5 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard, Weights & Biases; and model FLOP utilisation."""
 
-import errno
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ import numpy as np
 import yaml
 
 from phi3_jax.config import Phi3Config
-from phi3_jax.files import storing, write_text
+from phi3_jax.files import append_line, storing, write_text
 from phi3_jax.run_config import RunConfig
 
 # Dense bfloat16 peaks, FLOP/s a device, from the makers' data sheets; by a part of jax's device_kind.
@@ -135,11 +134,7 @@ class MetricsLog:
         self.history.append(row)
         if self._file is None:
             return
-        # Unbuffered, so that what is written is not lost with the process, and tried once.
-        line = json.dumps(row).encode() + b"\n"
-        with storing(self.path, len(line)):
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_line(self._file, self.path, json.dumps(row))
         step, values = row["step"], {name: value for name, value in row.items() if name != "step"}
         if self._tensorboard is not None:
             self._tensorboard.write(step, values)

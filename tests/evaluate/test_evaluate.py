@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -327,3 +328,20 @@ def test_a_merged_checkpoint_of_another_vocabulary_is_refused(inputs, tmp_path):
     tiny_model(1, vocab_size=20).save_pretrained(str(folder))
     with pytest.raises(InputError, match=r"small: the rows have token \d+, but its vocabulary has 20"):
         evaluate(inputs / "base", inputs / "chats.jsonl", merged={"small": folder})
+
+
+@pytest.mark.parametrize(("blocks", "file"), [(0, "config.yaml"), (1, "predictions/base.jsonl"), (2, "results.json")])
+def test_a_full_disk_is_told_and_the_evaluation_goes_on(blocks, file, inputs, small_disk, tmp_path, capfd):
+    """`blocks` of the disk are free, and `file` is the one that finds no more."""
+    argv = arguments(inputs, "--metrics", "chrf", "--max-new-tokens", 6, "--batch-size", 2, "--output_dir")
+    assert main([*argv, str(tmp_path / "out")]) == 0
+    filler, output = small_disk / "filler", small_disk / "out"
+    with filler.open("wb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, 3 * 2**20 - blocks * 4096)
+    line = refusal(capfd, [*argv, str(output)])
+    assert line.startswith(f"phi3-jax: {output}/{file}: cannot be written (No space left on device)")
+    filler.unlink()
+    assert main([*argv, str(output)]) == 0
+    name = "predictions/base.jsonl"
+    assert (output / name).read_text() == (tmp_path / "out" / name).read_text()
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in (tmp_path / "out").iterdir())

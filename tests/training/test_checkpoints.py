@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -164,18 +163,6 @@ def test_a_step_that_is_saved_takes_over_a_loss(folder, first):
     checkpoints.close()
     assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]  # the best and the newest
     assert restored_step(folder, first) == 4
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(small_disk, first, caplog):

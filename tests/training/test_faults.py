@@ -21,7 +21,6 @@ from phi3_jax.training.checks import check_output_folder, check_unchanged, remov
 from phi3_jax.training.folder import Checkpoints, RunFolder
 from phi3_jax.training.lock import RunLock
 from phi3_jax.training.loop import train
-from tests.training.test_checkpoints import small_disk  # noqa: F401
 from tests.training.test_resume import SETTINGS, cut_off, same_run
 from tests.training.tiny import metrics, run_config, write_inputs
 
@@ -271,7 +270,7 @@ def fill(path: Path) -> None:
             file.write(b"x" * 1000)
 
 
-def test_a_full_disk_and_a_fallback(inputs, small_disk, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_and_a_fallback(inputs, small_disk, tmp_path, monkeypatch):
     output, fallback = small_disk / "out", tmp_path / "fallback"
     filler = small_disk / "filler"
     take = loop.Trainer._take_step
@@ -396,7 +395,7 @@ def test_temporary_folders_of_the_dead_are_removed_and_those_of_the_living_stay(
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     for folder in (f".adapter.{'0' * 32}", f"model/.saving-{'0' * 32}", "checkpoints.removing/3", "adapter"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("metrics.jsonl.tmp", "config.yaml.tmp", ".report.html.partial", "metrics.jsonl", "notes.tmp"):
+    for name in ("metrics.jsonl.tmp", "config.yaml.tmp", "report.html.tmp", "metrics.jsonl", "notes.tmp"):
         (tmp_path / name).write_text("{")
     remove_leftovers(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
