@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from tests.loopback import Handler, serving
 
 Files = Mapping[str, bytes]
 
@@ -37,28 +37,15 @@ class Hub:
         return next(files for name, files in self.models[model].items() if self.commit(model, name) == commit)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     hub: Hub
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
         self.hub.requests.append(f"{self.command} {unquote(self.path)}")
 
-    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
     def _refuse(self, status: int, code: str) -> None:
         message = {"RepoNotFound": "Repository not found", "RevisionNotFound": "Invalid rev id"}.get(code, code)
-        self._answer(status, json.dumps({"error": message}).encode(), X_Error_Code=code, X_Error_Message=message)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
+        self.answer(status, json.dumps({"error": message}).encode(), X_Error_Code=code, X_Error_Message=message)
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
@@ -70,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         for kind, pattern in patterns.items():
             if match := re.fullmatch(pattern, path):
                 return self._model(kind, *match.groups())
-        return self._answer(404)
+        return self.answer(404)
 
     def _model(self, kind: str, model: str, revision: str | None, file: str = "") -> None:
         hub = self.hub
@@ -83,9 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.files(model, commit)
         if kind == "info":  # the hub tells everybody of a gated model, but not its files' contents
             siblings = [{"rfilename": name} for name in files]
-            return self._json({"id": model, "modelId": model, "sha": commit, "siblings": siblings})
+            return self.json({"id": model, "modelId": model, "sha": commit, "siblings": siblings})
         if kind == "tree":
-            return self._json(
+            return self.json(
                 [
                     {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                     for name, data in files.items()
@@ -96,24 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in files:
             return self._refuse(404, "EntryNotFound")
         etag = f'"{hashlib.sha1(files[file]).hexdigest()}"'
-        return self._answer(200, files[file], ETag=etag, X_Repo_Commit=commit, Accept_Ranges="none")
-
-    def _json(self, value: object) -> None:
-        self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
+        return self.answer(200, files[file], ETag=etag, X_Repo_Commit=commit, Accept_Ranges="none")
 
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     """Runs until the block is left; `hub.url` says where."""
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(type("OfThese", (_Handler,), {"hub": hub})) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
