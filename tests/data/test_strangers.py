@@ -118,7 +118,7 @@ def test_media_columns_are_not_opened(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["a dictionary", "common beginnings"])
 def test_a_parquet_file_that_stands_for_far_more_than_its_size_is_refused(encoding, tmp_path):
-    """A long text once, and a number that says how often: 200 GB of rows from some kilobytes."""
+    """A long text once, and a number that says how often: 50 kB for 200 GB of rows, or for 1.1 GB."""
     text, count = "x" * 2**20, 200_000
     if encoding == "a dictionary":
         column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), [text])
@@ -127,7 +127,7 @@ def test_a_parquet_file_that_stands_for_far_more_than_its_size_is_refused(encodi
         schema = pyarrow.schema({"text": pyarrow.string()})
         settings = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
         with parquet.ParquetWriter(tmp_path / "a.parquet", schema, **settings) as writer:
-            writer.write_table(pyarrow.table({"text": [text] * 2000}), row_group_size=2000)
+            writer.write_table(pyarrow.table({"text": [text] * 1100}), row_group_size=1100)
     assert (tmp_path / "a.parquet").stat().st_size < 2**18
     code = f"""
 from phi3_jax import InputError
