@@ -1,4 +1,4 @@
-"""Main memory of this host, as far as this process may have it."""
+"""Memory: the main memory of this host as far as this process may have it, and the devices'."""
 
 import os
 import re
@@ -29,3 +29,16 @@ def free_memory() -> int:
     if used.is_file():
         free = min(free, total_memory() - int(used.read_text()))
     return max(0, free)
+
+
+def devices_memory() -> int:
+    """Bytes that arrays may take on the devices in use: of `jax.set_mesh`'s mesh all, else of one."""
+    import jax
+
+    from phi3_jax.parallel.mesh import ambient_mesh
+
+    mesh = ambient_mesh()
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:  # a CPU's devices share the main memory
+        return total_memory()
+    return stats["bytes_limit"] * (1 if mesh is None else mesh.size)

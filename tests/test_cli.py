@@ -231,6 +231,19 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
         main(["info", "x"])
 
 
+def test_a_device_that_is_too_small_is_told_in_one_line(monkeypatch, capfd):
+    def allocate(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nmore\nand more")
+
+    monkeypatch.setattr("phi3_jax.cli.train.run", allocate)
+    assert main(["train"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == (
+        "phi3-jax: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.); `phi3-jax plan` says what "
+        "fits"
+    )
+
+
 def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capfd):
     def interrupted(argv):
         raise KeyboardInterrupt

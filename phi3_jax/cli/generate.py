@@ -95,12 +95,15 @@ def _output(file: str | None) -> Iterator[TextIO]:
     if file is None:
         yield sys.stdout
         return
+    path = Path(file)
+    was_there = path.exists()
     try:
-        out = open(file, "w", encoding="utf-8")  # noqa: SIM115 (closed below; here for its own error alone)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); choose another file") from error
-    with storing(Path(file)), out:
-        yield out
+        with storing(path), path.open("w", encoding="utf-8") as out:
+            yield out
+    except BaseException:
+        if not was_there and path.exists() and not path.stat().st_size:
+            path.unlink()
+        raise
 
 
 def _answer(

@@ -17,7 +17,8 @@ from phi3_jax.generation.sampling import Sampler, row_keys
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.lora import Lora, LoraRows
-from phi3_jax.model.cache import Cache
+from phi3_jax.memory import devices_memory
+from phi3_jax.model.cache import Cache, cache_bytes
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.parallel.distributed import exchange, to_host
 
@@ -68,6 +69,7 @@ class Call:
         self.start_time = time.monotonic()
         self.settings = settings
         self.prompts, self.mask = tokens, mask
+        _check_room(model, len(tokens) * copies, self._columns[1])
         self.rows = np.repeat(np.arange(len(tokens)), copies)
         self.prompt_lengths = mask.sum(axis=1)[self.rows]
         self.engine = Engine.of(model, lora)
@@ -75,13 +77,18 @@ class Call:
         # Where LongRoPE's factors change, and what a row has read before has to be read again.
         self.crossing = rope.original_max_position_embeddings if rope.is_longrope else None
 
+    @property
+    def _columns(self) -> tuple[int, int]:
+        """Those that the prompts are read in, and those that the cache has room for."""
+        columns = bucket(int(self.mask.sum(axis=1).max()))
+        return columns, bucket(columns + self.settings.max_new_tokens)
+
     def read_prompts(self) -> tuple[Float[Array, "rows vocab"], Cache, Int[np.ndarray, "rows seq"]]:
         """The logits of each row's first token, the cache, and the prompts as read, -1 at padding."""
         # Columns of nothing but padding are left out, and others put in front up to the bucket.
-        used = int(self.mask.sum(axis=1).max())
-        columns = bucket(used)
+        used, (columns, capacity) = int(self.mask.sum(axis=1).max()), self._columns
         tokens, mask = (np.pad(x[:, -used:], ((0, 0), (columns - used, 0))) for x in (self.prompts, self.mask))
-        logits, cache = self.engine.read_prompt(tokens, mask, bucket(columns + self.settings.max_new_tokens))
+        logits, cache = self.engine.read_prompt(tokens, mask, capacity)
         read = np.where(mask == 1, tokens, -1)
         if len(self.rows) > len(tokens):
             cache, logits = take_rows(cache, logits, self.rows)
@@ -122,6 +129,17 @@ class Call:
         prompts = np.repeat(self.prompts, len(new) // len(self.prompts), axis=0)
         sequences = np.concatenate([prompts, new], axis=1)
         return Generated(sequences, lengths, logprobs, tuple(reasons), scores)
+
+
+def _check_room(model: Phi3ForCausalLM, rows: int, columns: int) -> None:
+    """Raises `InputError` where the keys and values alone are more than the devices hold."""
+    needed, there = cache_bytes(model.config, rows, columns, model.dtype), devices_memory()
+    if needed > there:
+        raise InputError(
+            f"{rows:,} answers of up to {columns:,} tokens with their prompts need {needed / 2**30:,.1f} GiB for keys "
+            f"and values, and there are {there / 2**30:,.1f} GiB; lower max_new_tokens, num_beams, "
+            "num_return_sequences or the number of prompts at once"
+        )
 
 
 class Answers(Call):

@@ -66,6 +66,13 @@ def empty_cache(config: Phi3Config, batch: int, capacity: int, dtype: Any) -> Ca
     return Cache(k, v, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), True)
 
 
+def cache_bytes(config: Phi3Config, batch: int, capacity: int, dtype: Any) -> int:
+    """The size of such a cache."""
+    columns = min(capacity, config.sliding_window or capacity)
+    numbers = 2 * config.num_hidden_layers * batch * config.num_key_value_heads * columns * config.head_dim
+    return numbers * jnp.dtype(dtype).itemsize
+
+
 def slot_columns(length: Int[Array, ""], capacity: int) -> Int[Array, "capacity"]:
     """The column in each slot once `length` columns are read, the newest that belongs there; negative where none is."""
     last = length - 1

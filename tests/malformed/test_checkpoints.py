@@ -111,6 +111,19 @@ GENERATIONS = [
         "generation_config.json | temperature is 'hot'",
     ),
     ("no such feature", "generate", entries(GENERATION, guidance_scale=3.0), "generation_config.json | guidance_scale"),
+    ("10^9 beams", "generate", entries(GENERATION, num_beams=10**9), "1,000,000,000 answers | GiB | num_beams"),
+    (
+        "10^12 answers",
+        "generate",
+        entries(GENERATION, num_return_sequences=10**12, do_sample=True),
+        "1,000,000,000,000 answers | num_return_sequences",
+    ),
+    (
+        "10^9 tokens",
+        "generate",
+        both(entries(GENERATION, max_new_tokens=10**9), entries(CONFIG, max_position_embeddings=2**31 - 1)),
+        "GiB | max_new_tokens",
+    ),
     ("a link out of the folder", "export", linked(GENERATION, "/etc/passwd"), "generation_config.json | /etc/passwd"),
 ]
 FILES = [

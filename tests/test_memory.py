@@ -1,0 +1,49 @@
+"""How much memory there is, as the system says it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from phi3_jax import memory
+from phi3_jax.memory import devices_memory, free_memory, total_memory
+from phi3_jax.model.cache import cache_bytes, empty_cache
+from phi3_jax.parallel.mesh import make_mesh
+from tests.training.tiny import tiny_model
+
+
+def test_a_limit_of_the_container_counts(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert (total_memory(), free_memory()) == (3_000_000, 2_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert total_memory() > 10**8
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads what Linux says")
+def test_what_is_taken_is_not_free():
+    before = free_memory()
+    assert before < total_memory()
+    block = bytearray(2**29)
+    assert before - free_memory() > 2**28
+    del block
+
+
+def test_devices_that_count_say_what_they_hold(monkeypatch):
+    assert devices_memory() == total_memory()  # a CPU
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 7, "bytes_in_use": 1})
+    mesh = make_mesh({})
+    monkeypatch.setattr(jax, "local_devices", lambda *_: [device])
+    assert devices_memory() == 7
+    with jax.set_mesh(mesh):  # of one device
+        assert devices_memory() == 7
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_size_of_a_cache(window):
+    config = tiny_model(2, sliding_window=window).config
+    cache = empty_cache(config, 3, 16, jnp.bfloat16)
+    assert cache_bytes(config, 3, 16, jnp.bfloat16) == cache.k.nbytes + cache.v.nbytes
