@@ -11,7 +11,9 @@ import yaml
 
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.errors import InputError
-from phi3_jax.files import append_line, check_writable, storing, write_text
+from phi3_jax.files import append_line, check_writable, storing
+from phi3_jax.lock import check_not_held
+from phi3_jax.parallel.distributed import is_main
 from phi3_jax.reading import read_yaml
 
 _PIECE = 2**16  # bytes that a fingerprint takes at a time
@@ -91,6 +93,8 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     It can where all settings are the same; models may come and go.
     """
     check_writable("output_dir", folder)
+    if is_main():
+        check_not_held(folder, "output_dir")
     file = folder / "config.yaml"
     if not file.exists():
         if (folder / "predictions").exists():
@@ -115,15 +119,8 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes config.yaml, by which a later call knows whether it may continue."""
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", settings_text(settings))
-
-
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """What config.yaml holds."""
+    """What config.yaml holds, by which a later call knows whether it may continue."""
     return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False, allow_unicode=True)
 
 

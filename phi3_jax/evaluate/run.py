@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,17 +26,17 @@ from phi3_jax.evaluate.predictions import (
     rows_fingerprint,
     settings_text,
     weights_fingerprint,
-    write_settings,
 )
 from phi3_jax.evaluate.report import write_evaluation_report
 from phi3_jax.evaluate.results import Results, report_rows
-from phi3_jax.files import write_text
+from phi3_jax.files import storing, write_text
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.text import check_prompt, end_token_ids
 from phi3_jax.hf.checkpoint import load_model, read_config
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.peft import load_adapter
 from phi3_jax.hf.tokenizer import load_tokenizer
+from phi3_jax.lock import RunLock
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding
@@ -135,13 +136,14 @@ def evaluate(
     if target is not None:
         with together():
             check_folder(target, settings)
-    with task.devices.in_use():
-        found = _run_all(task, run, base, models, target, settings)
-    results = Results.of(list(made.values()), found, task.rows.stats.to_dict())
-    if target is not None:
-        with together():
-            if is_main():
-                _write(target, results, settings)
+    with ExitStack() as held:
+        with task.devices.in_use():
+            found = _run_all(task, run, base, models, target, settings, held)
+        results = Results.of(list(made.values()), found, task.rows.stats.to_dict())
+        if target is not None:
+            with together():
+                if is_main():
+                    _write(target, results, settings)
     return results
 
 
@@ -261,7 +263,13 @@ def _settings(
 
 
 def _run_all(
-    task: Task, run: RunConfig, base: _Model, models: Sequence[_Model], target: Path | None, settings: dict[str, Any]
+    task: Task,
+    run: RunConfig,
+    base: _Model,
+    models: Sequence[_Model],
+    target: Path | None,
+    settings: dict[str, Any],
+    held: ExitStack,
 ) -> dict[str, list[Prediction]]:
     """Every model's predictions; those on the base first, which is loaded once."""
     files = {model.name: _file(target, model.name, len(task.rows)) for model in models}
@@ -291,7 +299,7 @@ def _run_all(
             for model in on_base
             if loaded is not None and model.kind == "adapter"
         }
-        _begin(target, settings, files)
+        _begin(target, settings, files, held)
         for model in on_base:
             rows = missing(model)
             predictions: Iterator[Prediction] = iter(())
@@ -324,15 +332,20 @@ def _file(target: Path | None, name: str, rows: int) -> PredictionFile | None:
     return None if target is None else PredictionFile(target / "predictions" / f"{name}.jsonl", rows)
 
 
-def _begin(target: Path | None, settings: dict[str, Any], files: Mapping[str, PredictionFile | None]) -> None:
-    """Opens the folder, once all that can be wrong with the input has been looked at."""
+def _begin(
+    target: Path | None, settings: dict[str, Any], files: Mapping[str, PredictionFile | None], held: ExitStack
+) -> None:
+    """Takes the folder until `held` ends, once all that can be wrong with the input has been looked at."""
     if target is None:
         return
     ids = {name: sorted(file.found) for name, file in files.items() if file is not None}
     check_agreement({"predictions found": str(ids)})
     with together():
         if is_main():
-            write_settings(target, settings)
+            with storing(target):
+                target.mkdir(parents=True, exist_ok=True)
+            held.callback(RunLock.take(target, "output_dir").release)
+            write_text(target / "config.yaml", settings_text(settings))
     with together():
         check_shared(target / "config.yaml", settings_text(settings))
 

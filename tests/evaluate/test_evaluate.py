@@ -330,9 +330,28 @@ def test_a_merged_checkpoint_of_another_vocabulary_is_refused(inputs, tmp_path):
         evaluate(inputs / "base", inputs / "chats.jsonl", merged={"small": folder})
 
 
-@pytest.mark.parametrize(("blocks", "file"), [(0, "config.yaml"), (1, "predictions/base.jsonl"), (2, "results.json")])
+def test_a_folder_in_use_is_refused_to_others(inputs, tmp_path, monkeypatch):
+    answer_prompts, refused = predict.answer_prompts, []
+
+    def answer_and_start_another(*arguments, **rest):
+        with monkeypatch.context() as patch:
+            patch.setattr("phi3_jax.evaluate.run.load_model", None)  # it does not come so far
+            with pytest.raises(InputError) as error:
+                run(inputs, tmp_path / "out")
+        refused.append(str(error.value))
+        return answer_prompts(*arguments, **rest)
+
+    monkeypatch.setattr(predict, "answer_prompts", answer_and_start_another)
+    run(inputs, tmp_path / "out")
+    assert len(refused) == 2
+    assert refused[0].startswith(f"{tmp_path}/out: another run is writing there (process {os.getpid()} on ")
+    assert refused[0].endswith("wait for it, or name another output_dir")
+    assert not (tmp_path / "out" / "run.lock").exists()
+
+
+@pytest.mark.parametrize(("blocks", "file"), [(0, "config.yaml"), (2, "predictions/base.jsonl"), (3, "results.json")])
 def test_a_full_disk_is_told_and_the_evaluation_goes_on(blocks, file, inputs, small_disk, tmp_path, capfd):
-    """`blocks` of the disk are free, and `file` is the one that finds no more."""
+    """`blocks` of the disk are free, of which run.lock takes one, and `file` is the one that finds no more."""
     argv = arguments(inputs, "--metrics", "chrf", "--max-new-tokens", 6, "--batch-size", 2, "--output_dir")
     assert main([*argv, str(tmp_path / "out")]) == 0
     filler, output = small_disk / "filler", small_disk / "out"

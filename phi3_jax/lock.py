@@ -1,4 +1,4 @@
-"""One run at a time in an output folder."""
+"""One run or evaluation at a time in an output folder."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NAME = "run.lock"
 
 @dataclass
 class RunLock:
-    """A folder held for one run, by a lock on its file `run.lock`.
+    """A folder held by one process, with a lock on its file `run.lock`.
 
     The operating system lets go of it when the process ends, however it ends: a file that a killed run
     left behind stops nobody. Its text is for people. Where the file system knows no locks, nothing is
@@ -27,8 +27,8 @@ class RunLock:
     handle: int | None
 
     @classmethod
-    def take(cls, folder: Path) -> "RunLock":
-        """Raises `InputError` where another run holds the folder."""
+    def take(cls, folder: Path, key: str = "training.output_dir") -> "RunLock":
+        """Raises `InputError` where another process holds the folder, which is named by the setting `key`."""
         path = folder / NAME
         while True:
             with storing(path):
@@ -41,14 +41,13 @@ class RunLock:
                 holder = _holder(handle)
                 os.close(handle)
                 raise InputError(
-                    f"{folder}: another run is writing there ({holder}); wait for it, or name another "
-                    "training.output_dir"
+                    f"{folder}: another run is writing there ({holder}); wait for it, or name another {key}"
                 )
             if _is(path, handle):
                 break
             os.close(handle)  # its former holder has removed it meanwhile
         text = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-        with storing(path):
+        with suppress(OSError):  # a full disk shows at what is written next
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(text).encode(), 0)
         return cls(path, handle)
@@ -63,10 +62,10 @@ class RunLock:
             self.handle = None
 
 
-def check_not_held(folder: Path) -> None:
-    """Raises `InputError` where a run holds the folder now; leaves no trace."""
+def check_not_held(folder: Path, key: str = "training.output_dir") -> None:
+    """Raises `InputError` where a process holds the folder now; leaves no trace."""
     if (folder / NAME).exists() and os.access(folder / NAME, os.W_OK):
-        RunLock.take(folder).release()
+        RunLock.take(folder, key).release()
 
 
 def _is(path: Path, handle: int) -> bool:
