@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from phi3_jax.errors import InputError
-from phi3_jax.reading import read_json
-from phi3_jax.text import shown
+from phi3_jax.system.reading import read_json
+from phi3_jax.system.text import shown
 
 # Far above every model there is, and small enough that shapes made of them can be computed with.
 LARGEST = {

@@ -1,7 +1,7 @@
 """The one error that the user caused and can mend."""
 
-from phi3_jax.secrets import redact
-from phi3_jax.text import one_line
+from phi3_jax.system.secrets import redact
+from phi3_jax.system.text import one_line
 
 
 class InputError(ValueError):
@@ -12,7 +12,7 @@ class InputError(ValueError):
 
     Messages quote files and names that anybody may have written: control characters, line breaks and
     marks that turn text around are written out (`\\x1b`), and what is very long is cut in its middle. Of
-    tokens nothing is said, see `phi3_jax.secrets`.
+    tokens nothing is said, see `phi3_jax.system.secrets`.
     """
 
     def __init__(self, message: str) -> None:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from phi3_jax.errors import InputError
-from phi3_jax.reading import parse_yaml
+from phi3_jax.system.reading import parse_yaml
 
 Sections = dict[str, dict[str, Any]]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from phi3_jax.errors import InputError
-from phi3_jax.expressions import check_expression
+from phi3_jax.system.expressions import check_expression
 
 # Starts that need nothing but a key, and those that are computed from the base's weights.
 RANDOM_STARTS = ("gaussian", "orthogonal")

@@ -14,7 +14,7 @@ import yaml
 from phi3_jax.errors import InputError
 from phi3_jax.lora_config import LoraConfig
 from phi3_jax.run_checks import check_adapter, check_evaluation
-from phi3_jax.secrets import redact
+from phi3_jax.system.secrets import redact
 
 
 def _check_range(
@@ -401,5 +401,5 @@ class RunConfig:
         }
 
     def to_yaml(self) -> str:
-        """What a run writes as config.yaml and `--config` reads; tokens are left out, see `phi3_jax.secrets`."""
+        """What a run writes as config.yaml and `--config` reads; tokens are left out, see `phi3_jax.system.secrets`."""
         return redact(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))

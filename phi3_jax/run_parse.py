@@ -14,10 +14,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from phi3_jax import hf_names, reading
+from phi3_jax import hf_names
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
-from phi3_jax.reading import local_path
 from phi3_jax.run_config import (
     DataSection,
     LoggingSection,
@@ -27,6 +26,8 @@ from phi3_jax.run_config import (
     RunConfig,
     TrainingSection,
 )
+from phi3_jax.system import reading
+from phi3_jax.system.reading import local_path
 
 SECTIONS: dict[str, type] = {
     "model": ModelSection,

@@ -30,7 +30,7 @@ import yaml
 from fuzz_readers import READERS, Reader, as_json
 
 from phi3_jax.errors import InputError
-from phi3_jax.text import INVISIBLE
+from phi3_jax.system.text import INVISIBLE
 
 # Damage.
 

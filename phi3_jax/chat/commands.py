@@ -11,7 +11,7 @@ from phi3_jax.chat.session import BASE, SETTINGS, Session, named_adapter
 from phi3_jax.errors import InputError
 from phi3_jax.generation.text import Answer
 from phi3_jax.names import nearest
-from phi3_jax.reading import parse_yaml
+from phi3_jax.system.reading import parse_yaml
 
 
 class Screen(Protocol):

@@ -10,7 +10,7 @@ from phi3_jax.cli.parser import Parser, positive
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
-from phi3_jax.text import printable
+from phi3_jax.system.text import printable
 
 USAGE = """\
 usage: phi3-jax benchmark train|generate [options]

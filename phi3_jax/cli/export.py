@@ -9,7 +9,7 @@ from pathlib import Path
 from phi3_jax.cli.parser import Parser
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.reading import check_file
+from phi3_jax.system.reading import check_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -79,11 +79,11 @@ class _Source:
 
 def merge(source: _Source, output: Path, *, dtype: str | None) -> None:
     """Writes the merged checkpoint with the tokenizer to `output`, which appears when it is whole."""
-    from phi3_jax.files import storing, temporary_folder
     from phi3_jax.hf.bnb import read_bnb_config
     from phi3_jax.hf.checkpoint import load_model, read_config, save_model
     from phi3_jax.hf.peft import load_adapter
     from phi3_jax.lora import merge_lora
+    from phi3_jax.system.files import storing, temporary_folder
 
     if read_bnb_config(read_config(source.base), source.base / "config.json") is not None:
         raise InputError(

@@ -15,7 +15,7 @@ from phi3_jax.cli.generation import (
 )
 from phi3_jax.cli.parser import Loaded, Parser, add_base_arguments, load_base, positive
 from phi3_jax.errors import InputError
-from phi3_jax.files import storing
+from phi3_jax.system.files import storing
 
 MAX_NEW_TOKENS = 128
 
@@ -167,7 +167,7 @@ class _Writer:
         row |= {"answer": answer.text, "tokens": answer.tokens, "finish_reason": answer.finish_reason}
         if self._logprobs:
             row["logprobs"] = answer.logprobs
-        from phi3_jax.text import json_line
+        from phi3_jax.system.text import json_line
 
         print(json_line(row), file=self._out, flush=True)
 
@@ -180,6 +180,6 @@ class _Writer:
             self.piece(f"{name}> ")
 
     def piece(self, text: str) -> None:
-        from phi3_jax.text import printable
+        from phi3_jax.system.text import printable
 
         print(printable(text) if self._out.isatty() else text, end="", file=self._out, flush=True)

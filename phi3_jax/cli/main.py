@@ -20,8 +20,8 @@ from types import TracebackType
 
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
-from phi3_jax.secrets import redact
-from phi3_jax.text import one_line
+from phi3_jax.system.secrets import redact
+from phi3_jax.system.text import one_line
 
 COMMANDS = {
     "demo": "The whole job on a built-in model and chat set, on a CPU.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from phi3_jax.cli.parser import Parser
 from phi3_jax.errors import InputError
-from phi3_jax.text import printable
+from phi3_jax.system.text import printable
 
 DESCRIPTION = """Whether a run fits on a topology, what it needs and how long a step takes; nothing is run, and of the
 model only config.json is read. Takes the options of phi3-jax train, --config FILE and --section.key value, beside

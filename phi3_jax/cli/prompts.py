@@ -11,7 +11,7 @@ from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn, read_row
 from phi3_jax.errors import InputError
-from phi3_jax.panic import telling_panics
+from phi3_jax.system.panic import telling_panics
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from phi3_jax.errors import InputError
 from phi3_jax.names import nearest
 from phi3_jax.run_parse import SECTIONS, add_sections, field_names, parse_run_config, read_yaml
-from phi3_jax.text import printable
+from phi3_jax.system.text import printable
 
 USAGE = "phi3-jax train [--config FILE] [--section.key value …]"
 DESCRIPTION = """Fine-tune a model on chats. Every key of a configuration file can be given, or given anew, on the

@@ -26,7 +26,7 @@ from numpy import ndarray
 from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
 from phi3_jax.data.template import render_chat
 from phi3_jax.errors import InputError
-from phi3_jax.panic import telling_panics
+from phi3_jax.system.panic import telling_panics
 
 
 @dataclass(frozen=True)

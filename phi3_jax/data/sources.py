@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.errors import InputError
-from phi3_jax.memory import free_memory
-from phi3_jax.reading import check_file, check_inside, local_path, read_json
-from phi3_jax.text import shown
+from phi3_jax.system.memory import free_memory
+from phi3_jax.system.reading import check_file, check_inside, local_path, read_json
+from phi3_jax.system.text import shown
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 _PLAIN = re.compile(r"\w[\w.-]*")

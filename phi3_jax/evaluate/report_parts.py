@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.evaluate.style import STYLE
-from phi3_jax.files import write_text
-from phi3_jax.secrets import redact
+from phi3_jax.system.files import write_text
+from phi3_jax.system.secrets import redact
 
 # Characters that reorder or hide text, or that HTML forbids: controls (line breaks and tabs are
 # fine), lone surrogates, marks of bidirectional text, separators, zero widths, tags.
@@ -96,7 +96,7 @@ def columns_table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str
 def write_page(path: str | Path, *, title: str, kind: str, introduction: str, sections: Iterable[str]) -> None:
     """Writes a page that loads nothing, whole or not at all; `introduction` and `sections` are HTML.
 
-    Tokens are left out, see `phi3_jax.secrets`.
+    Tokens are left out, see `phi3_jax.system.secrets`.
     """
     page = f"""<!DOCTYPE html>
 <html lang="en">

@@ -29,19 +29,19 @@ from phi3_jax.evaluate.predictions import (
 )
 from phi3_jax.evaluate.report import write_evaluation_report
 from phi3_jax.evaluate.results import Results, report_rows
-from phi3_jax.files import storing, write_text
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.text import check_prompt, end_token_ids
 from phi3_jax.hf.checkpoint import load_model, read_config
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.peft import load_adapter
 from phi3_jax.hf.tokenizer import load_tokenizer
-from phi3_jax.lock import RunLock
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding
-from phi3_jax.reading import local_path
 from phi3_jax.run_config import DataSection, ModelSection, ParallelSection, RunConfig
+from phi3_jax.system.files import storing, write_text
+from phi3_jax.system.lock import RunLock
+from phi3_jax.system.reading import local_path
 from phi3_jax.training.checks import check_length, check_shared
 from phi3_jax.training.job import job_devices
 from phi3_jax.training.results import command_line

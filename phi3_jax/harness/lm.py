@@ -33,7 +33,7 @@ from phi3_jax.generation.stop import StopStrings
 from phi3_jax.harness.likelihood import Tokens, score_continuations
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
-from phi3_jax.panic import telling_panics
+from phi3_jax.system.panic import telling_panics
 
 logger = logging.getLogger(__name__)
 

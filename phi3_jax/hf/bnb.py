@@ -26,7 +26,7 @@ from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.dynamic import dynamic_map
 from phi3_jax.quant.model import is_quantizable, layer_name
 from phi3_jax.quant.nf4 import from_flat
-from phi3_jax.reading import parse_json
+from phi3_jax.system.reading import parse_json
 
 MAX_STATE = 2**16  # bytes of JSON
 STATE = ".quant_state.bitsandbytes__"

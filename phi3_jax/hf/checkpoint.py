@@ -26,7 +26,6 @@ from flax import nnx
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.files import storing, temporary_folder
 from phi3_jax.hf import bnb
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.leaves import Shardings, aligned_empty, fused_rows, read_parts, read_sharded, read_whole, share
@@ -38,6 +37,7 @@ from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.parallel.distributed import barrier, is_main, to_host, together
 from phi3_jax.quant import Quantized, Quantizer, is_quantized, make_quantizer
 from phi3_jax.quant.model import is_quantizable, stack_layers
+from phi3_jax.system.files import storing, temporary_folder
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phi3_jax.errors import InputError
-from phi3_jax.reading import local_path
-from phi3_jax.secrets import remember
+from phi3_jax.system.reading import local_path
+from phi3_jax.system.secrets import remember
 
 # Never *.bin (pickles) and never *.py (remote code).
 TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")

@@ -13,8 +13,8 @@ from phi3_jax.hf.safetensors_io import READABLE, read_header
 from phi3_jax.hf.slots import checkpoint_slots
 from phi3_jax.hf.tokenizer import load_tokenizer, tokenizer_config
 from phi3_jax.hf.weights import read_weights
-from phi3_jax.reading import read_json, read_text
-from phi3_jax.text import one_line, printable
+from phi3_jax.system.reading import read_json, read_text
+from phi3_jax.system.text import one_line, printable
 
 CONFIG_KEYS = (
     "vocab_size",

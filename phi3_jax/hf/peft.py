@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from phi3_jax.errors import InputError
-from phi3_jax.files import storing, temporary_folder
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.peft_card import model_card
 from phi3_jax.hf.peft_config import CONFIG_FILE, config_entries, read_adapter_config
@@ -24,6 +23,7 @@ from phi3_jax.lora.targets import saved_modules
 from phi3_jax.lora.tree import Lora
 from phi3_jax.lora.weights import weight_shape
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.files import storing, temporary_folder
 
 __all__ = ["load_adapter", "read_adapter_config", "save_adapter"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from phi3_jax.errors import InputError
 from phi3_jax.lora_config import LoraConfig
-from phi3_jax.reading import read_json
-from phi3_jax.text import shown
+from phi3_jax.system.reading import read_json
+from phi3_jax.system.text import shown
 
 CONFIG_FILE = "adapter_config.json"
 

@@ -19,7 +19,7 @@ from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Slice
 from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.reading import parse_json
+from phi3_jax.system.reading import parse_json
 
 ENTRY = "phi3_jax"  # of the file's metadata
 

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from phi3_jax.errors import InputError
-from phi3_jax.reading import check_file, parse_json
+from phi3_jax.system.reading import check_file, parse_json
 
 # The kinds of number that weights come in.
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}

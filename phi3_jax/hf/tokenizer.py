@@ -7,9 +7,9 @@ from typing import Any
 from phi3_jax.config import LARGEST
 from phi3_jax.errors import InputError
 from phi3_jax.hf.hub import TOKENIZER_FILES, first_line, resolve_checkpoint
-from phi3_jax.panic import is_panic, silent
-from phi3_jax.reading import check_file, read_json
-from phi3_jax.text import shown
+from phi3_jax.system.panic import is_panic, silent
+from phi3_jax.system.reading import check_file, read_json
+from phi3_jax.system.text import shown
 
 # The JSON files among `TOKENIZER_FILES` that say something of the tokenizer.
 TOKENIZER_JSON = (

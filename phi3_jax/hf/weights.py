@@ -12,7 +12,7 @@ from phi3_jax.errors import InputError
 from phi3_jax.hf.bnb import expected_tensors, read_bnb_config
 from phi3_jax.hf.safetensors_io import TensorEntry, read_header
 from phi3_jax.hf.slots import EMBEDDING, HEAD, Expected, checkpoint_slots
-from phi3_jax.reading import read_json
+from phi3_jax.system.reading import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int32
 
 from phi3_jax.errors import InputError
-from phi3_jax.files import StorageError
+from phi3_jax.system.files import StorageError
 
 logger = logging.getLogger(__name__)
 

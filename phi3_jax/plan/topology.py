@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3_jax.errors import InputError
-from phi3_jax.memory import total_memory
+from phi3_jax.system.memory import total_memory
 
 GB, GiB = 10**9, 2**30
 

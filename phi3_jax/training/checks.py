@@ -11,12 +11,12 @@ import yaml
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.errors import InputError
-from phi3_jax.files import check_writable, storing
-from phi3_jax.lock import check_not_held
 from phi3_jax.parallel.distributed import is_main
 from phi3_jax.parallel.mesh import AXES
-from phi3_jax.reading import read_yaml
 from phi3_jax.run_config import RunConfig
+from phi3_jax.system.files import check_writable, storing
+from phi3_jax.system.lock import check_not_held
+from phi3_jax.system.reading import read_yaml
 
 # What a run leaves behind that another run would spoil.
 RUN_FILES = ("metrics.jsonl", "checkpoints", "adapter", "model")

@@ -5,8 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from phi3_jax.secrets import redact
-from phi3_jax.text import printable
+from phi3_jax.system.secrets import redact
+from phi3_jax.system.text import printable
 
 
 class RunConsole:

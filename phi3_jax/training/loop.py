@@ -9,11 +9,11 @@ import jax
 
 from phi3_jax.data import eval_batches, preview, train_batches
 from phi3_jax.data.pipeline import eval_order
-from phi3_jax.files import StorageError, storing
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.run_config import RunConfig
+from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import evaluation, results
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole

@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from phi3_jax.files import sync
+from phi3_jax.system.files import sync
 
 NAME = "manifest.json"
 SMALL = 1 << 20  # bytes; files up to this size are read even where only sizes are compared

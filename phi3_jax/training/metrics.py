@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from phi3_jax.config import Phi3Config
-from phi3_jax.files import append_line, storing, write_text
 from phi3_jax.run_config import RunConfig
+from phi3_jax.system.files import append_line, storing, write_text
 
 # Dense bfloat16 peaks, FLOP/s a device, from the makers' data sheets; by a part of jax's device_kind.
 PEAK_FLOPS = {

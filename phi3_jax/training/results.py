@@ -11,13 +11,13 @@ from typing import Any
 import jax
 
 from phi3_jax.evaluate.report import write_report
-from phi3_jax.files import write_text
 from phi3_jax.hf.checkpoint import save_model
 from phi3_jax.hf.peft import save_adapter
 from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
 from phi3_jax.run_config import RunConfig
-from phi3_jax.secrets import redact_command
+from phi3_jax.system.files import write_text
+from phi3_jax.system.secrets import redact_command
 from phi3_jax.training.job import Job
 from phi3_jax.training.step import Params
 from phi3_jax.training.versions import versions
@@ -119,7 +119,7 @@ def _host_peak() -> int:
 def command_line(otherwise: Sequence[str] = ()) -> str:
     """What does the same again: this process's command, or `otherwise` where it is none, as in a notebook.
 
-    Tokens are left out, see `phi3_jax.secrets`.
+    Tokens are left out, see `phi3_jax.system.secrets`.
     """
     if not hasattr(sys.modules["__main__"], "__file__"):
         return redact_command(otherwise)

@@ -17,8 +17,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from phi3_jax.errors import InputError
-from phi3_jax.files import StorageError, storage_error, sync
 from phi3_jax.parallel.distributed import exchange, is_main, together
+from phi3_jax.system.files import StorageError, storage_error, sync
 from phi3_jax.training.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.training.step import TrainState
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 
 import phi3_jax
-from phi3_jax.files import write_text
-from phi3_jax.secrets import redact
+from phi3_jax.system.files import write_text
+from phi3_jax.system.secrets import redact
 
 PACKAGES = (
     "phi3_jax",

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
-from phi3_jax.files import StorageError
 from phi3_jax.hf import checkpoint, leaves, safetensors_io
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.slots import checkpoint_slots
+from phi3_jax.system.files import StorageError
 
 TINY = {
     "model_type": "phi3",

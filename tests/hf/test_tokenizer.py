@@ -11,8 +11,8 @@ from phi3_jax.cli.prompts import Prompt, prompt_tokens
 from phi3_jax.data.formats import Turn
 from phi3_jax.data.prepare import prepare_data
 from phi3_jax.hf.tokenizer import load_tokenizer
-from phi3_jax.panic import telling_panics
 from phi3_jax.run_config import DataSection
+from phi3_jax.system.panic import telling_panics
 from tests.data.tiny import phi3_tokenizer
 
 TEXTS = ("Hello world", "<|user|>\nHi <|end|>\n<|assistant|>\n It's", "  two", "a\n\nb", "分析 é", "")

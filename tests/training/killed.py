@@ -20,8 +20,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # as in tests/conftest.py
 
 import transformers
 
-from phi3_jax import files
 from phi3_jax.hf import peft
+from phi3_jax.system import files
 from phi3_jax.training import loop, manifest, metrics, results, state
 from tests.training.test_resume import SETTINGS
 from tests.training.tiny import run_config, write_inputs

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from phi3_jax import InputError
-from phi3_jax.files import StorageError
+from phi3_jax.system.files import StorageError
 from phi3_jax.training import manifest, state
 from phi3_jax.training.state import Checkpoints
 from phi3_jax.training.step import TrainState

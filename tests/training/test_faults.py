@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from phi3_jax import InputError
-from phi3_jax.files import StorageError, temporary_folder, write_text
-from phi3_jax.lock import RunLock
 from phi3_jax.run_config import RunConfig
+from phi3_jax.system.files import StorageError, temporary_folder, write_text
+from phi3_jax.system.lock import RunLock
 from phi3_jax.training import loop, results
 from phi3_jax.training.checks import check_output_folder, check_unchanged, remove_leftovers
 from phi3_jax.training.folder import Checkpoints, RunFolder
@@ -228,7 +228,7 @@ def test_a_run_that_comes_while_another_loads_is_refused(inputs, monkeypatch):
 HOLD = """
 import sys, time
 from pathlib import Path
-from phi3_jax.lock import RunLock
+from phi3_jax.system.lock import RunLock
 RunLock.take(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phi3_jax import InputError
-from phi3_jax.secrets import redact, redact_command, remember
+from phi3_jax.system.secrets import redact, redact_command, remember
 from phi3_jax.training.console import RunConsole
 from tests.hf.hub_server import Hub, serve
 from tests.training.tiny import run_config, write_inputs
@@ -132,7 +132,7 @@ def test_no_command_leaves_a_token_anywhere(tmp_path):
     settings = {
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "modules"), str(Path(__file__).parents[1])]),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "modules"), str(Path(__file__).parents[2])]),
     }
     (tmp_path / "commands.py").write_text(COMMANDS)
     printed = ""
@@ -148,7 +148,7 @@ def test_no_command_leaves_a_token_anywhere(tmp_path):
                 capture_output=True,
                 text=True,
                 check=False,
-                cwd=Path(__file__).parents[1],
+                cwd=Path(__file__).parents[2],
             )
             assert done.returncode == 0, done.stdout + done.stderr
             assert done.stdout.count("STATUS") == len(part)

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from phi3_jax.errors import InputError
-from phi3_jax.reading import local_path
+from phi3_jax.system.reading import local_path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from phi3_jax.errors import InputError
-from phi3_jax.files import storing, try_lock
+from phi3_jax.system.files import storing, try_lock
 
 NAME = "run.lock"
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from phi3_jax.config import Phi3Config
 from phi3_jax.data.formats import Conversation, Prerendered, read_row
 from phi3_jax.errors import InputError
-from phi3_jax.expressions import check_expression
 from phi3_jax.hf.safetensors_io import read_header
 from phi3_jax.lora_config import LoraConfig
-from phi3_jax.reading import local_path, parse_json, parse_yaml, read_json, read_text
-from phi3_jax.text import INVISIBLE, json_line, one_line, printable, shown
+from phi3_jax.system.expressions import check_expression
+from phi3_jax.system.reading import local_path, parse_json, parse_yaml, read_json, read_text
+from phi3_jax.system.text import INVISIBLE, json_line, one_line, printable, shown
 
 plain = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(allow_nan=False), st.text())
 finite = plain.filter(lambda value: not isinstance(value, float) or math.isfinite(value))
