@@ -23,7 +23,6 @@ memory at a time, so that its float32 model fits wherever ours does.
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -32,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from phi3_jax.system.memory import resident_peak
 
 PARTS = ("make", "load", "forward", "train", "qlora", "qlora_ratio", "real")
 LOAD_RATIO, NOISE_RATIO, TRAIN_GIB = 1.15, 1.25, 20
@@ -44,11 +45,6 @@ REAL_LOGITS = {
     4096: [8.9005, 8.5380, 12.0361, 9.1562, 7.4068, 10.2581, 7.8991, 7.2447],
     131072: [10.6076, 10.6499, 14.0601, 19.8499, 15.1787, 19.3717, 19.9782, 17.0394],
 }
-
-
-def peak_bytes() -> int:
-    """Of this process's resident memory (Linux counts it in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make(folder: Path) -> dict[str, Any]:
@@ -97,7 +93,7 @@ def load(folder: Path) -> dict[str, Any]:
     model = _load(folder, "bfloat16")
     seconds = time.perf_counter() - start
     parameters = _count(model)
-    ratio = peak_bytes() / (2 * parameters)
+    ratio = resident_peak() / (2 * parameters)
     if parameters != 3_821_079_552 or ratio > LOAD_RATIO:
         raise SystemExit(
             f"load: {parameters:,} parameters, peak memory {ratio:.3f} times theirs (at most {LOAD_RATIO})"
@@ -105,7 +101,7 @@ def load(folder: Path) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "seconds": round(seconds, 1),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": resident_peak(),
         "ratio": round(ratio, 4),
     }
 
@@ -150,7 +146,7 @@ def _transformers_logits(folder: Path, dtype_name: str) -> np.ndarray:
 
 def forward_reference(folder: Path, dtype_name: str) -> dict[str, Any]:
     np.save(folder / f"logits_{dtype_name}.npy", _transformers_logits(folder, dtype_name))
-    return {"peak_bytes": peak_bytes()}
+    return {"peak_bytes": resident_peak()}
 
 
 def forward(folder: Path) -> dict[str, Any]:
@@ -173,7 +169,7 @@ def forward(folder: Path) -> dict[str, Any]:
         "max_error_transformers": float(np.abs(theirs - truth).max()),
         "max_error": float(np.abs(ours - truth).max()),
         "seconds": round(time.perf_counter() - start, 1),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": resident_peak(),
     }
     if not ratio <= NOISE_RATIO:
         raise SystemExit(f"forward: beyond the noise of bfloat16: {result}")
@@ -220,11 +216,11 @@ def _train(model: Any, tokens: int, most_gib: float) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "losses": losses,
         "seconds": seconds,  # the first with compilation
-        "peak_bytes": peak_bytes(),
-        "peak_gib": round(peak_bytes() / 2**30, 2),
+        "peak_bytes": resident_peak(),
+        "peak_gib": round(resident_peak() / 2**30, 2),
     }
     fine = trainable == 25_165_824 and all(map(math.isfinite, losses)) and losses[0] != losses[1]
-    if not fine or peak_bytes() > most_gib * 2**30:
+    if not fine or resident_peak() > most_gib * 2**30:
         raise SystemExit(f"train: at most {most_gib} GiB and a loss that changes: {result}")
     return result
 
@@ -243,7 +239,11 @@ def qlora(folder: Path) -> dict[str, Any]:
     gib = sum(leaf.nbytes for leaf in jax.tree.leaves(model)) / 2**30
     if gib > NF4_GIB:
         raise SystemExit(f"qlora: {gib:.3f} GiB of parameters, at most {NF4_GIB}")
-    loaded = {"parameters_gib": round(gib, 3), "load_seconds": seconds, "load_peak_gib": round(peak_bytes() / 2**30, 2)}
+    loaded = {
+        "parameters_gib": round(gib, 3),
+        "load_seconds": seconds,
+        "load_peak_gib": round(resident_peak() / 2**30, 2),
+    }
     return {**loaded, **_train(model, QLORA_TOKENS, QLORA_GIB)}
 
 
@@ -289,7 +289,7 @@ def real(path_or_id: str) -> dict[str, Any]:
     error = float(np.abs(logits - expected).max())
     if not np.allclose(logits, expected, rtol=1e-4, atol=1e-4):
         raise SystemExit(f"real: logits {logits.tolist()}, expected {expected.tolist()}")
-    return {"max_error": error, "peak_bytes": peak_bytes()}
+    return {"max_error": error, "peak_bytes": resident_peak()}
 
 
 def _in_subprocess(part: str, *arguments: Any) -> None:

@@ -1,8 +1,6 @@
 """What a run leaves behind: the adapter or model, the result files, and the report."""
 
 import json
-import re
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
 from phi3_jax.run_config import RunConfig
 from phi3_jax.system.files import write_text
+from phi3_jax.system.memory import resident_peak
 from phi3_jax.system.secrets import redact_command
 from phi3_jax.training.job import Job
 from phi3_jax.training.step import Params
@@ -103,17 +102,9 @@ def peak_memory() -> dict[str, int | None]:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
     return {
-        "host_peak_bytes": _host_peak(),
+        "host_peak_bytes": resident_peak(),
         "device_peak_bytes": max(peaks, default=None),
     }
-
-
-def _host_peak() -> int:
-    status = Path("/proc/self/status")  # Linux's; its getrusage counts the process that started this one too
-    if status.exists() and (line := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(line[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def command_line(otherwise: Sequence[str] = ()) -> str:

@@ -1,5 +1,7 @@
 """How much memory there is, as the system says it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +32,23 @@ def test_what_is_taken_is_not_free():
     block = bytearray(2**29)
     assert before - free_memory() > 2**28
     del block
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_the_hosts_peak_is_this_processs_own():
+    """Not that of the process which started it, which Linux's getrusage counts when it is the larger one."""
+    code = """
+from phi3_jax.system.memory import resident_peak
+before = resident_peak()
+block = bytearray(2**28)
+del block
+print(before, resident_peak())
+"""
+    parent = f"import subprocess, sys; ballast = bytearray(2**30); subprocess.run([sys.executable, '-c', {code!r}])"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 2**30  # the imports
+    assert 2**28 < after < before + 1.1 * 2**28
 
 
 def test_devices_that_count_say_what_they_hold(monkeypatch):
