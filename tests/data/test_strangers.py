@@ -16,6 +16,7 @@ from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn
 from phi3_jax.data.prepare import prepare_data
 from phi3_jax.data.sources import load_sources
+from phi3_jax.errors import InputError
 from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.run_config import DataSection
 
@@ -132,6 +133,7 @@ def test_a_parquet_file_that_stands_for_far_more_than_its_size_is_refused(encodi
     code = f"""
 from phi3_jax import InputError
 from phi3_jax.data.sources import load_sources
+from phi3_jax.errors import InputError
 try:
     load_sources({str(tmp_path / "a.parquet")!r}, split=None)
 except InputError as error:
@@ -160,10 +162,28 @@ def test_parquet_rows_are_read_whole(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "coded by a dictionary"])
+@pytest.mark.parametrize("compression", [None, "zstd", "lz4"])
+def test_arrow_files_that_are_compressed_are_refused(compression, coded, tmp_path):
+    """A megabyte of them can stand for any number of equal bytes; `save_to_disk` writes none."""
+    datasets.Dataset.from_list([{"prompt": "abc", "completion": "d"}]).save_to_disk(str(tmp_path / "disk"))
+    (file,) = (tmp_path / "disk").glob("*.arrow")
+    table = pyarrow.ipc.open_stream(file.read_bytes()).read_all()
+    if coded:
+        table = table.set_column(0, "prompt", table["prompt"].dictionary_encode())
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    with pyarrow.ipc.new_stream(str(file), table.schema, options=options) as writer:
+        writer.write_table(table)
+    if compression is None:
+        if not coded:  # which datasets does not read from a folder that says text
+            assert load_sources(str(tmp_path / "disk"), split="train")[0].rows[0]["prompt"] == "abc"
+        return
+    with pytest.raises(InputError, match="its batches are compressed"):
+        load_sources(str(tmp_path / "disk"), split="train")
+
+
 def test_an_arrow_file_whose_lengths_are_wrong_is_refused(tmp_path):
     """Some such lengths have Arrow end the whole process when the rows are cut."""
-    from phi3_jax.errors import InputError
-
     datasets.Dataset.from_list([{"prompt": "abc", "completion": "d"}]).save_to_disk(str(tmp_path / "disk"))
     (file,) = (tmp_path / "disk").glob("*.arrow")
     content = bytearray(file.read_bytes())
