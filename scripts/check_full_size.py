@@ -13,7 +13,8 @@ Parts, each in a process of its own so that its peak memory is its own:
 - `qlora`: the 16-bit folder loaded in NF4 with at most 2.5 GiB of parameters, embeddings and head in
   bfloat16 included; then two LoRA steps like those of `train` at length 512, within 8 GiB.
 - `qlora_ratio`: a step on NF4 takes at most 1.35 times as long as one on the unquantised weights, both
-  at full width and length 512 but with 4 layers, in whichever of float32 and bfloat16 is faster here.
+  at full width and length 512 but with 4 layers, in whichever of float32 and bfloat16 is faster here;
+  `--ratio-layers 32` in bfloat16.
 - `real`: the real weights' logits, against those of transformers' own tests.
 
 `make` and `forward` need PyTorch. `forward` runs transformers' model with one layer's weights in
@@ -38,7 +39,7 @@ PARTS = ("make", "load", "forward", "train", "qlora", "qlora_ratio", "real")
 LOAD_RATIO, NOISE_RATIO, TRAIN_GIB = 1.15, 1.25, 20
 NF4_GIB, QLORA_GIB, QLORA_RATIO = 2.5, 8, 1.35
 TOKENS, TRAIN_TOKENS, QLORA_TOKENS = 24, 128, 512
-RATIO_LAYERS, RATIO_STEPS = 4, 5
+RATIO_STEPS = 5
 REAL_IDS = [[1212, 318, 281, 1672, 2643, 290, 428, 318, 257, 1332]]
 # logits[0, 0, :8] in float32, from tests/models/phi3/test_modeling_phi3.py of transformers.
 REAL_LOGITS = {
@@ -247,8 +248,11 @@ def qlora(folder: Path) -> dict[str, Any]:
     return {**loaded, **_train(model, QLORA_TOKENS, QLORA_GIB)}
 
 
-def qlora_ratio(folder: Path) -> dict[str, Any]:
-    """Seconds of the fastest of some steps, taken in turns, so that a busy machine slows all alike."""
+def qlora_ratio(folder: Path, layers: str = "4") -> dict[str, Any]:
+    """Seconds of the fastest of some steps, taken in turns, so that a busy machine slows all alike.
+
+    In float32 the full depth would not fit beside the rest: there it is bfloat16 alone.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -256,13 +260,14 @@ def qlora_ratio(folder: Path) -> dict[str, Any]:
     from phi3_jax import Phi3Config, Phi3ForCausalLM
     from phi3_jax.quant import quantize_model
 
-    config = replace(Phi3Config.from_pretrained(folder), num_hidden_layers=RATIO_LAYERS)
+    config = replace(Phi3Config.from_pretrained(folder), num_hidden_layers=int(layers))
     step, batch = _lora_step(), {"input_ids": jnp.asarray(_input_ids(QLORA_TOKENS))}
     models = {}
-    for dtype in ("float32", "bfloat16"):
+    dtypes = ("float32", "bfloat16") if config.num_hidden_layers <= 8 else ("bfloat16",)
+    for dtype in dtypes:
         models[dtype] = Phi3ForCausalLM(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
         models[f"{dtype} nf4"] = quantize_model(models[dtype], "nf4")
-    lora = _init_lora(models["float32"])
+    lora = _init_lora(models["bfloat16"])
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(1 + RATIO_STEPS):  # the first compiles
         for name, model in models.items():
@@ -270,7 +275,7 @@ def qlora_ratio(folder: Path) -> dict[str, Any]:
             jax.block_until_ready(step(model, lora, batch))
             times[name].append(time.perf_counter() - start)
     seconds = {name: round(min(taken[1:]), 3) for name, taken in times.items()}
-    fastest = min(("float32", "bfloat16"), key=lambda dtype: seconds[dtype])
+    fastest = min(dtypes, key=lambda dtype: seconds[dtype])
     result: dict[str, Any] = {
         "seconds": seconds,
         "faster": fastest,
@@ -302,6 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("phi3_full"), help="of the random checkpoint, 7.7 GB")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1])
+    parser.add_argument("--ratio-layers", type=int, default=4, help="of the part `qlora_ratio` (default: 4)")
     parser.add_argument("--real", help="folder or hub id of the real weights, for the part `real`")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -313,7 +319,8 @@ def main() -> None:
     if "real" in arguments.parts and not arguments.real:
         parser.error("the part `real` needs --real PATH_OR_ID")
     for part in arguments.parts:
-        _in_subprocess(part, arguments.real if part == "real" else arguments.folder)
+        more = [arguments.ratio_layers] if part == "qlora_ratio" else []
+        _in_subprocess(part, arguments.real if part == "real" else arguments.folder, *more)
 
 
 if __name__ == "__main__":
