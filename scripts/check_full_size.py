@@ -255,18 +255,17 @@ def qlora_ratio(folder: Path, layers: str = "4") -> dict[str, Any]:
     """
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
-    from phi3_jax import Phi3Config, Phi3ForCausalLM
-    from phi3_jax.quant import quantize_model
+    from phi3_jax import Phi3Config
+    from phi3_jax.benchmark.weights import random_model
 
     config = replace(Phi3Config.from_pretrained(folder), num_hidden_layers=int(layers))
     step, batch = _lora_step(), {"input_ids": jnp.asarray(_input_ids(QLORA_TOKENS))}
     models = {}
     dtypes = ("float32", "bfloat16") if config.num_hidden_layers <= 8 else ("bfloat16",)
     for dtype in dtypes:
-        models[dtype] = Phi3ForCausalLM(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
-        models[f"{dtype} nf4"] = quantize_model(models[dtype], "nf4")
+        models[dtype] = random_model(config, dtype=jnp.dtype(dtype))
+        models[f"{dtype} nf4"] = random_model(config, dtype=jnp.dtype(dtype), quantization="nf4")
     lora = _init_lora(models["bfloat16"])
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(1 + RATIO_STEPS):  # the first compiles
