@@ -1,6 +1,6 @@
 """Messages on their way to the model."""
 
-from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.chat import ChatTokenizer, check_length
 from phi3_jax.data.formats import Conversation, Turn
 from phi3_jax.errors import InputError
 
@@ -22,7 +22,8 @@ def chat_prompt(tokenizer: ChatTokenizer, turns: tuple[Turn, ...], where: str) -
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises `InputError` for bytes that were no UTF-8 when they were read."""
+    """Raises `InputError` for bytes that were no UTF-8 when they were read, and for texts that are too long."""
+    check_length(text, where)
     try:
         text.encode()
     except UnicodeEncodeError as error:

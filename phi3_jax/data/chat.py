@@ -28,6 +28,14 @@ from phi3_jax.data.template import render_chat
 from phi3_jax.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
+MAX_TEXT = 2**23  # characters of a document, whose tokens take 1 GB while they are made; models have 131,072 positions
+
+
+def check_length(text: str, where: str) -> None:
+    """Raises `InputError` for more characters than `MAX_TEXT`."""
+    if len(text) > MAX_TEXT:
+        raise InputError(f"{where}: has {len(text):,} characters, expected {MAX_TEXT:,} at most; cut it into several")
+
 
 @dataclass(frozen=True)
 class Span:
@@ -148,6 +156,8 @@ class ChatTokenizer:
         """Tokenises, with one BOS in front where the template or the tokenizer wants one."""
         if not documents:
             return []
+        for document in documents:
+            check_length(document.text, document.where)
         with telling_panics(documents[0].where if len(documents) == 1 else f"{documents[0].where} and following"):
             encodings = self._backend.encode_batch([document.text for document in documents], add_special_tokens=False)
         return [

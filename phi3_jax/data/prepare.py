@@ -17,7 +17,8 @@ from phi3_jax.data.sources import Source, load_sources
 from phi3_jax.errors import InputError
 from phi3_jax.run_config import DataSection
 
-_CHUNK = 1000  # rows tokenised in one call: enough to keep every core busy, little memory
+# Rows and characters tokenised in one call: enough to keep every core busy, little memory.
+_CHUNK, _CHUNK_TEXT = 1000, 2**23
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, 
             continue
         stats.truncated += len(mask) > data.max_length
         stats.dropped_turns += document.dropped
-        ids.append(encoded.ids[: data.max_length])
+        ids.append(encoded.ids[: data.max_length].copy())  # a view would keep the rest
         masks.append(kept.astype(np.uint8))
         lengths.append(len(mask))
         prompt_length = encoded.first(document.spans[-1]) if document.spans else 0
@@ -169,20 +170,29 @@ def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, 
 def _encode(
     rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, stats: DataStats
 ) -> Iterator[tuple[_Row, Rendered, Encoded]]:
-    for start in range(0, len(rows), _CHUNK):
-        kept, documents = [], []
-        for row in rows[start : start + _CHUNK]:
-            where = row.where
-            example = read_row(row.columns, where, format=data.format, columns=data.columns)
-            if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
-                _skip(where, "has no assistant turn", data, stats)
-                continue
-            if isinstance(example, Prerendered) and not example.text.strip():
-                _skip(where, "its text is blank", data, stats)
-                continue
-            kept.append(row)
-            documents.append(chat.render(example, where))
-        yield from zip(kept, documents, chat.encode(documents), strict=True)
+    chunk: list[tuple[_Row, Rendered]] = []
+    length = 0
+
+    def encoded() -> Iterator[tuple[_Row, Rendered, Encoded]]:
+        found = chat.encode([document for _, document in chunk])
+        return ((*part, tokens) for part, tokens in zip(chunk, found, strict=True))
+
+    for row in rows:
+        where = row.where
+        example = read_row(row.columns, where, format=data.format, columns=data.columns)
+        if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
+            _skip(where, "has no assistant turn", data, stats)
+            continue
+        if isinstance(example, Prerendered) and not example.text.strip():
+            _skip(where, "its text is blank", data, stats)
+            continue
+        document = chat.render(example, where)
+        if chunk and (len(chunk) == _CHUNK or length + len(document.text) > _CHUNK_TEXT):
+            yield from encoded()
+            chunk, length = [], 0
+        chunk.append((row, document))
+        length += len(document.text)
+    yield from encoded()
 
 
 def _skip(where: str, why: str, data: DataSection, stats: DataStats) -> None:

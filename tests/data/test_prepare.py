@@ -104,6 +104,34 @@ def test_plain_text_with_loss_on_all(chats):
         prepare_data(chats({"text": "the hen 12"}), tokenizer, seed=0)
 
 
+def test_rows_that_are_too_long_are_told(chats):
+    row = {"prompt": "x", "completion": "a" * 2**23}
+    data = chats({"prompt": "x", "completion": "y"}, row)
+    with pytest.raises(InputError, match=r"row 2: has 8,388,\d\d\d characters, expected 8,388,608 at most"):
+        prepare_data(data, phi3_tokenizer(JULY), seed=0)
+
+
+def test_how_rows_are_parted_for_the_tokenizer_changes_nothing(chats, monkeypatch):
+    data = chats(*({"prompt": "x", "completion": "y " * (index % 9 + 1)} for index in range(50)))
+    whole = prepare_data(data, phi3_tokenizer(JULY), seed=0).train
+    lengths = []
+    encode = ChatTokenizer.encode
+
+    def counted(self, documents):
+        lengths.append((len(documents), sum(len(document.text) for document in documents)))
+        return encode(self, documents)
+
+    monkeypatch.setattr(ChatTokenizer, "encode", counted)
+    monkeypatch.setattr("phi3_jax.data.prepare._CHUNK", 7)
+    monkeypatch.setattr("phi3_jax.data.prepare._CHUNK_TEXT", 300)
+    parted = prepare_data(data, phi3_tokenizer(JULY), seed=0).train
+    assert sum(number for number, _ in lengths) == 50
+    assert max(number for number, _ in lengths) <= 7
+    assert max(length for _, length in lengths) <= 300
+    for name in ("input_ids", "loss_mask", "offsets", "prompt_lengths"):
+        np.testing.assert_array_equal(getattr(parted, name), getattr(whole, name))
+
+
 def test_sections_that_make_no_sense(chats):
     data = chats({"messages": PAIR}, {"messages": PAIR})
     for change, message in {("train", None): "data.train is not set", ("eval_fraction", 0.6): "leave nothing"}.items():
