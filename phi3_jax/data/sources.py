@@ -30,7 +30,8 @@ _SPLIT_WORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_BATCH = 2**28  # bytes of a batch of Parquet rows, at most about so many
+# Bytes of a batch of Parquet rows, at most about so many; and rows, however long they could be, where memory allows.
+_BATCH, _FEW = 2**28, 64
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
 
 
@@ -189,13 +190,15 @@ def _unpacked(file: Any, nbytes: int) -> Iterator[Any]:
 
     **Arguments**: `nbytes`, the file's size.
     """
-    limit = min(max(2**30, 1000 * nbytes), free_memory() // 2 or sys.maxsize)
-    size = 0
+    free = free_memory() or 2**32
+    limit, size = min(max(2**30, 1000 * nbytes), free // 2), 0
     for group in range(file.num_row_groups):
         columns = file.metadata.row_group(group)
         # No value is longer than its column's pages, whatever they say of equal ones.
         longest = max((columns.column(i).total_uncompressed_size for i in range(columns.num_columns)), default=0)
-        rows = min(2**16, max(1, _BATCH // max(1, longest)))
+        # So they seldom are in ordinary files, whose row groups may be large: those want more than a few at once.
+        few = min(_FEW, free // 4 // max(1, longest))
+        rows = min(2**16, max(1, few, _BATCH // max(1, longest)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
             size += batch.nbytes
             if size > limit:

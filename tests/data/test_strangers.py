@@ -147,6 +147,15 @@ print(peak_memory()["host_peak_bytes"])
     assert int(peak) < 3 * 2**30
 
 
+def test_large_row_groups_are_not_read_row_by_row(tmp_path, monkeypatch):
+    """Each row would be a batch, and a chunk of the table, where all rows of a group could be one long text."""
+    monkeypatch.setattr("phi3_jax.data.sources._BATCH", 1)
+    parquet.write_table(pyarrow.table({"text": [f"text {row}" for row in range(1000)]}), tmp_path / "a.parquet")
+    (source,) = load_sources(str(tmp_path / "a.parquet"), split=None)
+    assert source.rows[999] == {"text": "text 999"}
+    assert len(source.rows._dataset.data.column(0).chunks) == 16  # of 64
+
+
 def test_parquet_rows_are_read_whole(tmp_path):
     """In several row groups and batches, nested, with the types that datasets wrote down."""
     rows = [
