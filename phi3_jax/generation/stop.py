@@ -30,7 +30,7 @@ class StopStrings:
         self._answers: list[list[int]] = [[] for _ in prompts]
         self._matched = [0] * len(prompts)
 
-    def __call__(self, new: Int[ndarray, "rows chunk"]) -> Int[ndarray, "rows"]:
+    def __call__(self, new: Int[ndarray, "rows chunk"] | Sequence[Int[ndarray, "chunk"]]) -> Int[ndarray, "rows"]:
         """For each row the number of these tokens that it keeps where it ends among them, else -1."""
         kept = np.full(len(new), -1)
         for row, tokens in enumerate(new):

@@ -11,7 +11,7 @@ from phi3_jax.errors import InputError
 from phi3_jax.generation.decode import generate
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stop import StopStrings
-from phi3_jax.generation.text import Answer, answer_of, check_prompt
+from phi3_jax.generation.text import Answer, answers_of, check_prompt
 from phi3_jax.generation.tokens import decode, fallback_bytes, special_ids
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
@@ -149,7 +149,7 @@ def stream_answer(
         streamer=None if is_beam else watch,
         return_dict_in_generate=True,
     )
-    answer = answer_of(out, 0, tokenizer, prompt, settings)
+    (answer,) = answers_of(out, tokenizer, [prompt], settings)
     if is_beam:
         write(answer.text)
     else:

@@ -185,18 +185,25 @@ def _answer_batch(
         tokenizer=tokenizer,
         return_dict_in_generate=True,
     )
-    return [
-        answer_of(out, row, tokenizer, prompts[row // settings.num_return_sequences], settings)
-        for row in range(len(out.sequences))
-    ]
+    return answers_of(
+        out, tokenizer, [prompts[row // settings.num_return_sequences] for row in range(len(out.sequences))], settings
+    )
 
 
-def answer_of(out: Generated, row: int, tokenizer: Any, prompt: Sequence[int], settings: GenerationConfig) -> Answer:
-    """A row of what `generate` gave, with its text; `prompt`, that row's tokens without padding."""
-    length, width = int(out.lengths[row]), out.sequences.shape[1] - out.logprobs.shape[1]
-    tokens = out.sequences[row, width : width + length].tolist()
-    stops = StopStrings(tokenizer, settings.stop_strings, [prompt])
-    stops(np.array([tokens]))
-    has_end = bool(tokens) and tokens[-1] in settings.eos_token_id and not stops.has_ended(0)
-    text = decode(tokenizer, tokens[:-1]) if has_end else stops.text(0)
-    return Answer(text, tuple(tokens), tuple(out.logprobs[row, :length].tolist()), out.finish_reasons[row])
+def answers_of(
+    out: Generated, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+) -> list[Answer]:
+    """The rows of what `generate` gave, with their texts; `prompts`, each row's tokens without padding."""
+    width = out.sequences.shape[1] - out.logprobs.shape[1]
+    lengths = out.lengths.tolist()
+    rows = [sequence[width : width + length] for sequence, length in zip(out.sequences, lengths, strict=True)]
+    stops = StopStrings(tokenizer, settings.stop_strings, prompts)
+    stops(rows)
+    answers = []
+    for row, (new, logprobs) in enumerate(zip(rows, out.logprobs, strict=True)):
+        tokens = new.tolist()
+        has_end = bool(tokens) and tokens[-1] in settings.eos_token_id and not stops.has_ended(row)
+        text = decode(tokenizer, tokens[:-1]) if has_end else stops.text(row)
+        kept = tuple(logprobs[: len(tokens)].tolist())
+        answers.append(Answer(text, tuple(tokens), kept, out.finish_reasons[row]))
+    return answers
