@@ -17,6 +17,7 @@ from phi3_jax.generation.sampling import Sampler
 from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.lora import Lora
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.model.cache import cache_bytes
 from phi3_jax.training.metrics import peak_bandwidth
 
 
@@ -98,10 +99,7 @@ def _bytes_per_step(model: Phi3ForCausalLM, lora: Lora | None, batch: int, lengt
     are not looked up, the adapters, and the keys and values of so many tokens."""
     from flax import nnx
 
-    config = model.config
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves((nnx.state(model), lora)))
     if model.lm_head is not None:
         weights -= model.model.embed_tokens.weight[...].nbytes
-    kept = min(length, config.sliding_window or length)
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-    return weights + batch * kept * per_token
+    return weights + cache_bytes(model.config, batch, length, model.dtype)

@@ -164,10 +164,10 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     """The sections, completed for a model that has no name: a plain LoRA run that recomputes nothing."""
-    import jax
+    from phi3_jax.parallel.mesh import auto_dtype
 
     values = dict(SETTINGS.values())
-    values["model.dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    values["model.dtype"] = auto_dtype("auto")
     values |= {
         "model.name_or_path": "random",
         "peft.lora_alpha": 32,

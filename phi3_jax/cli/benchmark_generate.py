@@ -61,15 +61,12 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _model(options: argparse.Namespace) -> Any:
-    import jax
-
     from phi3_jax.benchmark.weights import random_model
     from phi3_jax.hf.checkpoint import load_model, read_config
     from phi3_jax.hf.hub import resolve_checkpoint
+    from phi3_jax.parallel.mesh import auto_dtype
 
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = auto_dtype(options.dtype)
     folder = None if options.model is None else Path(options.model)
     if folder is None:
         config = random_shape(options, options.prompt + options.new_tokens)

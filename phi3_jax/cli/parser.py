@@ -82,17 +82,13 @@ def load(arguments: argparse.Namespace) -> Loaded:
 
 def load_base(arguments: argparse.Namespace) -> Loaded:
     """Loads model and tokenizer, what `add_base_arguments` asks for."""
-    import jax
-
     from phi3_jax.hf.checkpoint import load_model
     from phi3_jax.hf.hub import resolve_checkpoint
     from phi3_jax.hf.tokenizer import load_tokenizer
+    from phi3_jax.parallel.mesh import auto_dtype
 
     local = arguments.local_files_only
-    dtype = arguments.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = resolve_checkpoint(arguments.model, revision=arguments.revision, local_files_only=local)
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=dtype, quantization=arguments.quantization)
+    model = load_model(folder, dtype=auto_dtype(arguments.dtype), quantization=arguments.quantization)
     return Loaded(folder, model, tokenizer, None)

@@ -19,7 +19,7 @@ from typing import Any
 from phi3_jax.errors import InputError
 from phi3_jax.system.memory import free_memory
 from phi3_jax.system.reading import check_file, check_inside, local_path, read_json
-from phi3_jax.system.text import shown
+from phi3_jax.system.text import first_line, shown
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 _PLAIN = re.compile(r"\w[\w.-]*")
@@ -89,7 +89,7 @@ class Stored(Sequence[Mapping[str, Any]]):
             raise
         except Exception as error:  # a damaged column raises whatever its reader meets first
             where = f"{self._name}, row {index + 1}"
-            raise InputError(f"{where}: cannot be read ({_first_line(error)}); write the data again") from error
+            raise InputError(f"{where}: cannot be read ({first_line(error)}); write the data again") from error
 
 
 def _leave_closed(feature: Any) -> None:
@@ -142,7 +142,7 @@ def _read_file(path: Path, name: str) -> Source:
         raise
     # pyarrow raises whatever it meets first in a damaged file.
     except Exception as error:
-        raise InputError(f"{name}: cannot be read as {suffix[1:].upper()} ({_first_line(error)})") from error
+        raise InputError(f"{name}: cannot be read as {suffix[1:].upper()} ({first_line(error)})") from error
     raise InputError(f"{name}: is a {suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)}")
 
 
@@ -247,7 +247,7 @@ def _load_from_disk(folder: Path, split: str | None) -> Source:
         read_json(info)
         return Source(name, Stored(name, datasets.load_from_disk(str(part))))
     except Exception as error:  # a damaged folder raises whatever its reader meets first
-        raise InputError(f"{part}: cannot be read as a save_to_disk folder ({_first_line(error)})") from error
+        raise InputError(f"{part}: cannot be read as a save_to_disk folder ({first_line(error)})") from error
 
 
 def _check_arrow(file: Path) -> None:
@@ -315,11 +315,11 @@ def _load_from_hub(hub_id: str, split: str | None, dataset_config: str | None) -
         if "onfig" in str(error):
             choices = " ".join(str(error).split())  # the names stand on a later line
             raise InputError(f"{hub_id}: {choices} Set data.dataset_config.") from error
-        raise InputError(f"{hub_id}: cannot be read ({_first_line(error)})") from error
+        raise InputError(f"{hub_id}: cannot be read ({first_line(error)})") from error
     # The network client's own errors differ from one release of huggingface_hub to the next.
     except Exception as error:
         raise InputError(
-            f"{hub_id}: no such file or folder here, and the hub did not give it ({_first_line(error)})"
+            f"{hub_id}: no such file or folder here, and the hub did not give it ({first_line(error)})"
         ) from error
 
 
@@ -334,7 +334,3 @@ def _choose_split(available: list[str], wanted: str | None, name: str) -> str:
         f"{name}: has the splits {', '.join(available)}, "
         + (f"not {wanted!r}; set data.split" if wanted else "none of them plainly for evaluation; set data.eval_split")
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

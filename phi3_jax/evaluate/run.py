@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from rich.console import Console
 from rich.progress import Progress
 
@@ -30,7 +29,7 @@ from phi3_jax.evaluate.predictions import (
 from phi3_jax.evaluate.report import write_evaluation_report
 from phi3_jax.evaluate.results import Results, report_rows
 from phi3_jax.generation.settings import GenerationConfig
-from phi3_jax.generation.text import check_prompt, end_token_ids
+from phi3_jax.generation.text import check_prompt, end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import load_model, read_config
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.peft import load_adapter
@@ -38,6 +37,7 @@ from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding
+from phi3_jax.parallel.mesh import auto_dtype
 from phi3_jax.run_config import DataSection, ModelSection, ParallelSection, RunConfig
 from phi3_jax.system.files import storing, write_text
 from phi3_jax.system.lock import RunLock
@@ -108,8 +108,7 @@ def evaluate(
     """
     specs = split_metrics(metrics) if isinstance(metrics, str) else list(metrics)
     made = make_metrics(specs)
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = auto_dtype(dtype)
     section = data if isinstance(data, DataSection) else DataSection(train=str(data))
     run = RunConfig(
         ModelSection(str(model), dtype=dtype, quantization=quantization),  # type: ignore[arg-type]
@@ -188,7 +187,7 @@ def _task(
     settings = GenerationConfig.from_model(config, **{"max_new_tokens": 128, "do_sample": False, **generation})
     if "eos_token_id" not in generation:
         settings = settings.with_(eos_token_id=end_token_ids(tokenizer, config))
-    pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
+    pad_id = padding_id(tokenizer, config)
     settings = settings.with_(num_return_sequences=1)
     task = Task(tokenizer, rows, run.data, list(metrics.values()), settings, pad_id, devices, rows_each)
     _check_references(task, metrics)

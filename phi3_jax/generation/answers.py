@@ -69,7 +69,12 @@ class Call:
         self.start_time = time.monotonic()
         self.settings = settings
         self.prompts, self.mask = tokens, mask
-        _check_room(model, len(tokens) * copies, self._columns[1])
+        # Columns of nothing but padding are left out, and others put in front up to a bucket; the cache has room
+        # for these and the answer.
+        self.used = int(mask.sum(axis=1).max())
+        self.columns = bucket(self.used)
+        self.capacity = bucket(self.columns + settings.max_new_tokens)
+        _check_room(model, len(tokens) * copies, self.capacity)
         self.rows = np.repeat(np.arange(len(tokens)), copies)
         self.prompt_lengths = mask.sum(axis=1)[self.rows]
         self.engine = Engine.of(model, lora)
@@ -77,18 +82,11 @@ class Call:
         # Where LongRoPE's factors change, and what a row has read before has to be read again.
         self.crossing = rope.original_max_position_embeddings if rope.is_longrope else None
 
-    @property
-    def _columns(self) -> tuple[int, int]:
-        """Those that the prompts are read in, and those that the cache has room for."""
-        columns = bucket(int(self.mask.sum(axis=1).max()))
-        return columns, bucket(columns + self.settings.max_new_tokens)
-
     def read_prompts(self) -> tuple[Float[Array, "rows vocab"], Cache, Int[np.ndarray, "rows seq"]]:
         """The logits of each row's first token, the cache, and the prompts as read, -1 at padding."""
-        # Columns of nothing but padding are left out, and others put in front up to the bucket.
-        used, (columns, capacity) = int(self.mask.sum(axis=1).max()), self._columns
-        tokens, mask = (np.pad(x[:, -used:], ((0, 0), (columns - used, 0))) for x in (self.prompts, self.mask))
-        logits, cache = self.engine.read_prompt(tokens, mask, capacity)
+        front = (0, 0), (self.columns - self.used, 0)
+        tokens, mask = (np.pad(x[:, -self.used :], front) for x in (self.prompts, self.mask))
+        logits, cache = self.engine.read_prompt(tokens, mask, self.capacity)
         read = np.where(mask == 1, tokens, -1)
         if len(self.rows) > len(tokens):
             cache, logits = take_rows(cache, logits, self.rows)

@@ -162,6 +162,11 @@ def end_token_ids(tokenizer: Any, config: Phi3Config) -> tuple[int, ...]:
     return tuple(sorted(ends))
 
 
+def padding_id(tokenizer: Any, config: Phi3Config) -> int:
+    """What fills rows up, which nobody looks at: the checkpoint's padding token, else the tokenizer's, else 0."""
+    return next((token for token in (config.pad_token_id, tokenizer.pad_token_id) if token is not None), 0)
+
+
 def _answer_batch(
     model: Phi3ForCausalLM,
     tokenizer: Any,

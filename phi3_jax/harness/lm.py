@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import jax
 import numpy as np
 from jinja2.exceptions import TemplateError
 from lm_eval.api.model import TemplateLM
@@ -33,6 +32,7 @@ from phi3_jax.generation.stop import StopStrings
 from phi3_jax.harness.likelihood import Tokens, score_continuations
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.parallel.mesh import auto_dtype
 from phi3_jax.system.panic import telling_panics
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,8 @@ class Phi3JaxLM(TemplateLM):
         from phi3_jax.hf.peft import load_adapter
         from phi3_jax.hf.tokenizer import load_tokenizer
 
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         folder = resolve_checkpoint(pretrained, revision=revision, local_files_only=local_files_only)
-        model = load_model(folder, dtype=dtype, quantization=quantization)
+        model = load_model(folder, dtype=auto_dtype(dtype), quantization=quantization)
         lora = load_adapter(adapter, model, local_files_only=local_files_only) if adapter else None
         return cls(model, load_tokenizer(folder), lora=lora, **settings)
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Int32
 
 from phi3_jax.errors import InputError
 from phi3_jax.system.files import StorageError
+from phi3_jax.system.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _start(settings: Mapping[str, Any], seconds: float, failure: str) -> None:
     if not errors:
         return
     if isinstance(errors[0], jax.errors.JaxRuntimeError | ValueError | OSError):
-        raise InputError(f"{failure} ({_first_line(errors[0])}); see to its settings and port") from errors[0]
+        raise InputError(f"{failure} ({first_line(errors[0])}); see to its settings and port") from errors[0]
     raise errors[0]
 
 
@@ -177,10 +178,6 @@ def _seconds() -> float:
     if not 0 < seconds < math.inf:
         raise InputError(f"{TIMEOUT} is {text!r}, expected a number of seconds")
     return seconds
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # What processes say to one another.

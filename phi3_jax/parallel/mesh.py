@@ -79,3 +79,10 @@ def platform() -> str:
     device = getattr(mesh, "abstract_device", None)
     name = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def auto_dtype(dtype: str) -> str:
+    """What `auto` stands for: bfloat16, and on a CPU float32. Other types stay as they are."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -37,6 +37,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.splitlines()))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or where it says nothing its type's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class _Short(reprlib.Repr):
     """`repr` that looks at a few entries and levels only, however much there is."""
 

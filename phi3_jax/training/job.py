@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config import Phi3Config
 from phi3_jax.data import prepare_data
-from phi3_jax.generation import end_token_ids
+from phi3_jax.generation import end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import read_config
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.tokenizer import load_tokenizer
@@ -93,7 +93,7 @@ def load_job(run: RunConfig) -> Job:
         data=data,
         prompts=_prompts(run, data, model.config.max_position_embeddings),
         end_ids=end_token_ids(tokenizer, model.config),
-        pad_id=next((i for i in (model.config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0),
+        pad_id=padding_id(tokenizer, model.config),
     )
 
 
