@@ -8,10 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phi3_jax.config import Phi3Config
-    from phi3_jax.errors import InputError
+    from phi3_jax.config.lora import LoraConfig
+    from phi3_jax.config.model import Phi3Config
+    from phi3_jax.config.run import RunConfig
     from phi3_jax.generation import GenerationConfig, generate
-    from phi3_jax.hf.peft import load_adapter, save_adapter
+    from phi3_jax.hf.pretrained import Phi3ForCausalLM
     from phi3_jax.hf.tokenizer import load_tokenizer
     from phi3_jax.lora import (
         Lora,
@@ -29,20 +30,19 @@ if TYPE_CHECKING:
         unmerge_lora,
         weighted_sum,
     )
-    from phi3_jax.lora_config import LoraConfig
-    from phi3_jax.model import Phi3ForCausalLM
+    from phi3_jax.objectives.next_token import loss
+    from phi3_jax.peft.adapter import load_adapter, save_adapter
     from phi3_jax.quant import quantize_model
-    from phi3_jax.run_config import RunConfig
+    from phi3_jax.system.errors import InputError
     from phi3_jax.training.loop import train
-    from phi3_jax.training.loss import loss
 
 # Loaded when first asked for: `phi3-jax --help` need not wait for JAX.
 _MODULES = {
-    "config": ("Phi3Config",),
-    "errors": ("InputError",),
+    "config.model": ("Phi3Config",),
+    "system.errors": ("InputError",),
     "generation": ("GenerationConfig", "generate"),
     "hf.tokenizer": ("load_tokenizer",),
-    "hf.peft": ("load_adapter", "save_adapter"),
+    "peft.adapter": ("load_adapter", "save_adapter"),
     "lora": (
         "Lora",
         "combine",
@@ -59,12 +59,12 @@ _MODULES = {
         "unmerge_lora",
         "weighted_sum",
     ),
-    "lora_config": ("LoraConfig",),
-    "model": ("Phi3ForCausalLM",),
+    "config.lora": ("LoraConfig",),
+    "hf.pretrained": ("Phi3ForCausalLM",),
     "quant": ("quantize_model",),
-    "run_config": ("RunConfig",),
+    "config.run": ("RunConfig",),
     "training.loop": ("train",),
-    "training.loss": ("loss",),
+    "objectives.next_token": ("loss",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

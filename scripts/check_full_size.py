@@ -181,7 +181,7 @@ def _lora_step() -> Any:
     """Compiled: loss and gradients of the adapter, each layer computed anew in the backward pass."""
     import jax
 
-    from phi3_jax.training.loss import loss as mean_loss
+    from phi3_jax.objectives.next_token import loss as mean_loss
 
     @jax.jit
     def step(model: Any, lora: Any, batch: Any) -> Any:
@@ -257,7 +257,7 @@ def qlora_ratio(folder: Path, layers: str = "4") -> dict[str, Any]:
     import jax.numpy as jnp
 
     from phi3_jax import Phi3Config
-    from phi3_jax.benchmark.weights import random_model
+    from phi3_jax.performance.weights import random_model
 
     config = replace(Phi3Config.from_pretrained(folder), num_hidden_layers=int(layers))
     step, batch = _lora_step(), {"input_ids": jnp.asarray(_input_ids(QLORA_TOKENS))}

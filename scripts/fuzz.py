@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 from fuzz_readers import READERS, Reader, as_json
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import INVISIBLE
 
 # Damage.

@@ -73,8 +73,8 @@ def _write_config(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> None:
-    from phi3_jax.config import Phi3Config
-    from phi3_jax.generation.settings import GenerationConfig
+    from phi3_jax.config.generation import GenerationConfig
+    from phi3_jax.config.model import Phi3Config
     from phi3_jax.hf.bnb import read_bnb_config
 
     config = Phi3Config.from_pretrained(folder)
@@ -86,8 +86,8 @@ def _read_config(folder: Path) -> None:
 def _write_checkpoint(folder: Path) -> None:
     from safetensors.numpy import save_file
 
-    from phi3_jax.config import Phi3Config
-    from phi3_jax.hf.slots import checkpoint_slots
+    from phi3_jax.config.model import Phi3Config
+    from phi3_jax.hf.layout import checkpoint_slots
 
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(as_json(CONFIG))
@@ -102,7 +102,7 @@ def _write_checkpoint(folder: Path) -> None:
 
 def _read_checkpoint(folder: Path) -> None:
     from phi3_jax.hf.checkpoint import read_config
-    from phi3_jax.hf.weights import read_weights
+    from phi3_jax.hf.files import read_weights
 
     read_weights(folder, read_config(folder)).raise_for_problems(folder)
 
@@ -140,9 +140,9 @@ def _write_adapter(folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> None:
-    from phi3_jax.config import Phi3Config
+    from phi3_jax.config.model import Phi3Config
     from phi3_jax.hf.checkpoint import abstract_model
-    from phi3_jax.hf.peft import load_adapter
+    from phi3_jax.peft.adapter import load_adapter
 
     if "model" not in _KEPT:
         _KEPT["model"] = abstract_model(Phi3Config.from_dict(CONFIG))
@@ -190,7 +190,8 @@ def _write_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> None:
-    from phi3_jax.run_parse import parse_run_config, read_yaml
+    from phi3_jax.config.parse import read_yaml
+    from phi3_jax.config.run import parse_run_config
 
     parse_run_config(read_yaml(folder / "run.yaml"))
 

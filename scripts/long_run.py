@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
+from phi3_jax.config.run import RunConfig
 from phi3_jax.demo.run import demo_config
-from phi3_jax.run_config import RunConfig
 from phi3_jax.training.job import load_job
 from phi3_jax.training.loop import Trainer
 

@@ -19,11 +19,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from phi3_jax import Phi3Config, Phi3ForCausalLM
-from phi3_jax.config import RopeConfig
+from phi3_jax.config.model import RopeConfig
+from phi3_jax.config.parse import read_yaml
+from phi3_jax.config.run import parse_run_config
 from phi3_jax.demo import demo_path
 from phi3_jax.demo.chats import base_corpus, copy_corpus
 from phi3_jax.demo.orders import write_rows
-from phi3_jax.run_parse import parse_run_config, read_yaml
 from phi3_jax.training.loop import train
 
 Row = dict[str, Any]

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import yaml
 
 from phi3_jax.chat.session import BASE, SETTINGS, Session, named_adapter
-from phi3_jax.errors import InputError
+from phi3_jax.config.names import nearest
 from phi3_jax.generation.text import Answer
-from phi3_jax.names import nearest
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import parse_yaml
 
 

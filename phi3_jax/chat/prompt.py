@@ -2,7 +2,7 @@
 
 from phi3_jax.data.chat import ChatTokenizer, check_length
 from phi3_jax.data.formats import Conversation, Turn
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 
 def chat_prompt(tokenizer: ChatTokenizer, turns: tuple[Turn, ...], where: str) -> list[int]:

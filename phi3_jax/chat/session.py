@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
+from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.names import nearest
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
-from phi3_jax.errors import InputError
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stream import stream_answer
 from phi3_jax.generation.text import Answer, answer_with_each, check_prompt, derived_seed
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
-from phi3_jax.names import nearest
+from phi3_jax.system.errors import InputError
 
 # What the model without an adapter is called, and what switches back to it.
 BASE, NONE = "base", "none"

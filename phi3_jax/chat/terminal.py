@@ -21,8 +21,8 @@ from rich.text import Text
 
 from phi3_jax.chat.commands import HELP
 from phi3_jax.chat.session import NONE, SETTINGS, Session
-from phi3_jax.errors import InputError
 from phi3_jax.generation.text import Answer
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import one_line, printable
 
 Run = Callable[[Callable[[str], None], Callable[[], bool]], Answer]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from phi3_jax.cli.parser import Parser, positive
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
-from phi3_jax.names import nearest
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.names import nearest
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import printable
 
 USAGE = """\
@@ -57,8 +57,8 @@ def run(argv: Sequence[str]) -> None:
 def train(argv: Sequence[str]) -> None:
     options, sections = _parse(argv)
 
+    from phi3_jax.config.run import parse_run_config
     from phi3_jax.parallel.distributed import initialize, is_main
-    from phi3_jax.run_parse import parse_run_config
 
     initialize()
     run, notices = parse_run_config(_with_defaults(sections) if options.random_shape else sections)
@@ -66,7 +66,7 @@ def train(argv: Sequence[str]) -> None:
         print(printable(notice), file=sys.stderr)
     config = random_shape(options, run.data.max_length) if options.random_shape else _named(run)
 
-    from phi3_jax.benchmark.train import benchmark_train
+    from phi3_jax.performance.train import benchmark_train
 
     result = benchmark_train(run, config, steps=options.steps, warmup=options.warmup, documents=options.documents)
     if not is_main():

@@ -8,7 +8,7 @@ from typing import Any
 
 from phi3_jax.cli.benchmark import SHAPE, add_shape_arguments, random_shape
 from phi3_jax.cli.parser import Parser, positive
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 DESCRIPTION = """Measure greedy decoding with a cache, on one device. The prompt's pass and compilation are measured
 apart. The model is that of --model, whose weights are read where the folder has any and drawn at random where it has
@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> None:
             "leave one of them out"
         )
 
-    from phi3_jax.benchmark.generate import benchmark_generate
-    from phi3_jax.hf.peft import load_adapter
+    from phi3_jax.peft.adapter import load_adapter
+    from phi3_jax.performance.generate import benchmark_generate
 
     model = _model(options)
     lora = None if options.adapter is None else load_adapter(options.adapter, model)
@@ -61,10 +61,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _model(options: argparse.Namespace) -> Any:
-    from phi3_jax.benchmark.weights import random_model
     from phi3_jax.hf.checkpoint import load_model, read_config
     from phi3_jax.hf.hub import resolve_checkpoint
     from phi3_jax.parallel.mesh import auto_dtype
+    from phi3_jax.performance.weights import random_model
 
     dtype = auto_dtype(options.dtype)
     folder = None if options.model is None else Path(options.model)

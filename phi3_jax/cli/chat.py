@@ -11,7 +11,7 @@ from phi3_jax.cli.generation import (
     load_adapters,
 )
 from phi3_jax.cli.parser import Parser, add_base_arguments, load_base
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 MAX_NEW_TOKENS = 512
 
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
     from phi3_jax.chat.commands import Screen, converse
     from phi3_jax.chat.session import BASE, Session
     from phi3_jax.chat.terminal import Plain, Terminal
-    from phi3_jax.hf.peft import load_adapter
+    from phi3_jax.peft.adapter import load_adapter
 
     session = Session(
         loaded.model,

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, get_args
 
 from phi3_jax.cli.parser import Parser, add_base_arguments, positive
-from phi3_jax.run_config import DataSection, ParallelSection
+from phi3_jax.config.sections import DataSection, ParallelSection
 
 METRICS = """metrics: loss (with perplexity and token accuracy), rouge, bleu, chrf, exact_match, normalized_match,
 accuracy, f1, gsm8k, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes before the

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi3_jax.cli.parser import Parser
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import check_file
 
 TOKENIZER_FILES = (
@@ -67,7 +67,7 @@ class _Source:
     def find(cls, adapter: str, base: str | None, local_files_only: bool, config_only: bool) -> "_Source":
         """**Arguments**: `config_only`, that of the base only config.json is needed."""
         from phi3_jax.hf.hub import CHECKPOINT_FILES, resolve_checkpoint
-        from phi3_jax.hf.peft import read_adapter_config
+        from phi3_jax.peft.adapter import read_adapter_config
 
         folder = resolve_checkpoint(adapter, local_files_only=local_files_only)
         name = base or read_adapter_config(folder).base_model_name_or_path
@@ -81,8 +81,8 @@ def merge(source: _Source, output: Path, *, dtype: str | None) -> None:
     """Writes the merged checkpoint with the tokenizer to `output`, which appears when it is whole."""
     from phi3_jax.hf.bnb import read_bnb_config
     from phi3_jax.hf.checkpoint import load_model, read_config, save_model
-    from phi3_jax.hf.peft import load_adapter
     from phi3_jax.lora import merge_lora
+    from phi3_jax.peft.adapter import load_adapter
     from phi3_jax.system.files import storing, temporary_folder
 
     if read_bnb_config(read_config(source.base), source.base / "config.json") is not None:
@@ -104,8 +104,8 @@ def merge(source: _Source, output: Path, *, dtype: str | None) -> None:
 def make_portable(source: _Source, output: Path) -> None:
     """Writes the portable adapter to `output`; of the base only the shapes matter."""
     from phi3_jax.hf.checkpoint import abstract_model
-    from phi3_jax.hf.peft import load_adapter, save_adapter
-    from phi3_jax.hf.portable import portable
+    from phi3_jax.peft.adapter import load_adapter, save_adapter
+    from phi3_jax.peft.portable import portable
 
     config = Phi3Config.from_pretrained(source.base)
     lora = load_adapter(str(source.adapter), abstract_model(config))

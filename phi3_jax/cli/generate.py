@@ -14,7 +14,7 @@ from phi3_jax.cli.generation import (
     load_adapters,
 )
 from phi3_jax.cli.parser import Loaded, Parser, add_base_arguments, load_base, positive
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing
 
 MAX_NEW_TOKENS = 128

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from phi3_jax.cli.parser import positive
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
@@ -50,7 +50,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser, *, max_new_tokens:
 
 def generation_settings(arguments: argparse.Namespace, model: Any, tokenizer: Any, *, max_new_tokens: int) -> Any:
     """The `GenerationConfig` that the options ask for, over the checkpoint's own."""
-    from phi3_jax.generation.settings import GenerationConfig
+    from phi3_jax.config.generation import GenerationConfig
     from phi3_jax.generation.text import end_token_ids
 
     names = (
@@ -81,7 +81,7 @@ def generation_settings(arguments: argparse.Namespace, model: Any, tokenizer: An
 def load_adapters(given: Sequence[str], model: Any, *, local_files_only: bool) -> dict[str, Any]:
     """The adapters of `--adapter`, by name; None for `none`, the base."""
     from phi3_jax.chat.session import BASE, NONE, check_name, named_adapter
-    from phi3_jax.hf.peft import load_adapter
+    from phi3_jax.peft.adapter import load_adapter
 
     adapters: dict[str, Any] = {}
     for text in given:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from phi3_jax.cli.parser import Parser, add_model_arguments
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 BATCH_SIZE = "8"  # the harness's own default is 1
 

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
-from phi3_jax.errors import InputError
-from phi3_jax.names import nearest
+from phi3_jax.config.names import nearest
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import one_line
 

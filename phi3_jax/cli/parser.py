@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from phi3_jax.errors import InputError
-from phi3_jax.names import nearest
+from phi3_jax.config.names import nearest
+from phi3_jax.system.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +71,7 @@ class Loaded:
 
 def load(arguments: argparse.Namespace) -> Loaded:
     """Loads model, tokenizer and adapter."""
-    from phi3_jax.hf.peft import load_adapter
+    from phi3_jax.peft.adapter import load_adapter
 
     loaded = load_base(arguments)
     if not arguments.adapter:

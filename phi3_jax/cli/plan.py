@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from phi3_jax.cli.parser import Parser
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import printable
 
 DESCRIPTION = """Whether a run fits on a topology, what it needs and how long a step takes; nothing is run, and of the
@@ -28,13 +28,13 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("--topology is not given; give one such as cpu, gpu:h100 or v5e:2x2")
 
     from phi3_jax.cli.train import read_arguments
-    from phi3_jax.run_parse import parse_run_config
+    from phi3_jax.config.run import parse_run_config
 
     config, notices = parse_run_config(read_arguments(rest)[0])
     for notice in notices:
         print(printable(notice), file=sys.stderr)
 
-    from phi3_jax.plan.report import make_plan, print_plan
+    from phi3_jax.performance.plan import make_plan, print_plan
 
     plan = make_plan(config, arguments.topology, estimate=arguments.estimate)
     if arguments.json:

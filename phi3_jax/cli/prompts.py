@@ -10,7 +10,7 @@ from typing import Any
 from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn, read_row
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from phi3_jax.errors import InputError
-from phi3_jax.names import nearest
-from phi3_jax.run_parse import SECTIONS, add_sections, field_names, parse_run_config, read_yaml
+from phi3_jax.config.names import nearest
+from phi3_jax.config.parse import add_sections, field_names, read_yaml
+from phi3_jax.config.run import parse_run_config
+from phi3_jax.config.sections import SECTIONS
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import printable
 
 USAGE = "phi3-jax train [--config FILE] [--section.key value …]"

@@ -25,7 +25,7 @@ from numpy import ndarray
 
 from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
 from phi3_jax.data.template import render_chat
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
 MAX_TEXT = 2**23  # characters of a document, whose tokens take 1 GB while they are made; models have 131,072 positions

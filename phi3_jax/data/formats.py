@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 Row = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from phi3_jax.run_config import DataSection
+from phi3_jax.config.sections import DataSection
 
 _SHORTEST = 64
 

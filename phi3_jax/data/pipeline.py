@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int32
 from numpy import ndarray
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.packing import bucket_length, plan_epoch
 from phi3_jax.data.rows import TokenizedRows
-from phi3_jax.errors import InputError
-from phi3_jax.run_config import DataSection
+from phi3_jax.system.errors import InputError
 
 Batch = dict[str, Int32[ndarray, "..."]]
 

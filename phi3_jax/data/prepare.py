@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.chat import ChatTokenizer, Encoded, Rendered
 from phi3_jax.data.formats import Conversation, Prerendered, read_row
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.rows import DataStats, Origins, TokenizedRows, length_histogram
 from phi3_jax.data.sources import Source, load_sources
-from phi3_jax.errors import InputError
-from phi3_jax.run_config import DataSection
+from phi3_jax.system.errors import InputError
 
 # Rows and characters tokenised in one call: enough to keep every core busy, little memory.
 _CHUNK, _CHUNK_TEXT = 1000, 2**23

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import free_memory
 from phi3_jax.system.reading import check_file, check_inside, local_path, read_json
 from phi3_jax.system.text import first_line, shown

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 SECONDS = 10.0  # for one conversation, which takes less than a millisecond
 START_SECONDS = 120.0  # for the process to begin, on a machine that is busy

@@ -1,8 +1,8 @@
 """The demo: a LoRA fine-tune of the packaged base model on the packaged chat set."""
 
+from phi3_jax.config.parse import read_yaml
+from phi3_jax.config.run import RunConfig, parse_run_config
 from phi3_jax.demo import demo_path
-from phi3_jax.run_config import RunConfig
-from phi3_jax.run_parse import parse_run_config, read_yaml
 
 
 def demo_config(output_dir: str = "out/demo", seed: int = 0) -> RunConfig:

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from phi3_jax.errors import InputError
-from phi3_jax.evaluate.statistics import Statistic, mean
-from phi3_jax.names import nearest
+from phi3_jax.config.names import nearest
+from phi3_jax.report.statistics import Statistic, mean
+from phi3_jax.system.errors import InputError
 
 Scores = dict[str, float]  # of one row
 

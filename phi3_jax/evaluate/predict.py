@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from flax import nnx
 
+from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data import TokenizedRows, eval_batches
 from phi3_jax.data.pipeline import eval_order
-from phi3_jax.errors import InputError
 from phi3_jax.evaluate.metrics import Metric, Scores, TokenLoss
 from phi3_jax.evaluate.predictions import Prediction
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.text import answer_prompts, prompt_seeds
 from phi3_jax.lora import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.devices import Devices
-from phi3_jax.run_config import DataSection
+from phi3_jax.system.errors import InputError
 from phi3_jax.training.evaluation import row_token_sums
 from phi3_jax.training.step import make_eval_step
 

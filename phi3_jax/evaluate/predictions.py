@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from phi3_jax.data.rows import TokenizedRows
-from phi3_jax.errors import InputError
 from phi3_jax.parallel.distributed import is_main
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import append_line, check_writable, storing
 from phi3_jax.system.lock import check_not_held
 from phi3_jax.system.reading import read_yaml

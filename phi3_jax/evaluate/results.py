@@ -8,7 +8,7 @@ from rich.table import Table
 
 from phi3_jax.evaluate.metrics import Figure, Metric, Row
 from phi3_jax.evaluate.predictions import Prediction
-from phi3_jax.evaluate.statistics import bootstrap_difference, bootstrap_interval, estimate, paired_test
+from phi3_jax.report.statistics import bootstrap_difference, bootstrap_interval, estimate, paired_test
 
 CONFIDENCE = 0.95
 

@@ -13,9 +13,11 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
+from phi3_jax.config.sections import DataSection, ModelSection, ParallelSection
 from phi3_jax.data import prepare_data
-from phi3_jax.errors import InputError
 from phi3_jax.evaluate.metrics import Metric, make_metrics, split_metrics
 from phi3_jax.evaluate.predict import Runner, Task
 from phi3_jax.evaluate.predictions import (
@@ -26,19 +28,18 @@ from phi3_jax.evaluate.predictions import (
     settings_text,
     weights_fingerprint,
 )
-from phi3_jax.evaluate.report import write_evaluation_report
 from phi3_jax.evaluate.results import Results, report_rows
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.text import check_prompt, end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import load_model, read_config
 from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.peft import load_adapter
 from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.parallel.mesh import auto_dtype
-from phi3_jax.run_config import DataSection, ModelSection, ParallelSection, RunConfig
+from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.report.write import write_evaluation_report
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing, write_text
 from phi3_jax.system.lock import RunLock
 from phi3_jax.system.reading import local_path

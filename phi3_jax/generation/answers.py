@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation.beam import BeamSearch
 from phi3_jax.generation.engine import CHUNK, Engine, Rules, bucket, first_beams, first_token, take_rows
 from phi3_jax.generation.sampling import Sampler, row_keys
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.cache import Cache, cache_bytes
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.parallel.distributed import exchange, to_host
-from phi3_jax.system.memory import devices_memory
+from phi3_jax.parallel.mesh import devices_memory
+from phi3_jax.system.errors import InputError
 
 # Gets the new tokens of a few steps, with padding after a row's end. Gives for each row how many of them to
 # keep where the row shall end among them, and -1 where it goes on; None: all go on.

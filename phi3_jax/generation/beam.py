@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation.sampling import Sampler, add_seen, highest, penalize, warp
-from phi3_jax.generation.settings import GenerationConfig
 
 # Added to the score of what must not be taken. As in transformers, not -inf: two of them can be told apart.
 _BARRED = -1e9

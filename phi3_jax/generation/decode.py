@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation.answers import Answers, Beams, Watch
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.system.errors import InputError
 
 
 def generate(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from phi3_jax.errors import InputError
-from phi3_jax.generation.settings import GenerationConfig
+from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.system.errors import InputError
 
 # A nucleus, and what min-p leaves, is looked for among so many tokens before the whole vocabulary is sorted.
 _CANDIDATES = 512

@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation.decode import generate
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.generation.text import Answer, answers_of, check_prompt
 from phi3_jax.generation.tokens import decode, fallback_bytes, special_ids
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.system.errors import InputError
 
 
 class Detokenizer:

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.generation.answers import Generated
 from phi3_jax.generation.decode import generate
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.generation.tokens import decode
 from phi3_jax.lora import Lora, LoraRows, per_row
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.system.errors import InputError
 
 # How chat templates of the Phi-3 family end a turn; an answer ends there too.
 TURN_ENDS = ("<|end|>", "<|im_end|>")

@@ -16,16 +16,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.hf.layout import Expected, Slot, checkpoint_slots
 from phi3_jax.hf.safetensors_io import FLOATS, READABLE, TensorEntry, TensorSource, read_tensor
-from phi3_jax.hf.slots import Expected, Slot, checkpoint_slots
 from phi3_jax.parallel.distributed import to_host
 from phi3_jax.quant import FP4Weight, Int8Weight, NF4Weight, Quantized
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.dynamic import dynamic_map
-from phi3_jax.quant.model import is_quantizable, layer_name
 from phi3_jax.quant.nf4 import from_flat
+from phi3_jax.quant.quantize import is_quantizable, layer_name
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import parse_json
 
 MAX_STATE = 2**16  # bytes of JSON

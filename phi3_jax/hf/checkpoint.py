@@ -24,19 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.hf import bnb
+from phi3_jax.hf.files import CONFIG, INDEX, SINGLE, Weights, read_weights
 from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.leaves import Shardings, aligned_empty, fused_rows, read_parts, read_sharded, read_whole, share
+from phi3_jax.hf.layout import EMBEDDING, HEAD, Slot, abstract_model, checkpoint_slots, model_leaves
+from phi3_jax.hf.read import Shardings, aligned_empty, fused_rows, read_parts, read_sharded, read_whole, share
 from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, TensorSource, equals, read_tensor, write_safetensors
-from phi3_jax.hf.slots import EMBEDDING, HEAD, Slot, abstract_model, checkpoint_slots, model_leaves
-from phi3_jax.hf.weights import CONFIG, INDEX, SINGLE, Weights, read_weights
+from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.layers import PartedWeight
-from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.parallel.distributed import barrier, is_main, to_host, together
 from phi3_jax.quant import Quantized, Quantizer, is_quantized, make_quantizer
-from phi3_jax.quant.model import is_quantizable, stack_layers
+from phi3_jax.quant.quantize import is_quantizable, stack_layers
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing, temporary_folder
 
 logger = logging.getLogger(__name__)

@@ -5,14 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.hf.bnb import read_bnb_config
+from phi3_jax.hf.files import read_weights
 from phi3_jax.hf.hub import TOKENIZER_FILES, resolve_checkpoint
+from phi3_jax.hf.layout import checkpoint_slots
 from phi3_jax.hf.safetensors_io import READABLE, read_header
-from phi3_jax.hf.slots import checkpoint_slots
 from phi3_jax.hf.tokenizer import load_tokenizer, tokenizer_config
-from phi3_jax.hf.weights import read_weights
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import read_json, read_text
 from phi3_jax.system.text import one_line, printable
 

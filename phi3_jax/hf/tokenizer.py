@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phi3_jax.config import LARGEST
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import LARGEST
 from phi3_jax.hf.hub import TOKENIZER_FILES, first_line, resolve_checkpoint
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import is_panic, silent
 from phi3_jax.system.reading import check_file, read_json
 from phi3_jax.system.text import shown

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from phi3_jax.errors import InputError
 from phi3_jax.lora.low_rank import add_low_rank
 from phi3_jax.model.layers import dropout, dropped, look_up, project
 from phi3_jax.parallel.sharding import constrain
+from phi3_jax.system.errors import InputError
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from phi3_jax.lora_config import LoraConfig
+from phi3_jax.config.lora import LoraConfig
 
 RankAndAlpha = tuple[int, float]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.lora import FrozenDict
 from phi3_jax.lora.adapters import DoraLinear, LoraLinear
 from phi3_jax.lora.targets import adaptable_modules, slices
 from phi3_jax.lora.tree import Slice
-from phi3_jax.lora_config import FrozenDict
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.errors import InputError
 
 Plain = LoraLinear | DoraLinear
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import DoraEmbedding, DoraLinear, HeadRows, LoraEmbedding, LoraLinear, TokenRows
+from phi3_jax.lora.base_weights import is_quantized, layer_weights, module_weight, saved_weight, weight_rows
 from phi3_jax.lora.describe import described
 from phi3_jax.lora.fused import slice_table
-from phi3_jax.lora.starts import olora_start, pissa_start
+from phi3_jax.lora.initialisers import olora_start, pissa_start
 from phi3_jax.lora.targets import Module, config_targets, saved_modules
 from phi3_jax.lora.tree import ByLayer, Lora
-from phi3_jax.lora.weights import is_quantized, layer_weights, module_weight, saved_weight, weight_rows
-from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.errors import InputError
 
 
 def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> Lora:

@@ -5,14 +5,14 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.lora import LOFTQ_DEFAULTS, LoraConfig
 from phi3_jax.lora.adapters import LoraLinear, ResidualLora
 from phi3_jax.lora.init import assemble, by_layer_groups
 from phi3_jax.lora.targets import Module, checkpoint_name, config_targets
 from phi3_jax.lora.tree import Lora
-from phi3_jax.lora_config import LOFTQ_DEFAULTS, LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.quant import Quantized, Quantizer, make_quantizer, quantize_model
+from phi3_jax.system.errors import InputError
 
 Start = tuple[Float[np.ndarray, "r in"], Float[np.ndarray, "out r"]]
 

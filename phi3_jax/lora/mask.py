@@ -9,11 +9,11 @@ import jax
 import optax
 from flax import nnx
 
-from phi3_jax.errors import InputError
-from phi3_jax.lora import leaves
+from phi3_jax.lora import roles
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.names import path_names
+from phi3_jax.parallel.layout import path_names
+from phi3_jax.system.errors import InputError
 
 
 def trainable_mask(
@@ -36,7 +36,7 @@ def trainable_mask(
 
     def trains(path: Any, _: Any) -> bool:
         name = path_names(path)[-1]
-        is_frozen_A = freeze_A and name == "lora_A" and not leaves.is_embedding_adapter(path)
+        is_frozen_A = freeze_A and name == "lora_A" and not roles.is_embedding_adapter(path)
         return not (is_frozen_A or name in ("start_A", "start_B"))
 
     return {

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from phi3_jax.errors import InputError
 from phi3_jax.lora.adapters import TokenRows
 from phi3_jax.lora.targets import slices
 from phi3_jax.lora.tree import Lora, items
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.phi3 import untied
+from phi3_jax.system.errors import InputError
 
 
 def merge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from phi3_jax.errors import InputError
+from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear, ResidualLora, TokenRows
 from phi3_jax.lora.describe import described, suffix
 from phi3_jax.lora.targets import checkpoint_name
 from phi3_jax.lora.tree import ByLayer, Lora, Slice, items, nested, unstacked
-from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model.layers import dropout
+from phi3_jax.system.errors import InputError
 
 STACK = "model.layers."
 EMBEDDING = "model.embed_tokens"

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from flax import nnx
 
-from phi3_jax.errors import InputError
-from phi3_jax.lora_config import LoraConfig, matching_key
+from phi3_jax.config.lora import LoraConfig, matching_key
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.layers import Embedding, FusedLinear, Linear
+from phi3_jax.system.errors import InputError
 
 ALL_LINEAR = "all-linear"
 

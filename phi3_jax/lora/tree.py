@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from phi3_jax.config.lora import FrozenDict, LoraConfig
 from phi3_jax.lora.adapters import DoraLinear
-from phi3_jax.lora_config import FrozenDict, LoraConfig
 
 
 class Slice(NamedTuple):

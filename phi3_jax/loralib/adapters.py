@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from phi3_jax.errors import InputError
 from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear
-from phi3_jax.loralib.weights import AdaptableLayer, weight_shape
+from phi3_jax.loralib.kernels import AdaptableLayer, weight_shape
 from phi3_jax.model.layers import dropout
+from phi3_jax.system.errors import InputError
 
 
 @jax.tree_util.register_dataclass

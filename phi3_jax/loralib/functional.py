@@ -9,10 +9,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from phi3_jax.errors import InputError
 from phi3_jax.loralib.adapters import Config, new_adapter
+from phi3_jax.loralib.kernels import AdaptableLayer, layer_kernel, to_kernel, to_weight, weight_name, weight_shape
 from phi3_jax.loralib.layers import LoRALayer, adapted_class
-from phi3_jax.loralib.weights import AdaptableLayer, layer_kernel, to_kernel, to_weight, weight_name, weight_shape
+from phi3_jax.system.errors import InputError
 
 Adapters = dict[str, Any]  # dotted name of a layer -> its adapter
 Model = TypeVar("Model", bound=nnx.Module)

@@ -13,9 +13,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from phi3_jax.errors import InputError
 from phi3_jax.loralib.adapters import Config, new_adapter
-from phi3_jax.loralib.weights import AdaptableLayer, features, layer_kernel, to_kernel, to_weight, weight_name
+from phi3_jax.loralib.kernels import AdaptableLayer, features, layer_kernel, to_kernel, to_weight, weight_name
+from phi3_jax.system.errors import InputError
 
 
 class LoraParam(nnx.Variable):

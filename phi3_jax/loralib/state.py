@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from phi3_jax.errors import InputError
 from phi3_jax.loralib.layers import LoRALayer, LoraParam
+from phi3_jax.system.errors import InputError
 
 Bias = Literal["none", "all", "lora_only"]
 

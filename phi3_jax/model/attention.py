@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from phi3_jax.errors import InputError
 from phi3_jax.model.flash import flash_attention, visible
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.parallel.sharding import RULES
+from phi3_jax.system.errors import InputError
 
 KINDS = ("auto", "xla", "cudnn", "splash", "chunked")
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.parallel.mesh import platform
 from phi3_jax.parallel.sharding import constrain
 

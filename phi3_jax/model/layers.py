@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.remat import PRODUCT, keep
 from phi3_jax.model.rope import apply_rope
 from phi3_jax.parallel.mesh import platform
@@ -46,6 +46,19 @@ class Adapter(Protocol):
 
     def part(self, rows: slice) -> Self:
         """The adapter of these rows of the output alone."""
+        ...
+
+
+class AdapterSet(Protocol):
+    """What a whole model takes beside its weights; the kinds are in `phi3_jax.lora`. A pytree."""
+
+    @property
+    def saved(self) -> Mapping[str, Array]:
+        """The weights that it replaces as a whole, by dotted name of their module."""
+        ...
+
+    def ready(self) -> Adapters:
+        """Its adapters, nested as the model's modules are, made of its arrays."""
         ...
 
 

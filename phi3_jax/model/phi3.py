@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.attention import without_cache
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
-from phi3_jax.model.layers import ROWS, Adapters, Embedding, Linear, Phi3DecoderLayer, RMSNorm, layer_weight, project
+from phi3_jax.model.layers import (
+    ROWS,
+    Adapters,
+    AdapterSet,
+    Embedding,
+    Linear,
+    Phi3DecoderLayer,
+    RMSNorm,
+    layer_weight,
+    project,
+)
 from phi3_jax.model.remat import LAYER_INPUT, keep, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
-from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.parallel.sharding import constrain
-
-if TYPE_CHECKING:  # the model takes an adapter as an argument and knows nothing else of it
-    from phi3_jax.lora.several import LoraRows
-    from phi3_jax.lora.tree import Lora
+from phi3_jax.system.errors import InputError
 
 
 class Phi3Model(nnx.Module):
@@ -95,55 +100,9 @@ class Phi3ForCausalLM(nnx.Module):
             else Linear(config.hidden_size, config.vocab_size, config.initializer_range, dtype, rngs)
         )
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_hub_id: str,
-        *,
-        dtype: Any = jnp.bfloat16,
-        quantization: str | None = None,
-        double_quant: bool = True,
-        attention: str = "auto",
-        mesh: Mesh | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | None = None,
-        local_files_only: bool = False,
-    ) -> Phi3ForCausalLM:
-        """Loads a Hugging Face checkpoint: a folder, or a hub id that is downloaded and cached.
-
-        **Arguments**
-        - `dtype`: of the weights in memory, and of all arithmetic with them.
-        - `quantization`: `nf4` or `int8`: the decoder layers' linear weights are kept so, and the rest
-          in `dtype`. A checkpoint that bitsandbytes has quantised is kept as it is in any case.
-        - `double_quant`: that the statistics of NF4 are quantised too.
-        - `attention`: the kernel, see `model.attention.attend`.
-        - `mesh`: devices that share the weights (`parallel.mesh.make_mesh`), of which each host reads its
-          own part; call the model within `jax.set_mesh(mesh)`. Default: one device has all.
-        - `revision`, `token`, `cache_dir`, `local_files_only`: as in huggingface_hub.
-
-        Raises `InputError` with everything that is wrong with the checkpoint at once.
-        """
-        from phi3_jax.hf.checkpoint import load_model
-
-        return load_model(
-            path_or_hub_id,
-            dtype=dtype,
-            quantization=quantization,
-            double_quant=double_quant,
-            attention=attention,
-            shardings=None if mesh is None else partial(weight_sharding, mesh=mesh),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-
-    def save_pretrained(self, folder: str, *, max_shard_size: int = 5 * 10**9) -> None:
-        """Writes config.json and safetensors shards that transformers loads, bit for bit."""
-        from phi3_jax.hf.checkpoint import save_model
-
-        save_model(self, folder, max_shard_size=max_shard_size)
+    # Of files a model knows nothing: `phi3_jax.hf.pretrained` binds both, and `phi3_jax.Phi3ForCausalLM` has them.
+    from_pretrained: ClassVar[Callable[..., Phi3ForCausalLM]]
+    save_pretrained: ClassVar[Callable[..., None]]
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -151,13 +110,13 @@ class Phi3ForCausalLM(nnx.Module):
         return self.model.embed_tokens.weight.dtype
 
     def embed(
-        self, input_ids: Int[ArrayLike, "batch seq"], lora: Lora | LoraRows | None = None
+        self, input_ids: Int[ArrayLike, "batch seq"], lora: AdapterSet | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
         adapters = {} if lora is None else lora.ready().get("model", {})
         return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
 
-    def with_saved(self, lora: Lora | LoraRows | None) -> Phi3ForCausalLM:
+    def with_saved(self, lora: AdapterSet | None) -> Phi3ForCausalLM:
         """The model with the weights that `lora` replaces as a whole (`modules_to_save`)."""
         if lora is None or not lora.saved:
             return self
@@ -178,7 +137,7 @@ class Phi3ForCausalLM(nnx.Module):
         attention_mask: Int[ArrayLike, "batch seq"] | None = None,
         positions: Int[ArrayLike, "batch seq"] | None = None,
         segment_ids: Int[ArrayLike, "batch seq"] | None = None,
-        lora: Lora | LoraRows | None = None,
+        lora: AdapterSet | None = None,
         cache: Cache | None = None,
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
@@ -256,7 +215,7 @@ class Phi3ForCausalLM(nnx.Module):
     def logits(
         self,
         x: Float[Array, "batch seq hidden"],
-        lora: Lora | LoraRows | None = None,
+        lora: AdapterSet | None = None,
         dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "batch seq vocab"]:
         """The output head's logits, float32, for any positions of `last_hidden_state`."""
@@ -264,7 +223,7 @@ class Phi3ForCausalLM(nnx.Module):
         with precise(self.dtype):
             return adapted_logits(project(x, head, jnp.float32), x, head, adapters, dropout_key)
 
-    def head(self, lora: Lora | LoraRows | None = None) -> tuple[Float[Array, "vocab hidden"], Adapters]:
+    def head(self, lora: AdapterSet | None = None) -> tuple[Float[Array, "vocab hidden"], Adapters]:
         """The output head's weight, or the embedding's where they are one, and its adapters: what
         `adapted_logits` takes."""
         model = self.with_saved(lora)
@@ -286,7 +245,7 @@ def _forward(
     attention_mask: Array | None = None,
     positions: Array | None = None,
     segment_ids: Array | None = None,
-    lora: Lora | LoraRows | None = None,
+    lora: AdapterSet | None = None,
     cache: Cache | None = None,
     inputs_embeds: Array | None = None,
     logits_to_keep: Array | None = None,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Shaped
 
-from phi3_jax.errors import InputError
 from phi3_jax.parallel.mesh import platform
+from phi3_jax.system.errors import InputError
 
 POLICIES = ("none", "dots", "attention", "full", "offload")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.model import Phi3Config
 
 
 def inverse_frequencies(config: Phi3Config, factor: tuple[float, ...] | None = None) -> np.ndarray:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
+from phi3_jax.system.memory import total_memory
 
 # data: copies of the model, each with its own rows; fsdp: devices that share one copy's weights;
 # tensor: devices that share each matrix product; context: devices that share each row's positions.
@@ -86,3 +87,12 @@ def auto_dtype(dtype: str) -> str:
     if dtype != "auto":
         return dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def devices_memory() -> int:
+    """Bytes that arrays may take on the devices in use: of `jax.set_mesh`'s mesh all, else of one."""
+    mesh = ambient_mesh()
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:  # a CPU's devices share the main memory
+        return total_memory()
+    return stats["bytes_limit"] * (1 if mesh is None else mesh.size)

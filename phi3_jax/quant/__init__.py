@@ -2,8 +2,8 @@
 
 from phi3_jax.quant.base import Quantized, is_quantized
 from phi3_jax.quant.int8 import Int8Weight, quantize_int8
-from phi3_jax.quant.model import Quantizer, make_quantizer, quantize_model
 from phi3_jax.quant.nf4 import FP4Weight, NF4Weight, quantize_nf4
+from phi3_jax.quant.quantize import Quantizer, make_quantizer, quantize_model
 
 __all__ = [
     "FP4Weight",

@@ -11,8 +11,8 @@ of bitsandbytes for every weight.
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from phi3_jax.errors import InputError
 from phi3_jax.quant.dynamic import dynamic_map
+from phi3_jax.system.errors import InputError
 
 BLOCK_SIZE = 64  # weights that share an absmax
 NESTED_BLOCK_SIZE = 256  # absmax that share a scale of their own

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int8
 
-from phi3_jax.errors import InputError
 from phi3_jax.quant.base import Arrays, Quantized
+from phi3_jax.system.errors import InputError
 
 RECIPROCAL = np.float32(7.874015718698502e-3)  # of 127, as bitsandbytes writes it
 

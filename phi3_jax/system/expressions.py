@@ -4,7 +4,7 @@ import importlib
 import re
 from typing import Any
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 # Python's own parser of expressions; it has no public name.
 _parser: Any = importlib.import_module("re._parser")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

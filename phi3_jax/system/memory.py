@@ -1,4 +1,4 @@
-"""Memory: the main memory of this host as far as this process may have it, and the devices'."""
+"""Memory: the main memory of this host as far as this process may have it."""
 
 import os
 import re
@@ -40,16 +40,3 @@ def resident_peak() -> int:
         return int(line[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def devices_memory() -> int:
-    """Bytes that arrays may take on the devices in use: of `jax.set_mesh`'s mesh all, else of one."""
-    import jax
-
-    from phi3_jax.parallel.mesh import ambient_mesh
-
-    mesh = ambient_mesh()
-    stats = jax.local_devices()[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:  # a CPU's devices share the main memory
-        return total_memory()
-    return stats["bytes_limit"] * (1 if mesh is None else mesh.size)

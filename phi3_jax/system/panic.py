@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 MAX_JSON = 64 * 2**20  # bytes; a checkpoint's index has less than 1 MiB
 MAX_YAML = 2**18

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.errors import InputError
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.distributed import is_main
 from phi3_jax.parallel.mesh import AXES
-from phi3_jax.run_config import RunConfig
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import check_writable, storing
 from phi3_jax.system.lock import check_not_held
 from phi3_jax.system.reading import read_yaml

@@ -14,10 +14,10 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.attention import attend
 from phi3_jax.model.phi3 import adapted_logits, precise
 from phi3_jax.model.rope import rope_cos_sin
-from phi3_jax.names import path_names
+from phi3_jax.objectives.cross_entropy import cross_entropy_sums
+from phi3_jax.objectives.next_token import neftune_noise, next_tokens
+from phi3_jax.parallel.layout import path_names
 from phi3_jax.parallel.sharding import constrain
-from phi3_jax.training.cross_entropy import cross_entropy_sums
-from phi3_jax.training.loss import neftune_noise, next_tokens
 
 Batch = Mapping[str, Int[Array, "batch seq"]]
 

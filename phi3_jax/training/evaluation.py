@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from phi3_jax.errors import InputError
-from phi3_jax.evaluate.statistics import bootstrap_interval
 from phi3_jax.generation import GenerationConfig, answer_prompts
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.report.statistics import bootstrap_interval
+from phi3_jax.system.errors import InputError
 from phi3_jax.training.step import Params
 
 # Draws of the bootstrap, of which every evaluation of a run makes so many.

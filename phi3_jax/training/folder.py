@@ -4,13 +4,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.distributed import is_main, together
-from phi3_jax.run_config import RunConfig
 from phi3_jax.system.files import StorageError, storing, write_text
 from phi3_jax.system.lock import RunLock
 from phi3_jax.training import checks
+from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.metrics import MetricsLog
-from phi3_jax.training.state import Checkpoints
 from phi3_jax.training.versions import write_versions
 
 

@@ -10,7 +10,8 @@ import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
 from phi3_jax.data import prepare_data
 from phi3_jax.generation import end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import read_config
@@ -21,7 +22,6 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.layout import shardings
 from phi3_jax.parallel.mesh import make_mesh
-from phi3_jax.run_config import RunConfig
 from phi3_jax.training.checks import check_length, check_mesh
 from phi3_jax.training.evaluation import Prompt, choose_prompts
 from phi3_jax.training.start import load_model_and_lora

@@ -7,23 +7,23 @@ from typing import Any, NoReturn
 
 import jax
 
+from phi3_jax.config.run import RunConfig
 from phi3_jax.data import eval_batches, preview, train_batches
 from phi3_jax.data.pipeline import eval_order
 from phi3_jax.lora import format_parameter_table
+from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.mesh import describe_mesh
-from phi3_jax.run_config import RunConfig
 from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import evaluation, results
+from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
 from phi3_jax.training.folder import RunFolder
 from phi3_jax.training.job import Job, load_job
 from phi3_jax.training.metrics import Stopwatch, device_peak, step_flops
-from phi3_jax.training.optimizer import make_optimizer, make_schedule
 from phi3_jax.training.preemption import Stopped, StopSignals
 from phi3_jax.training.progress import Progress
-from phi3_jax.training.state import Checkpoints
 from phi3_jax.training.step import TrainStep, Window, make_eval_step, make_train_step
 from phi3_jax.training.suspects import Suspects
 from phi3_jax.training.watch import Watch

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import yaml
 
-from phi3_jax.config import Phi3Config
-from phi3_jax.run_config import RunConfig
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
 from phi3_jax.system.files import append_line, storing, write_text
 
 # Dense bfloat16 peaks, FLOP/s a device, from the makers' data sheets; by a part of jax's device_kind.

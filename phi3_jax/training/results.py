@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 
-from phi3_jax.evaluate.report import write_report
+from phi3_jax.config.run import RunConfig
 from phi3_jax.hf.checkpoint import save_model
-from phi3_jax.hf.peft import save_adapter
 from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
-from phi3_jax.run_config import RunConfig
+from phi3_jax.peft.adapter import save_adapter
+from phi3_jax.report.write import write_report
 from phi3_jax.system.files import write_text
 from phi3_jax.system.memory import resident_peak
 from phi3_jax.system.secrets import redact_command

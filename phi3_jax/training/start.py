@@ -13,20 +13,20 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.lora import LoraConfig
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
 from phi3_jax.data import train_batches
 from phi3_jax.data.rows import TokenizedRows
-from phi3_jax.errors import InputError
 from phi3_jax.hf.bnb import read_bnb_config
 from phi3_jax.hf.checkpoint import abstract_model, load_model
-from phi3_jax.hf.peft import load_adapter
 from phi3_jax.lora import LoftqQuantizer, Lora, config_targets, eva_init, init_lora
-from phi3_jax.lora_config import LoraConfig
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.parallel.sharding import replicated
+from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.quant import Quantizer
-from phi3_jax.run_config import RunConfig
+from phi3_jax.system.errors import InputError
 
 # PEFT goes over the data until all components have converged, however long that takes.
 EVA_EPOCHS = 10

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data import preview
 from phi3_jax.data.pipeline import assemble
 from phi3_jax.data.rows import TokenizedRows
-from phi3_jax.run_config import DataSection
 from phi3_jax.training.job import Job
 from phi3_jax.training.step import Params
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from phi3_jax.config.run import RunConfig
 from phi3_jax.data.pipeline import Batches
-from phi3_jax.run_config import RunConfig
 from phi3_jax.training.debug_nans import find_nonfinite
 from phi3_jax.training.job import Job
 from phi3_jax.training.nonfinite import KEPT, Skips

@@ -13,9 +13,9 @@ def our_steps(settings: argparse.Namespace, target_modules: Any = "all-linear") 
     import jax
     import numpy as np
 
-    from phi3_jax.benchmark.train import prepare, random_batch
-    from phi3_jax.config import Phi3Config
-    from phi3_jax.run_config import RunConfig
+    from phi3_jax.config.model import Phi3Config
+    from phi3_jax.config.run import RunConfig
+    from phi3_jax.performance.train import prepare, random_batch
 
     run = RunConfig.from_dict(
         {

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from phi3_jax.data.formats import Conversation, Prerendered, Turn, read_row
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 PAIR = (Turn("user", "u"), Turn("assistant", "a"))
 MESSAGES = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]

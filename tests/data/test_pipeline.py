@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data import DataStats, TokenizedRows, eval_batches, train_batches
 from phi3_jax.data.packing import best_fit, bucket_length, plan_epoch
-from phi3_jax.errors import InputError
-from phi3_jax.run_config import DataSection
+from phi3_jax.system.errors import InputError
 
 lengths_lists = st.lists(st.integers(1, 16), min_size=1, max_size=60)
 PAD = 9

@@ -9,13 +9,13 @@ import datasets
 import numpy as np
 import pytest
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data import prepare_data, preview
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.rows import length_histogram
-from phi3_jax.errors import InputError
-from phi3_jax.run_config import DataSection
+from phi3_jax.system.errors import InputError
 
 from .tiny import APRIL, JULY, phi3_tokenizer, templates
 

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from phi3_jax.data.sources import load_sources
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 
 from .hub_server import serve
 
@@ -143,7 +143,7 @@ def test_hub_ids(monkeypatch):
 
 ASK = """
 from phi3_jax.data.sources import load_sources
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 asked = [("owner/chats", "train"), ("owner/chats", None), ("owner/chats", "dev"),
     ("owner/script", "train"), ("owner/none", "train")]
 for name, split in asked:

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn
 from phi3_jax.data.prepare import prepare_data
 from phi3_jax.data.sources import load_sources
-from phi3_jax.errors import InputError
 from phi3_jax.hf.tokenizer import load_tokenizer
-from phi3_jax.run_config import DataSection
+from phi3_jax.system.errors import InputError
 
 TOKENIZERS = ("phi-3-mini-4k-instruct", "phi-3.5-mini-instruct")
 TEMPLATES = (*TOKENIZERS, "phi-3-mini-4k-instruct.2024-07", "phi-4-mini-instruct")
@@ -133,7 +133,7 @@ def test_a_parquet_file_that_stands_for_far_more_than_its_size_is_refused(encodi
     code = f"""
 from phi3_jax import InputError
 from phi3_jax.data.sources import load_sources
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 try:
     load_sources({str(tmp_path / "a.parquet")!r}, split=None)
 except InputError as error:

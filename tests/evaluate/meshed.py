@@ -5,8 +5,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from phi3_jax.config.sections import DataSection, ParallelSection
 from phi3_jax.evaluate import evaluate
-from phi3_jax.run_config import DataSection, ParallelSection
 
 folder = Path(sys.argv[1])
 found = {}

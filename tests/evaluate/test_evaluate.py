@@ -14,15 +14,15 @@ import yaml
 from flax import nnx
 
 from phi3_jax.cli import main
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data import prepare_data
-from phi3_jax.errors import InputError
 from phi3_jax.evaluate import evaluate, predict
 from phi3_jax.evaluate.run import name_models
 from phi3_jax.hf.checkpoint import load_model
-from phi3_jax.hf.peft import load_adapter, save_adapter
 from phi3_jax.lora import merge_lora
-from phi3_jax.run_config import DataSection
-from phi3_jax.training.loss import loss
+from phi3_jax.objectives.next_token import loss
+from phi3_jax.peft.adapter import load_adapter, save_adapter
+from phi3_jax.system.errors import InputError
 from tests.training.tiny import random_lora, tiny_model, tiny_tokenizer, write_chats, write_checkpoint
 
 ROWS = 7

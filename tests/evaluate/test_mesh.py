@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from phi3_jax.hf.checkpoint import load_model
-from phi3_jax.hf.peft import save_adapter
+from phi3_jax.peft.adapter import save_adapter
 from tests.training.tiny import random_lora, tiny_model, tiny_tokenizer, write_chats
 
 MESHES = [[1, 1, 1, 1], [2, 2, 1, 1], [1, 2, 2, 1]]

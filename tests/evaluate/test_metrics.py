@@ -8,9 +8,9 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from phi3_jax.errors import InputError
 from phi3_jax.evaluate.metrics import Row, final_number, make_metrics, split_metrics
-from phi3_jax.evaluate.statistics import estimate
+from phi3_jax.report.statistics import estimate
+from phi3_jax.system.errors import InputError
 
 REFERENCES = [
     "The cat sat on the mat.\nIt was running late.",

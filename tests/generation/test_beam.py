@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation.beam import BeamSearch, BeamState, Hypotheses
 from phi3_jax.generation.sampling import row_keys, step_keys
-from phi3_jax.generation.settings import GenerationConfig
 
 VOCAB, NEW, STATES = 4, 4, 53
 # The toy model: a state, changed by each token, has its logits. It stands for the cache.

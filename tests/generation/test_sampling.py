@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import chisquare
 
 from phi3_jax import InputError
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation.sampling import Sampler, add_seen, choose, penalize, row_keys, seen_tokens, step_keys
-from phi3_jax.generation.settings import GenerationConfig
 
 DRAWS = 20_000
 VOCAB = 300  # more than one block of the draw

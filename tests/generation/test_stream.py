@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.demo import demo_path
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stream import Detokenizer, TextStream
 from phi3_jax.hf.tokenizer import load_tokenizer
 from tests.data.tiny import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from phi3_jax import InputError, LoraConfig
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.generation import text as text_module
-from phi3_jax.generation.settings import GenerationConfig
 from phi3_jax.generation.stream import stream_answer
 from phi3_jax.generation.text import Answer, answer_prompts, answer_with_each, end_token_ids
 from phi3_jax.lora import Lora, init_lora, per_row

@@ -17,7 +17,7 @@ from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.info import checkpoint_info, print_info
 from phi3_jax.quant import Int8Weight, NF4Weight, quantize_model
-from tests.quant.test_model import random_model
+from tests.quant.test_quantize import random_model
 
 NAME = "model.layers.1.mlp.down_proj"
 STATE = f"{NAME}.weight.quant_state.bitsandbytes__nf4"

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
-from phi3_jax.hf import checkpoint, leaves, safetensors_io
+from phi3_jax.hf import checkpoint, read, safetensors_io
 from phi3_jax.hf.checkpoint import load_model, save_model
-from phi3_jax.hf.slots import checkpoint_slots
+from phi3_jax.hf.layout import checkpoint_slots
 from phi3_jax.system.files import StorageError
 
 TINY = {
@@ -275,7 +275,7 @@ class TestMemory:
             addresses.add(out.ctypes.data)
             safetensors_io.read_tensor(entry, out, index)
 
-        monkeypatch.setattr(leaves, "read_tensor", recording)
+        monkeypatch.setattr(read, "read_tensor", recording)
         model = load_model(folder, dtype=jnp.bfloat16)
         for leaf in jax.tree.leaves(model):
             assert leaf.unsafe_buffer_pointer() in addresses
@@ -302,7 +302,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from phi3_jax import Phi3Config, Phi3ForCausalLM
 from phi3_jax.hf.checkpoint import load_model, save_model
-from phi3_jax.hf.slots import checkpoint_slots
+from phi3_jax.hf.layout import checkpoint_slots
 from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
 
 def memory(kind):

@@ -13,7 +13,7 @@ from flax import nnx  # noqa: E402
 
 from phi3_jax import Phi3Config  # noqa: E402
 from phi3_jax.hf.checkpoint import load_model, save_model  # noqa: E402
-from phi3_jax.hf.slots import checkpoint_slots  # noqa: E402
+from phi3_jax.hf.layout import checkpoint_slots  # noqa: E402
 from tests.hf.test_checkpoint import KINDS, tiny_model  # noqa: E402
 from tests.parity.reference import longrope, torch_phi3  # noqa: E402
 

@@ -8,10 +8,10 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from phi3_jax import InputError
 from phi3_jax.cli.prompts import Prompt, prompt_tokens
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.formats import Turn
 from phi3_jax.data.prepare import prepare_data
 from phi3_jax.hf.tokenizer import load_tokenizer
-from phi3_jax.run_config import DataSection
 from phi3_jax.system.panic import telling_panics
 from tests.data.tiny import phi3_tokenizer
 

@@ -13,10 +13,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from phi3_jax.cli import main
+from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.checkpoint import load_model
-from phi3_jax.hf.peft import save_adapter
 from phi3_jax.lora import init_lora
-from phi3_jax.lora_config import LoraConfig
+from phi3_jax.peft.adapter import save_adapter
 from tests.training.tiny import write_chats, write_checkpoint
 
 INDEX, CONFIG, WEIGHTS = "model.safetensors.index.json", "config.json", "model.safetensors"

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.errors import InputError
 from phi3_jax.model import attention, flash
 from phi3_jax.model.attention import attend, attention_mask, run_kind
 from phi3_jax.model.remat import remat_policy
 from phi3_jax.parallel.mesh import make_mesh
+from phi3_jax.system.errors import InputError
 
 
 def inputs(length, heads, kv_heads, head_dim=8, batch=2, dtype=jnp.float32):

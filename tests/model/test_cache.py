@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from phi3_jax import InputError, Phi3ForCausalLM
-from phi3_jax.config import RopeConfig
+from phi3_jax.config.model import RopeConfig
 from phi3_jax.model.cache import slot_columns
 from phi3_jax.quant import quantize_model
 from tests.training.tiny import random_lora, tiny_model

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data import DataStats, TokenizedRows
-from phi3_jax.run_config import DataSection
 
 BASE = {
     "model_type": "phi3",

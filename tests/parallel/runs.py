@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from phi3_jax.cli.main import main
-from phi3_jax.run_config import RunConfig
+from phi3_jax.config.run import RunConfig
 from phi3_jax.training.loop import train
 from tests.training import tiny
 

@@ -21,7 +21,7 @@ from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
 from phi3_jax.data import eval_batches, train_batches
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.parallel import distributed
-from phi3_jax.training.state import Checkpoints
+from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
 from tests.parallel.inputs import BASE, BATCHES, DATA, rows
 

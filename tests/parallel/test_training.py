@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from phi3_jax.errors import InputError
+from phi3_jax.system.errors import InputError
 from phi3_jax.training.loop import train
 from phi3_jax.training.manifest import check
 from tests.parallel.runs import config, losses, write_inputs

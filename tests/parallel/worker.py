@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax import InputError
 from phi3_jax.data import eval_batches, train_batches
-from phi3_jax.hf import leaves, safetensors_io
+from phi3_jax.hf import safetensors_io
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.parallel import distributed
-from phi3_jax.training.state import Checkpoints
+from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
 from tests.parallel.inputs import BATCHES, DATA, rows
 
@@ -87,8 +87,8 @@ def loading(folder: Path, where: Mesh, process: int) -> dict[str, int]:
     read = safetensors_io._read_exactly
     safetensors_io._read_exactly = lambda file, out: (counts.append(out.nbytes), read(file, out))[1]
     sizes: list[int] = []
-    empty = leaves.aligned_empty
-    leaves.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]
+    empty = read.aligned_empty
+    read.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]
     model = load_model(folder / "base", dtype=jnp.float32, shardings=shardings(where))
     found = {"bytes": sum(counts), "largest": max(sizes)}
     qkv = model.model.layers.self_attn.qkv_proj.weight[...]

@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers")
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM  # noqa: E402
-from phi3_jax.hf.peft import load_adapter, save_adapter  # noqa: E402
 from phi3_jax.lora import init_lora, match_targets, merge_lora, unmerge_lora  # noqa: E402
+from phi3_jax.peft.adapter import load_adapter, save_adapter  # noqa: E402
 from tests.parity.reference import TINY, torch_phi3  # noqa: E402
 
 # PEFT warns of every targeted embedding, and that it looked for a base's config on the hub.

@@ -17,14 +17,15 @@ import bitsandbytes.backends.cpu.ops as bnb_cpu  # noqa: E402
 from peft.optimizers.lorafa import LoraFAOptimizer  # noqa: E402
 from transformers.training_args import OptimizerNames  # noqa: E402
 
-from phi3_jax import hf_names  # noqa: E402
-from phi3_jax.errors import InputError  # noqa: E402
+from phi3_jax.config import foreign  # noqa: E402
+from phi3_jax.config.run import RunConfig  # noqa: E402
+from phi3_jax.config.sections import TrainingSection  # noqa: E402
 from phi3_jax.lora.adapters import LoraLinear  # noqa: E402
+from phi3_jax.optim import loraplus  # noqa: E402
+from phi3_jax.optim.adam8bit import BLOCK_SIZE, Quantized, dequantize, quantize  # noqa: E402
+from phi3_jax.optim.optimizer import make_optimizer, make_schedule  # noqa: E402
 from phi3_jax.quant.dynamic import dynamic_map  # noqa: E402
-from phi3_jax.run_config import RunConfig, TrainingSection  # noqa: E402
-from phi3_jax.training import loraplus  # noqa: E402
-from phi3_jax.training.adam8bit import BLOCK_SIZE, Quantized, dequantize, quantize  # noqa: E402
-from phi3_jax.training.optimizer import make_optimizer, make_schedule  # noqa: E402
+from phi3_jax.system.errors import InputError  # noqa: E402
 from tests.parity.reference import torch_phi3  # noqa: E402
 
 STEPS = 30
@@ -187,7 +188,7 @@ def test_every_name_of_transformers_is_known_or_refused_with_the_list(capsys):
         else:
             notice = capsys.readouterr().out
             assert ("paged" in name.value) == ("paged" in notice)
-            assert optim == hf_names.OPTIMIZERS[name.value][0]
+            assert optim == foreign.OPTIMIZERS[name.value][0]
     assert all("expected one of adamw, adamw_8bit, adafactor, lion, sgd, lorafa" in line for line in refused.values())
     words = "ademamix|lion_8bit|4bit|rmsprop|adagrad|galore|lomo|grok|schedule_free|apollo|stable"
     assert refused.keys() == {name.value for name in OptimizerNames if re.search(words, name.value)}
@@ -207,7 +208,7 @@ def test_the_names_mean_what_transformers_makes_of_them(tmp_path, name):
     cls, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
     bits = kwargs.get("optim_bits")
     ours = {"AdamW": "adamw_8bit" if bits == 8 else "adamw", "Lion": "lion", "SGD": "sgd", "Adafactor": "adafactor"}
-    assert hf_names.OPTIMIZERS[name][0] == ours[cls.__name__]
+    assert foreign.OPTIMIZERS[name][0] == ours[cls.__name__]
     if cls.__name__ == "Lion":
         assert kwargs["betas"] == (0.8, 0.98)
         assert bits == 32

@@ -19,12 +19,12 @@ from bitsandbytes.backends.default import ops  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 from phi3_jax import LoraConfig, Phi3ForCausalLM, init_lora, save_adapter  # noqa: E402
+from phi3_jax.config.run import parse_run_config  # noqa: E402
+from phi3_jax.objectives.next_token import loss  # noqa: E402
 from phi3_jax.quant import FP4Weight, NF4Weight, quantize_int8, quantize_model, quantize_nf4  # noqa: E402
 from phi3_jax.quant.blocks import FP4_LEVELS, NF4_LEVELS, quantize_absmax  # noqa: E402
 from phi3_jax.quant.dynamic import dynamic_map  # noqa: E402
 from phi3_jax.quant.nf4 import from_flat  # noqa: E402
-from phi3_jax.run_parse import parse_run_config  # noqa: E402
-from phi3_jax.training.loss import loss  # noqa: E402
 from tests.parity.reference import torch_phi3  # noqa: E402
 
 DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]

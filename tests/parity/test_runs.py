@@ -15,7 +15,7 @@ pytest.importorskip("bitsandbytes")
 
 from phi3_jax.cli import main  # noqa: E402
 from phi3_jax.hf.checkpoint import load_model  # noqa: E402
-from phi3_jax.hf.peft import load_adapter  # noqa: E402
+from phi3_jax.peft.adapter import load_adapter  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,

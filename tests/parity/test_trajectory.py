@@ -14,11 +14,11 @@ transformers = pytest.importorskip("transformers")
 
 from flax import nnx  # noqa: E402
 
+from phi3_jax.config.sections import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import load_model  # noqa: E402
-from phi3_jax.hf.peft import load_adapter  # noqa: E402
 from phi3_jax.lora import Lora, combine, partition, trainable_mask  # noqa: E402
-from phi3_jax.run_config import TrainingSection  # noqa: E402
-from phi3_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
+from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
+from phi3_jax.peft.adapter import load_adapter  # noqa: E402
 from phi3_jax.training.step import TrainState, TrainStep, Window, make_train_step  # noqa: E402
 from tests.parity.reference import torch_phi3  # noqa: E402
 

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 from phi3_jax import InputError
 from phi3_jax.cli import main
+from phi3_jax.config.run import parse_run_config
 from phi3_jax.hf.checkpoint import load_model, save_model
-from phi3_jax.hf.peft import load_adapter
+from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.quant import quantize_model
-from phi3_jax.run_parse import parse_run_config
 from phi3_jax.training.loop import train
 from tests.training.test_resume import cut_off, same_run
 from tests.training.tiny import metrics, run_config, write_inputs

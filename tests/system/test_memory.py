@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from phi3_jax.model.cache import cache_bytes, empty_cache
-from phi3_jax.parallel.mesh import make_mesh
+from phi3_jax.parallel.mesh import devices_memory, make_mesh
 from phi3_jax.system import memory
-from phi3_jax.system.memory import devices_memory, free_memory, total_memory
+from phi3_jax.system.memory import free_memory, total_memory
 from tests.training.tiny import tiny_model
 
 

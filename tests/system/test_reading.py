@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi3_jax.config import Phi3Config
+from phi3_jax.config.lora import LoraConfig
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.data.formats import Conversation, Prerendered, read_row
-from phi3_jax.errors import InputError
 from phi3_jax.hf.safetensors_io import read_header
-from phi3_jax.lora_config import LoraConfig
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import check_expression
 from phi3_jax.system.reading import local_path, parse_json, parse_yaml, read_json, read_text
 from phi3_jax.system.text import INVISIBLE, json_line, one_line, printable, shown

@@ -14,8 +14,8 @@ import pytest
 
 from phi3_jax import InputError
 from phi3_jax.system.files import StorageError
-from phi3_jax.training import manifest, state
-from phi3_jax.training.state import Checkpoints
+from phi3_jax.training import manifest
+from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
 from tests.training.tiny import random_lora, run_config, start, tiny_model
 
@@ -206,7 +206,7 @@ def test_a_disk_that_refuses_is_told(folder, first, monkeypatch, number):
     def refuse(path: Path, eval_loss: float | None) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(state, "write_manifest", refuse)
+    monkeypatch.setattr(checkpoints_module, "write_manifest", refuse)
     checkpoints = Checkpoints(folder, None)
     checkpoints.save(4, first, {"step": 4}, None)
     with pytest.raises(StorageError, match=rf"checkpoints/4: cannot be written \({os.strerror(number)}\)"):
@@ -219,9 +219,9 @@ def test_a_disk_that_refuses_is_told(folder, first, monkeypatch, number):
 def test_a_slow_disk_is_told(folder, first, monkeypatch):
     warnings = []
     checkpoints = Checkpoints(folder, None, warnings.append)
-    monkeypatch.setattr(state, "PATIENCE", 0.05)
-    write = state.write_manifest
-    monkeypatch.setattr(state, "write_manifest", lambda *given: [time.sleep(0.1), write(*given)])
+    monkeypatch.setattr(checkpoints_module, "PATIENCE", 0.05)
+    write = checkpoints_module.write_manifest
+    monkeypatch.setattr(checkpoints_module, "write_manifest", lambda *given: [time.sleep(0.1), write(*given)])
     checkpoints.save(4, first, {"step": 4}, None)
     assert not warnings
     checkpoints.save(5, first, {"step": 5}, None)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from phi3_jax import InputError, Phi3ForCausalLM
-from phi3_jax.hf.peft import load_adapter
-from phi3_jax.run_config import RunConfig
+from phi3_jax.config.run import RunConfig
+from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.training import checks, loop
 from phi3_jax.training.loop import train
 from tests.training.tiny import metrics, run_config, write_inputs

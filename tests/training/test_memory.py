@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from phi3_jax.config.sections import TrainingSection
 from phi3_jax.model.remat import POLICIES
-from phi3_jax.run_config import TrainingSection
 from tests.training.tiny import VOCAB, accumulated, random_lora, random_rows, start, tiny_model
 
 # Wide and shallow: what is kept for the backward pass stands out against one layer's working memory.

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora import Lora
-from phi3_jax.run_config import TrainingSection
 from phi3_jax.training.debug_nans import find_nonfinite
 from phi3_jax.training.loop import train
 from tests.parallel.runs import write_inputs as write_mesh_inputs

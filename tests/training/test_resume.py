@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from phi3_jax import InputError
-from phi3_jax.run_config import RunConfig
+from phi3_jax.config.run import RunConfig
 from phi3_jax.training import loop
+from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.loop import train
-from phi3_jax.training.state import Checkpoints
 from tests.training.tiny import (
     accumulated,
     metrics,
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_adapter(tmp_path):
 
 RUN = """
 import sys, yaml
-from phi3_jax.run_config import RunConfig
+from phi3_jax.config.run import RunConfig
 from phi3_jax.training.loop import train
 train(RunConfig.from_dict(yaml.safe_load(open(sys.argv[1]))))
 """

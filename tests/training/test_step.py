@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from phi3_jax.run_config import TrainingSection
-from phi3_jax.training.loss import loss
+from phi3_jax.config.sections import TrainingSection
+from phi3_jax.objectives.next_token import loss
 from tests.training.tiny import accumulated, random_lora, random_rows, start, tiny_model
 
 SETTINGS = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"}

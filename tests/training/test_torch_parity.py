@@ -11,10 +11,10 @@ transformers = pytest.importorskip("transformers")
 from transformers.optimization import Adafactor  # noqa: E402
 from transformers.trainer_pt_utils import LabelSmoother  # noqa: E402
 
+from phi3_jax.config.sections import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import load_model  # noqa: E402
-from phi3_jax.run_config import TrainingSection  # noqa: E402
-from phi3_jax.training.loss import loss  # noqa: E402
-from phi3_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
+from phi3_jax.objectives.next_token import loss  # noqa: E402
+from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
 from tests.parity.reference import torch_phi3  # noqa: E402
 
 

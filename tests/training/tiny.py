@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from phi3_jax import LoraConfig, Phi3Config, Phi3ForCausalLM
+from phi3_jax.config.run import RunConfig
+from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora import Lora, init_lora, partition, trainable_mask
-from phi3_jax.run_config import RunConfig, TrainingSection
-from phi3_jax.training.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.training.step import Params, TrainState, TrainStep, make_train_step
 
 VOCAB = 53

@@ -1,1 +1,0 @@
-"""What a run's steps take, measured with random weights and tokens."""

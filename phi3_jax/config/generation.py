@@ -1,0 +1,191 @@
+"""How to generate: the settings of transformers' `GenerationConfig` that are implemented, under their names."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.names import nearest
+from phi3_jax.system.errors import InputError
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What `generate` takes; transformers' names, meanings and defaults.
+
+    **Fields**
+    - `max_new_tokens`: longest answer, its end token counted.
+    - `max_time`: seconds after which no further token is begun.
+    - `do_sample`: draw each token; otherwise the most likely one is taken.
+    - `temperature`, `top_k` (0: off), `top_p`, `min_p`: the distribution that is drawn from, in this order.
+    - `repetition_penalty`: divides the positive logits, and multiplies the negative ones, of tokens
+      that are in the prompt or the answer already.
+    - `num_beams`, `length_penalty`, `early_stopping`: beam search; True, False or "never".
+    - `num_return_sequences`: answers to each prompt, side by side.
+    - `seed`: one for the batch, or one for each prompt, which then gets the same answer in any batch.
+    - `eos_token_id`: tokens that end an answer. `pad_token_id`: what stands after it; default: the end token.
+    - `stop_strings`: texts that end an answer once it contains one.
+    """
+
+    max_new_tokens: int = 20
+    max_time: float | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    seed: int | tuple[int, ...] = 0
+    eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("eos_token_id", "stop_strings", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.eos_token_id, int):
+            object.__setattr__(self, "eos_token_id", (self.eos_token_id,))
+        if isinstance(self.stop_strings, str):
+            object.__setattr__(self, "stop_strings", (self.stop_strings,))
+        _check(self)
+
+    @property
+    def pad_id(self) -> int:
+        """What stands after an answer's end."""
+        if self.pad_token_id is not None:
+            return self.pad_token_id
+        return self.eos_token_id[0] if self.eos_token_id else 0
+
+    @classmethod
+    def from_model(cls, config: Phi3Config, **settings: Any) -> "GenerationConfig":
+        """The checkpoint's own settings (generation_config.json, and config.json's token ids), and over
+        them `settings`, of which None means not given.
+
+        Raises `InputError` for an unknown setting, for values out of range, and where
+        generation_config.json asks for what is not implemented.
+        """
+        _check_names(settings)
+        given = {name: value for name, value in settings.items() if value is not None}
+        file: dict[str, Any] = json.loads(config.generation)
+        _check_implemented(file)
+        own = {f.name: file[f.name] for f in fields(cls) if file.get(f.name) is not None}
+        if "top_k" in file and file["top_k"] is None:
+            own["top_k"] = 0
+        own.setdefault("eos_token_id", config.end_token_ids)
+        own.setdefault("pad_token_id", config.pad_token_id)
+        try:
+            return cls(**(own | given))
+        except InputError as error:
+            name = str(error).partition(" ")[0]  # messages begin with the setting
+            if name in file and name not in given:
+                raise InputError(f"generation_config.json: {error}") from error
+            raise
+
+    def with_(self, **changes: Any) -> "GenerationConfig":
+        """With other values for some fields. Raises `InputError` for an unknown one and for values out of range."""
+        _check_names(changes)
+        return replace(self, **changes)
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    names = [f.name for f in fields(GenerationConfig)]
+    for name in settings:
+        if name not in names:
+            raise InputError(f"unknown generation setting {name!r}; did you mean {nearest(name, names)!r}?")
+
+
+# What would change the answers if it were set in generation_config.json, and is not implemented;
+# with the value that means "off".
+_NOT_IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "bad_words_ids": (),
+    "force_words_ids": (),
+    "constraints": (),
+    "sequence_bias": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "top_h": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "penalty_alpha": (0.0,),
+    "guidance_scale": (1.0,),
+    "dola_layers": (),
+    "watermarking_config": (),
+}
+
+
+def _check_implemented(file: Mapping[str, Any]) -> None:
+    for name, off in _NOT_IMPLEMENTED.items():
+        value = file.get(name)
+        if value is not None and value not in off:
+            raise InputError(f"generation_config.json sets {name} to {value!r}, which is not implemented; remove it")
+
+
+def _check(settings: GenerationConfig) -> None:
+    """Raises `InputError` for the first value out of range."""
+    s = settings
+    whole = {name: getattr(s, name) for name in ("max_new_tokens", "num_beams", "num_return_sequences")}
+    for name, value in whole.items():
+        if not _is_whole(value) or value < 1:
+            raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
+    if not _is_whole(s.top_k) or s.top_k < 0:
+        raise InputError(f"top_k is {s.top_k!r}, expected a whole number, 0 for no limit")
+    for name, low, high, expected in (
+        ("temperature", 0.0, None, "a number above 0; for the most likely token set do_sample to false"),
+        ("top_p", 0.0, 1.0, "a number above 0 and up to 1"),
+        ("repetition_penalty", 0.0, None, "a number above 0, 1 for none"),
+        ("max_time", 0.0, None, "a number of seconds above 0"),
+    ):
+        value = getattr(s, name)
+        if value is None and name == "max_time":
+            continue
+        if not _is_number(value) or not value > low or (high is not None and value > high):
+            raise InputError(f"{name} is {value!r}, expected {expected}")
+    if not _is_number(s.min_p) or not 0 <= s.min_p <= 1:
+        raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")
+    if not _is_number(s.length_penalty):
+        raise InputError(f"length_penalty is {s.length_penalty!r}, expected a number")
+    if s.early_stopping not in (True, False, "never"):
+        raise InputError(f"early_stopping is {s.early_stopping!r}, expected true, false or 'never'")
+    if s.num_beams > 1 and s.num_return_sequences > s.num_beams:
+        raise InputError(
+            f"num_return_sequences is {s.num_return_sequences} and num_beams {s.num_beams}; "
+            "a beam search returns at most as many answers as it has beams"
+        )
+    if s.num_beams == 1 and s.num_return_sequences > 1 and not s.do_sample:
+        raise InputError(
+            f"num_return_sequences is {s.num_return_sequences}, and without sampling or beams all answers "
+            "would be the same; set do_sample to true or num_beams higher"
+        )
+    seeds = s.seed if isinstance(s.seed, tuple) else (s.seed,)
+    if not all(_is_whole(seed) and 0 <= seed < 2**32 for seed in seeds):
+        raise InputError(f"seed is {s.seed!r}, expected a whole number from 0 to {2**32 - 1}, or one for each prompt")
+    if not all(_is_whole(token) for token in s.eos_token_id):
+        raise InputError(f"eos_token_id is {s.eos_token_id!r}, expected token ids")
+    if not all(isinstance(text, str) and text for text in s.stop_strings):
+        raise InputError(f"stop_strings are {s.stop_strings!r}, expected texts that are not empty")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

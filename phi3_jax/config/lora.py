@@ -1,0 +1,262 @@
+"""`LoraConfig`: an adapter's configuration, with PEFT's field names."""
+
+import math
+import re
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from phi3_jax.system.errors import InputError
+from phi3_jax.system.expressions import check_expression
+
+# Starts that need nothing but a key, and those that are computed from the base's weights.
+RANDOM_STARTS = ("gaussian", "orthogonal")
+WEIGHT_STARTS = ("pissa", "olora", "loftq")
+PISSA = re.compile(r"pissa(?:_niter_([1-9]\d*))?")
+
+LOFTQ_DEFAULTS = {"loftq_bits": 4, "loftq_iter": 1}
+EVA_DEFAULTS = {
+    "rho": 2.0,
+    "tau": 0.99,
+    "use_label_mask": True,
+    "label_mask_value": -100,
+    "whiten": False,
+    "adjust_scaling_factors": True,
+}
+
+
+class FrozenDict(dict[str, Any]):
+    """A dictionary that never changes, and so can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("the entries of a LoraConfig do not change; make another with dataclasses.replace")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = _refuse
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What PEFT's `LoraConfig` calls these things; hashable, so that it can ride in a pytree.
+
+    **Fields**
+    - `r`: rank. `lora_alpha`: the update is scaled by `lora_alpha / r`, with `use_rslora` by
+      `lora_alpha / sqrt(r)`. `lora_dropout`: probability of dropping an adapter input in training.
+    - `target_modules`: a list of whole names or `.suffixes`, a regular expression that must match
+      the whole name, or `"all-linear"` (every linear layer but the output head). `q_proj`, `k_proj`,
+      `v_proj`, `gate_proj` and `up_proj` stand for slices of Phi-3's fused layers.
+    - `exclude_modules`: names or an expression of what is left out of `target_modules`.
+    - `layers_to_transform`: a layer's index or several; the others have no adapters.
+      `layers_pattern`: the name of the list of layers, which in Phi-3 is `layers`.
+    - `rank_pattern`, `alpha_pattern`: another `r` or `lora_alpha` for modules whose names match: each
+      key is a regular expression for the end of a name, the first that matches counts.
+    - `use_dora`: weight-decomposed adapters (DoRA). `lora_bias`: a bias on B.
+    - `init_lora_weights`: True (Kaiming-uniform A, zero B), `"gaussian"` (A ~ N(0, 1/r), zero B),
+      `"orthogonal"`, `"pissa"` or `"pissa_niter_N"`, `"olora"`, `"eva"`, `"loftq"`, or False (both
+      random: for tests only, as in PEFT). `loftq_config`, `eva_config`: PEFT's settings of these two.
+    - `modules_to_save`: modules that train as a whole beside the adapters.
+    - `trainable_token_indices`: tokens whose embedding rows train, or `{module: tokens}`.
+    - `bias`, `task_type`, `base_model_name_or_path`: as in PEFT; carried so that both dictionaries of
+      a PEFT script can be handed over unchanged.
+
+    Raises `InputError` for values that are impossible or contradict each other.
+    """
+
+    r: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | str = "all-linear"
+    exclude_modules: tuple[str, ...] | str | None = None
+    layers_to_transform: tuple[int, ...] | int | None = None
+    layers_pattern: tuple[str, ...] | str | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    init_lora_weights: bool | str = True
+    loftq_config: dict[str, int] | None = None
+    eva_config: dict[str, Any] | None = None
+    modules_to_save: tuple[str, ...] | None = None
+    trainable_token_indices: tuple[int, ...] | dict[str, Any] | None = None
+    bias: Literal["none"] = "none"
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    base_model_name_or_path: str | None = None
+
+    def __post_init__(self) -> None:
+        # YAML and PEFT give lists and dictionaries; a pytree's static part must be hashable.
+        for name, value in vars(self).items():
+            nothing = isinstance(value, Sized) and len(value) == 0 and name != "target_modules"
+            object.__setattr__(self, name, None if nothing else _hashable(value))
+        self._check_numbers()
+        self._check_names()
+        self._check_start()
+        if self.bias != "none":
+            raise InputError(f"peft.bias is {self.bias!r}; Phi-3 has no biases, expected 'none'")
+        if self.task_type != "CAUSAL_LM":
+            raise InputError(f"peft.task_type is {self.task_type!r}, expected 'CAUSAL_LM'")
+        if self.lora_bias and self.use_dora:
+            raise InputError("peft.lora_bias and peft.use_dora are both true, which PEFT has not; switch one off")
+
+    def _check_numbers(self) -> None:
+        if not _is_rank(self.r):
+            raise InputError(f"peft.r is {self.r!r}, expected a whole number of at least 1")
+        if not _is_number(self.lora_alpha):
+            raise InputError(f"peft.lora_alpha is {self.lora_alpha!r}, expected a number")
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            raise InputError(f"peft.lora_dropout is {self.lora_dropout!r}, expected 0 <= p < 1")
+        for name in ("use_rslora", "use_dora", "lora_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"peft.{name} is {getattr(self, name)!r}, expected true or false")
+        for name, fits, wanted in (
+            ("rank_pattern", _is_rank, "a whole number of at least 1"),
+            ("alpha_pattern", _is_number, "a number"),
+        ):
+            pattern = getattr(self, name)
+            if not isinstance(pattern, Mapping | None):
+                raise InputError(f"peft.{name} is {pattern!r}, expected {{name: {wanted}}}")
+            for key, value in (pattern or {}).items():
+                if not fits(value):
+                    raise InputError(f"peft.{name} gives {key} {value!r}, expected {wanted}")
+                for expression in (key, _end_of_name(key)):
+                    check_expression(f"peft.{name}", expression)
+
+    def _check_names(self) -> None:
+        targets = self.target_modules
+        if not _are_names(targets):
+            raise InputError(f"peft.target_modules is {targets!r}, expected names, an expression or 'all-linear'")
+        if not targets:
+            raise InputError("peft.target_modules is empty; name layers, or give 'all-linear'")
+        if self.exclude_modules is not None and not _are_names(self.exclude_modules):
+            raise InputError(f"peft.exclude_modules is {self.exclude_modules!r}, expected names or an expression")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), str):
+                check_expression(f"peft.{name}", getattr(self, name))
+        saved = self.modules_to_save
+        if saved is not None and not (isinstance(saved, tuple) and _are_names(saved)):
+            raise InputError(f"peft.modules_to_save is {saved!r}, expected a list of names")
+        layers = self.layers_to_transform
+        if isinstance(layers, int):
+            layers = (layers,)
+        if layers is not None and not (isinstance(layers, tuple) and all(_is_index(layer) for layer in layers)):
+            raise InputError(f"peft.layers_to_transform is {self.layers_to_transform!r}, expected layers' indices")
+        if layers and isinstance(targets, str) and targets.lower() != "all-linear":
+            raise InputError(
+                "peft.layers_to_transform is given with an expression for target_modules, which says the layers "
+                "itself; give a list of names, or leave it out"
+            )
+        pattern = self.layers_pattern
+        if pattern and not layers:
+            raise InputError("peft.layers_pattern is given without layers_to_transform; leave it out")
+        if pattern and pattern not in ("layers", ("layers",)):
+            raise InputError(f"peft.layers_pattern is {pattern!r}; Phi-3's list of layers is called 'layers'")
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        tokens = self.trainable_token_indices
+        by_module = tokens if isinstance(tokens, Mapping) else {"embed_tokens": tokens or ()}
+        for module, indices in by_module.items():
+            if not isinstance(indices, tuple) or not all(_is_index(index) for index in indices):
+                raise InputError(f"peft.trainable_token_indices is {indices!r} for {module}, expected token ids")
+            if len(set(indices)) != len(indices):
+                raise InputError(f"peft.trainable_token_indices names a token twice for {module}; name each once")
+            if indices and module in (self.modules_to_save or ()):
+                raise InputError(
+                    f"peft.trainable_token_indices trains rows of {module}, which modules_to_save trains as a whole; "
+                    "leave one out"
+                )
+
+    def _check_start(self) -> None:
+        start = self.init_lora_weights
+        known = isinstance(start, bool) or start in (*RANDOM_STARTS, *WEIGHT_STARTS, "eva")
+        if not known and not (isinstance(start, str) and PISSA.fullmatch(start)):
+            raise InputError(
+                f"peft.init_lora_weights is {start!r}, expected true, false, "
+                f"{', '.join((*RANDOM_STARTS, *WEIGHT_STARTS, 'pissa_niter_N'))} or eva"
+            )
+        if start == "orthogonal" and any(rank % 2 for rank in (self.r, *(self.rank_pattern or {}).values())):
+            raise InputError("peft.init_lora_weights is orthogonal, which needs an even r; give one")
+        if self.lora_bias and not isinstance(start, bool):
+            raise InputError(
+                f"peft.lora_bias is true with init_lora_weights {start}, which PEFT has not; leave one out"
+            )
+        if self.use_dora and (start == "loftq" or self.start_is_in_update):
+            raise InputError(f"peft.use_dora is true with init_lora_weights {start}: not supported; leave one out")
+        for name, belongs, defaults in (
+            ("loftq_config", "loftq", LOFTQ_DEFAULTS),
+            ("eva_config", "eva", EVA_DEFAULTS),
+        ):
+            value = getattr(self, name)
+            if not value:
+                continue
+            if start != belongs:
+                raise InputError(
+                    f"peft.{name} is given, but init_lora_weights is {start}; give {belongs}, or leave it out"
+                )
+            unknown = [key for key in value if key not in defaults]
+            if unknown:
+                raise InputError(f"peft.{name} has {', '.join(unknown)}; expected {', '.join(defaults)}")
+
+    @property
+    def start_is_in_update(self) -> bool:
+        """Whether the start is taken out of the base, as with PiSSA and OLoRA."""
+        start = self.init_lora_weights
+        return isinstance(start, str) and (start == "olora" or PISSA.fullmatch(start) is not None)
+
+    @property
+    def scaling(self) -> float:
+        """α/r, or α/√r with rsLoRA."""
+        return self.scaling_of(self.r, self.lora_alpha)
+
+    def scaling_of(self, r: int, alpha: float) -> float:
+        """The scale of a module whose rank and α a pattern sets."""
+        return alpha / (math.sqrt(r) if self.use_rslora else r)
+
+    def rank_and_alpha(self, name: str) -> tuple[int, float]:
+        """r and α of the module that checkpoints call `name`, as PEFT matches its patterns."""
+        return (
+            _look_up(self.rank_pattern, name, self.r),
+            _look_up(self.alpha_pattern, name, self.lora_alpha),
+        )
+
+
+def matching_key(pattern: Mapping[str, Any] | None, name: str) -> str | None:
+    """The first key of a rank or α pattern that is the end of `name`, as a regular expression."""
+    return next((key for key in pattern or {} if re.match(_end_of_name(key), name)), None)
+
+
+def _end_of_name(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+def _look_up(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    key = matching_key(pattern, name)
+    return default if pattern is None or key is None else pattern[key]
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(value))
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _hashable(entry) for key, entry in value.items()})
+    return value
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, str | tuple) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_index(value) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,0 +1,12 @@
+"""Names: the known one that a misspelt one was meant to be."""
+
+import difflib
+from collections.abc import Sequence
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name most like `name`: letter by letter, or by initials (`lr`), or by a part (`batch_size`)."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    by_initials = [k for k in known if "".join(word[:1] for word in k.split("_")) == name]
+    by_part = [k for k in known if len(name) > 3 and name in k]
+    return next(iter([*close, *by_initials, *by_part, *difflib.get_close_matches(name, known, n=1, cutoff=0.0)]))

@@ -1,0 +1,156 @@
+"""`RunConfig`: the configuration of a whole run, read from dictionaries and written as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import yaml
+
+from phi3_jax.config.parse import parse_sections
+from phi3_jax.config.sections import (
+    DataSection,
+    LoggingSection,
+    ModelSection,
+    ParallelSection,
+    PeftSection,
+    TrainingSection,
+)
+from phi3_jax.system.errors import InputError
+from phi3_jax.system.secrets import redact
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: `phi3-jax train --config FILE --section.key value`."""
+
+    model: ModelSection
+    peft: PeftSection = field(default_factory=PeftSection)
+    data: DataSection = field(default_factory=DataSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
+
+    def __post_init__(self) -> None:
+        _check_evaluation(self)
+        _check_adapter(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
+        """Reads nested dictionaries, `{"model": {...}, "training": {...}}`, as a YAML file holds them.
+
+        The names of transformers', TRL's and PEFT's arguments are understood; those without a meaning
+        here are named in a printed line. Raises `InputError` for unknown keys and wrong values.
+        """
+        run, notices = parse_run_config(raw)
+        for notice in notices:
+            print(notice)
+        return run
+
+    @classmethod
+    def from_dicts(
+        cls,
+        *,
+        model: str | Mapping[str, Any],
+        training_config: Mapping[str, Any],
+        peft_config: Mapping[str, Any],
+        data: str | Mapping[str, Any],
+    ) -> RunConfig:
+        """Takes the `training_config` and `peft_config` dictionaries of a TRL script as they are.
+
+        `model` is a checkpoint folder or hub id, `data` a file, folder or hub dataset id to train on,
+        or each a dictionary of its whole section.
+        """
+        return cls.from_dict(
+            {
+                "model": {"name_or_path": model} if isinstance(model, str) else model,
+                "data": {"train": data} if isinstance(data, str) else data,
+                "training": training_config,
+                "peft": peft_config,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""
+        return {
+            section: {key: _plain(value) for key, value in values.items()} for section, values in asdict(self).items()
+        }
+
+    def to_yaml(self) -> str:
+        """What a run writes as config.yaml and `--config` reads; tokens are left out, see `phi3_jax.system.secrets`."""
+        return redact(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def parse_run_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+    """Makes a run of nested values, typed or the text of a command line.
+
+    Returns it with lines to print about names of other libraries that were ignored. Raises
+    `InputError` for the first thing that is wrong.
+    """
+    sections, notices = parse_sections(raw)
+    return RunConfig(**sections), notices
+
+
+def _plain(value: Any) -> Any:
+    """What YAML and JSON know: lists for tuples, and plain dictionaries."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _check_evaluation(run: RunConfig) -> None:
+    """Raises `InputError` where something needs evaluations, or their rows, that there are not."""
+    training = run.training
+    give_rows = "there are no evaluation rows; give data.eval or data.eval_fraction"
+    if not run.data.has_eval:
+        if training.eval_strategy == "epoch":
+            raise InputError(f"training.eval_strategy is epoch, but {give_rows}")
+        if training.eval_strategy == "steps" and training.eval_steps is not None:
+            raise InputError(f"training.eval_steps is {training.eval_steps}, but {give_rows}")
+    for name in ("load_best_model_at_end", "early_stopping_patience"):
+        value = getattr(training, name)
+        if not value:
+            continue
+        if not run.data.has_eval:
+            raise InputError(f"training.{name} is {str(value).lower()}, but {give_rows}")
+        if training.eval_strategy == "no" or (training.eval_strategy == "steps" and training.eval_steps is None):
+            raise InputError(
+                f"training.{name} is {str(value).lower()}, but nothing is evaluated before the end; "
+                "give training.eval_steps, or training.eval_strategy epoch"
+            )
+    if training.load_best_model_at_end and training.save_strategy == "no":
+        raise InputError(
+            "training.load_best_model_at_end is true, but training.save_strategy is no; give steps or epoch"
+        )
+
+
+def _check_adapter(run: RunConfig) -> None:
+    """Raises `InputError` where the adapter's settings do not go with the base or the optimizer."""
+    start, quantization = run.peft.init_lora_weights, run.model.quantization
+    if start == "loftq" and quantization is None:
+        raise InputError(
+            "peft.init_lora_weights is loftq, which starts from what quantisation loses, but model.quantization is "
+            "none; give nf4"
+        )
+    if str(start).startswith("pissa") and quantization is not None:
+        raise InputError(
+            f"peft.init_lora_weights is {start}, which takes the base's largest directions before it is rounded, "
+            f"but model.quantization is {quantization}; leave quantization out, or give loftq"
+        )
+    if run.peft.full_finetuning and run.model.quantization is not None:
+        raise InputError(
+            f"model.quantization is {run.model.quantization}, but peft.full_finetuning trains the base's own "
+            "weights, and rounded ones cannot; leave one out"
+        )
+    if run.peft.full_finetuning and run.peft.init_from is not None:
+        raise InputError(
+            f"peft.init_from is {run.peft.init_from}, but peft.full_finetuning trains no adapter; leave one out"
+        )
+    training = run.training
+    for name, given in (("optim", training.optim == "lorafa"), ("loraplus_lr_ratio", training.loraplus_lr_ratio)):
+        if run.peft.full_finetuning and given:
+            raise InputError(
+                f"training.{name} is {getattr(training, name)}, but peft.full_finetuning trains no adapter; "
+                "leave one out"
+            )

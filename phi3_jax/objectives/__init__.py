@@ -1,0 +1,1 @@
+"""What training makes small: functions of log-probabilities and a batch."""

@@ -1,0 +1,169 @@
+"""Next-token cross-entropy over the target tokens."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from phi3_jax.lora.tree import Lora
+from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits
+from phi3_jax.objectives.cross_entropy import cross_entropy_sums, token_losses
+from phi3_jax.system.errors import InputError
+
+IGNORED_LABEL = -100  # transformers' mark of a token that is no target
+
+Batch = Mapping[str, Int[Array, "batch seq"]]
+
+
+def loss(
+    model: Phi3ForCausalLM,
+    lora: Lora | None,
+    batch: Batch,
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+    remat: bool | str = False,
+    label_smoothing: float = 0.0,
+    neftune_alpha: float | None = None,
+) -> Float[Array, ""]:
+    """Mean cross-entropy over the batch's target tokens, float32.
+
+    **Arguments**
+    - `batch`: `input_ids` `[batch, seq]` and what else of the model's `attention_mask`,
+      `segment_ids` and `positions` applies. The targets are the tokens where `loss_mask` is 1; or
+      those of transformers' `labels` that are not -100; or, with neither, every real token. A token
+      is predicted from the one before it, so that the first of a row, or of a packed document, is
+      never a target.
+    - `dropout_key`: training mode, see `Phi3ForCausalLM`.
+    - `remat`: recompute each layer in the backward pass instead of keeping its activations; see
+      `Phi3ForCausalLM`.
+    - `label_smoothing`: ε of (1 − ε) · cross-entropy + ε · mean over the vocabulary of −log p, as
+      transformers' `LabelSmoother` and PyTorch's `CrossEntropyLoss`.
+    - `neftune_alpha`: noise on the embeddings in training mode, see `neftune_noise`.
+
+    Raises `InputError` for a batch without `input_ids`, or with both `loss_mask` and `labels`.
+    """
+    total, count, _ = loss_sums(
+        model,
+        lora,
+        batch,
+        dropout_key=dropout_key,
+        remat=remat,
+        label_smoothing=label_smoothing,
+        neftune_alpha=neftune_alpha,
+    )
+    return total / jnp.maximum(count, 1)
+
+
+def loss_sums(
+    model: Phi3ForCausalLM,
+    lora: Lora | None,
+    batch: Batch,
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+    remat: bool | str = False,
+    label_smoothing: float = 0.0,
+    neftune_alpha: float | None = None,
+) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
+    """What `loss` is the quotient of: the sum over target tokens, their number, and how many of
+    them the model holds most likely.
+
+    Sums of parts of a batch add up to those of the whole; means do not, where the parts have
+    different numbers of targets.
+    """
+    targets, is_target = next_tokens(batch)
+    input_ids = jnp.asarray(batch["input_ids"])
+    embeds = None
+    if dropout_key is not None and neftune_alpha:
+        noise_key, dropout_key = jax.random.split(dropout_key)
+        embeds = model.embed(input_ids, lora)
+        embeds += neftune_noise(noise_key, documents(batch), embeds.shape[-1], neftune_alpha).astype(embeds.dtype)
+    x = model.last_hidden_state(
+        input_ids,
+        attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
+        positions=batch.get("positions"),
+        segment_ids=batch.get("segment_ids"),
+        lora=lora,
+        inputs_embeds=embeds,
+        dropout_key=dropout_key,
+        remat=remat,
+    )  # [B, T, H]
+    head, adapters = model.head(lora)
+    total, correct = cross_entropy_sums(
+        x,
+        head,
+        targets,
+        is_target,
+        label_smoothing=label_smoothing,
+        adjust=adapted_logits,
+        adapters=adapters,
+        key=dropout_key,
+    )
+    return total, jnp.sum(is_target), correct
+
+
+def row_sums(
+    model: Phi3ForCausalLM, lora: Lora | None, batch: Batch
+) -> tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]:
+    """`loss_sums` of every row by itself, for evaluation."""
+    targets, is_target = next_tokens(batch)
+    x = model.last_hidden_state(
+        jnp.asarray(batch["input_ids"]),
+        attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
+        positions=batch.get("positions"),
+        segment_ids=batch.get("segment_ids"),
+        lora=lora,
+    )  # [B, T, H]
+    head, adapters = model.head(lora)
+    losses, is_right = token_losses(x, head, targets, adjust=adapted_logits, adapters=adapters)
+    return (
+        jnp.sum(losses, axis=1, where=is_target),
+        jnp.sum(is_target, axis=1),
+        jnp.sum(is_target & is_right, axis=1),
+    )
+
+
+def documents(batch: Batch) -> Int[Array, "batch seq"]:
+    """Which document of its row each token belongs to, counted from 1; 0 at padding."""
+    for name in ("segment_ids", "attention_mask"):
+        if batch.get(name) is not None:
+            return jnp.asarray(batch[name])
+    return jnp.ones_like(jnp.asarray(batch["input_ids"]))
+
+
+def next_tokens(batch: Batch) -> tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"]]:
+    """For each position the token that follows, and whether it is a target."""
+    if "input_ids" not in batch:
+        raise InputError(f"the batch has {', '.join(sorted(batch)) or 'no entries'}, expected at least input_ids")
+    if "loss_mask" in batch and "labels" in batch:
+        raise InputError("the batch has both loss_mask and labels; give one of them")
+    tokens = jnp.asarray(batch["input_ids"])
+    segments = documents(batch)
+    if "labels" in batch:
+        labels = jnp.asarray(batch["labels"])
+        is_target = labels != IGNORED_LABEL
+        tokens = jnp.where(is_target, labels, 0)
+    else:
+        is_target = jnp.asarray(batch.get("loss_mask", segments)) != 0
+    # With labels alone transformers asks the labels and nothing else, also at padding.
+    if "labels" not in batch or "segment_ids" in batch:
+        inside = (segments != 0) & (segments == jnp.roll(segments, 1, axis=1))
+        is_target &= inside
+    # Shifting the targets, not the logits, copies a vocabulary's width less.
+    is_target = jnp.roll(is_target, -1, axis=1).at[:, -1].set(False)
+    return jnp.roll(tokens, -1, axis=1), is_target
+
+
+def neftune_noise(
+    key: PRNGKeyArray, segment_ids: Int[Array, "batch seq"], hidden: int, alpha: float
+) -> Float[Array, "batch seq hidden"]:
+    """Uniform noise in ±α/√(L·d), zero at padding (NEFTune, https://arxiv.org/abs/2310.05914).
+
+    L is the number of tokens of the document that a token belongs to, as in the paper's code, where
+    a row is a document; TRL and transformers take the padded length instead, which makes the noise
+    depend on the batch's other rows.
+    """
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    length = jnp.sum(same, axis=-1)[..., None]  # [B, T, 1]
+    noise = jax.random.uniform(key, (*segment_ids.shape, hidden), minval=-1.0, maxval=1.0)
+    return jnp.where(segment_ids[..., None] != 0, noise * alpha / jnp.sqrt(length * hidden), 0)

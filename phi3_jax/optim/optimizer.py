@@ -1,0 +1,99 @@
+"""Learning-rate schedules and optimizers that step as those of transformers' Trainer do."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from phi3_jax.config.sections import TrainingSection
+from phi3_jax.optim import loraplus
+from phi3_jax.optim.adam8bit import scale_by_adam8bit
+from phi3_jax.optim.lorafa import lorafa
+
+# transformers' Trainer.get_decay_parameter_names: no decay on biases and norms.
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
+
+
+def warmup_steps(training: TrainingSection, total_steps: int) -> int:
+    """`warmup_steps` where given, else `warmup_ratio` of all steps, rounded up."""
+    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
+
+
+def make_schedule(training: TrainingSection, total_steps: int) -> optax.Schedule:
+    """The learning rate of each optimizer step, counted from 0: transformers' `get_scheduler`.
+
+    Rises from 0 at the first step over the warm-up, then stays (`constant`, which has no warm-up,
+    and `constant_with_warmup`), falls to 0 linearly (`linear`) or as half a cosine (`cosine`).
+    """
+    peak, kind = training.learning_rate, training.lr_scheduler_type
+    warmup = 0 if kind == "constant" else warmup_steps(training, total_steps)
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        rising = step / max(1, warmup)
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        if kind == "linear":
+            after = jnp.maximum(0.0, 1 - progress)
+        elif kind == "cosine":
+            after = jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+        else:
+            after = jnp.ones_like(step)
+        return peak * jnp.where(step < warmup, rising, after)
+
+    return schedule
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """PyTorch's `clip_grad_norm_`: scales by max_norm / (norm + 1e-6) where that is below 1."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def decays(params: Any) -> Any:
+    """True where weight decay applies: everywhere but on norms and biases, as in transformers."""
+
+    def decayed(path: Any, _: Any) -> bool:
+        return not _UNDECAYED.search(jax.tree_util.keystr(path, simple=True, separator="."))
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(
+    training: TrainingSection, schedule: optax.Schedule, lora: Any = None
+) -> optax.GradientTransformation:
+    """Clipping, the optimizer named by `optim`, decoupled weight decay, and the schedule.
+
+    `lion` takes adam_beta1 and adam_beta2 and `adafactor` neither relative steps nor a scale by the
+    parameter, as in transformers' Trainer. Adafactor's clipping by RMS acts on all layers' weights
+    of a kind at once, since they are stacked. `adamw_8bit` is described in `training.adam8bit`. With
+    `loraplus_lr_ratio` groups of parameters learn, and decay, as `training.loraplus` says.
+
+    **Arguments**: `lora`, the adapter or its frozen half: `lorafa` (see there) takes A from it.
+
+    Raises `InputError` where `lorafa` finds no frozen A.
+    """
+    betas = training.adam_beta1, training.adam_beta2
+    clip = clip_by_global_norm(training.max_grad_norm) if training.max_grad_norm else optax.identity()
+    if training.optim == "lorafa":
+        return optax.chain(clip, lorafa(schedule, lora, *betas, training.adam_epsilon, training.weight_decay))
+    core = {
+        "adamw": lambda: optax.scale_by_adam(*betas, eps=training.adam_epsilon),
+        "adamw_8bit": lambda: scale_by_adam8bit(*betas, eps=training.adam_epsilon),
+        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+        "lion": lambda: optax.scale_by_lion(*betas),
+        "sgd": optax.identity,
+    }[training.optim]()
+    has_groups = training.loraplus_lr_ratio is not None
+    groups = loraplus.scale_by_group(training) if has_groups else optax.identity()
+    mask = loraplus.decays if has_groups else decays
+    decay = optax.add_decayed_weights(training.weight_decay, mask=mask) if training.weight_decay else optax.identity()
+    return optax.chain(clip, core, decay, groups, optax.scale_by_learning_rate(schedule))

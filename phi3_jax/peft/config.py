@@ -1,0 +1,160 @@
+"""PEFT's adapter_config.json, both ways."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from phi3_jax.config.lora import LoraConfig
+from phi3_jax.system.errors import InputError
+from phi3_jax.system.reading import read_json
+from phi3_jax.system.text import shown
+
+CONFIG_FILE = "adapter_config.json"
+
+# Entries of adapter_config.json that change nothing about what a finished LoRA adapter computes:
+# where it came from, how it started, and settings of features that another entry turns on.
+IRRELEVANT = {
+    "auto_mapping",
+    "corda_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+}
+SUPPORTED = {
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "eva_config",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "task_type",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+}
+# Starts that leave the base as it is, so that the tensors are an update of it.
+PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+
+
+def read_adapter_config(folder: str | Path) -> LoraConfig:
+    """Reads `folder/adapter_config.json`.
+
+    Raises `InputError` for kinds of adapter other than LoRA, for starts that changed the base's
+    weights, and naming every entry that asks for something not supported yet; entries nobody here has
+    heard of count as such unless they are empty, false or null.
+    """
+    path = Path(folder) / CONFIG_FILE
+    raw = read_json(path, "give a PEFT adapter's folder")
+    if raw.get("peft_type") != "LORA":
+        raise InputError(
+            f"{path}: peft_type is {shown(raw.get('peft_type'))}, expected 'LORA'; no other kind is supported"
+        )
+    unsupported = [f"{name} {_short(raw[name])}" for name in sorted(raw) if _is_unsupported(name, raw[name])]
+    if unsupported:
+        raise InputError(f"{path}: not supported yet: {', '.join(unsupported)}; save an adapter without")
+    _check_start(path, raw.get("init_lora_weights"))
+    if raw.get("target_modules") is None:
+        raise InputError(f"{path}: target_modules is not given; name the modules that have adapters")
+    base = raw.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise InputError(f"{path}: base_model_name_or_path is {shown(base)}, expected a folder or a hub id")
+    entries = {name: raw[name] for name in SUPPORTED if raw.get(name) is not None}
+    if entries.get("init_lora_weights") != "eva":
+        entries.pop("eva_config", None)
+    for name, default in (("r", 8), ("lora_alpha", 8)):  # PEFT's, not ours
+        entries.setdefault(name, default)
+    try:
+        return LoraConfig(**entries)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _is_unsupported(name: str, value: Any) -> bool:
+    if name in IRRELEVANT:
+        return False
+    if name == "bias":
+        return value not in (None, "none")
+    if name == "task_type":
+        return value not in (None, "CAUSAL_LM")
+    return name not in SUPPORTED and bool(value)
+
+
+def _check_start(path: Path, start: Any) -> None:
+    if any(start is known or (isinstance(known, str) and start == known) for known in PLAIN_STARTS):
+        return
+    way = "save it from PEFT with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    if start == "loftq":
+        way = "merge it into that base in PEFT, and load the result as a model"
+    raise InputError(
+        f"{path}: init_lora_weights is {_short(start)}, which changes the base's weights too, so that its tensors are "
+        f"no update of the base as it is; {way}"
+    )
+
+
+def config_entries(config: LoraConfig, base: str | None) -> dict[str, Any]:
+    """The entries that say for PEFT what adapters are.
+
+    **Arguments**: `config`, in the form that `described` gives; `base`, what `AutoPeftModelForCausalLM`
+    will look for.
+    """
+    changes_base = config.start_is_in_update or config.init_lora_weights == "loftq"
+    return {
+        "peft_type": "LORA",
+        "task_type": config.task_type,
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "revision": None,
+        "inference_mode": True,
+        "r": config.r,
+        "lora_alpha": _whole(config.lora_alpha),
+        "lora_dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "lora_bias": config.lora_bias,
+        # The modules themselves, not the expression that found them: vLLM and others read only names.
+        "target_modules": list(config.target_modules),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": dict(config.rank_pattern or {}),
+        "alpha_pattern": {name: _whole(alpha) for name, alpha in (config.alpha_pattern or {}).items()},
+        "modules_to_save": list(config.modules_to_save or ()) or None,
+        "trainable_token_indices": _lists(config.trainable_token_indices),
+        # PiSSA, OLoRA and LoftQ are written as an update of the untouched base.
+        "init_lora_weights": True if changes_base else config.init_lora_weights,
+        "eva_config": None if config.eva_config is None else dict(config.eva_config),
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def _whole(alpha: float) -> float:
+    # PEFT's own numbers are whole ones where they can be.
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _lists(tokens: Any) -> Any:
+    if isinstance(tokens, Mapping):
+        return {module: list(ids) for module, ids in tokens.items()}
+    return None if tokens is None else list(tokens)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,216 @@
+"""PEFT's tensors of adapters: their names, the way there from ours, and the way back.
+
+In between stand PEFT's modules: a plain adapter of one layer for each name that a checkpoint has.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from phi3_jax.config.lora import LoraConfig
+from phi3_jax.hf.safetensors_io import TensorSource
+from phi3_jax.lora.adapters import (
+    DoraEmbedding,
+    DoraLinear,
+    HeadRows,
+    LoraEmbedding,
+    LoraLinear,
+    ResidualLora,
+    TokenRows,
+)
+from phi3_jax.lora.describe import described, suffix
+from phi3_jax.lora.fused import fused, slice_table
+from phi3_jax.lora.init import token_modules
+from phi3_jax.lora.targets import Module, checkpoint_names
+from phi3_jax.lora.tree import ByLayer, Lora, Slice, stacked, unstacked
+from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.peft.slices import has_rank, part_slices, rank_and_alpha, sibling, slice_record
+from phi3_jax.system.errors import InputError
+
+PREFIX = "base_model.model."
+
+_LINEAR = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "lora_bias": "lora_B.bias",
+    "magnitude": "lora_magnitude_vector",
+}
+_EMBEDDING = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B", "magnitude": "lora_magnitude_vector"}
+_ROWS = {"rows": "token_adapter.trainable_tokens_delta"}
+_SLICES = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+
+
+def tensor_names(name: str, adapter: Any) -> dict[str, str]:
+    """Field of the adapter -> PEFT's name of the tensor, for a module that checkpoints call `name`."""
+    table = _LINEAR
+    if isinstance(adapter, LoraEmbedding | DoraEmbedding):
+        table = _EMBEDDING
+    elif isinstance(adapter, TokenRows):
+        table = _ROWS
+    present = (field for field in table if getattr(adapter, field, None) is not None)
+    return {field: f"{PREFIX}{name}.{table[field]}" for field in present}
+
+
+def saved_names(name: str, num_layers: int) -> list[str]:
+    """PEFT's names of the tensors of a module of `modules_to_save`, one a layer."""
+    return [f"{PREFIX}{full}.weight" for full in checkpoint_names(name, num_layers)]
+
+
+# To PEFT
+
+
+def to_peft(lora: Lora) -> tuple[dict[str, Any], LoraConfig, dict[str, str]]:
+    """PEFT's modules of an adapter, the configuration that describes them, and metadata for the file.
+
+    Raises `InputError` for adapters that no one configuration of PEFT can describe.
+    """
+    modules: dict[str, Any] = {}
+    parts: dict[str, list[tuple[Slice, Any]]] = {}
+    for name, adapter in lora.items():
+        rows = _slice_of(lora, name)
+        for full, one in _unstacked(name, adapter):
+            if rows is None:
+                modules[full] = _as_plain(one)
+            else:
+                parts.setdefault(sibling(full, rows.parent), []).append((rows, _as_plain(one)))
+    modules |= {whole: fused(found) for whole, found in parts.items()}
+    config = _checked(lora.config, modules)
+    ranks = {name: rank_and_alpha(config, name, one) for name, one in modules.items() if has_rank(one)}
+    num_layers = max(map(_num_layers, lora.items()), default=0)
+    return modules, described(config, ranks, num_layers, lora.saved), slice_record(config, parts)
+
+
+def sources(modules: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[TensorSource]:
+    """The tensors to write: of PEFT's modules, then the weights of `modules_to_save`."""
+    for name, adapter in modules.items():
+        for field, tensor in tensor_names(name, adapter).items():
+            yield _source(tensor, np.asarray(getattr(adapter, field)))
+    for name, weight in saved.items():
+        weight = np.asarray(jax.device_get(weight))
+        layers = weight if name.startswith("model.layers.") else [weight]
+        for tensor, array in zip(saved_names(name, len(layers)), layers, strict=True):
+            yield _source(tensor, array)
+
+
+def _source(name: str, array: np.ndarray) -> TensorSource:
+    return TensorSource(name, np.dtype(np.float32), array.shape, lambda: array.astype(np.float32))
+
+
+def _slice_of(lora: Lora, name: str) -> Slice | None:
+    if suffix(name) in _SLICES and name not in lora.slices:
+        raise InputError(
+            f"{name} is a slice of a fused layer, but lora.slices does not say which rows it is; make the Lora with "
+            "init_lora, load_adapter or dataclasses.replace"
+        )
+    return lora.slices.get(name)
+
+
+def _unstacked(name: str, adapter: Any) -> Iterator[tuple[str, Any]]:
+    """(name in a checkpoint, adapter of one layer) pairs."""
+    if not name.startswith("model.layers."):
+        yield name, jax.device_get(adapter)
+        return
+    for layer, one in unstacked(adapter):
+        yield f"model.layers.{layer}{name.removeprefix('model.layers')}", one
+
+
+def _num_layers(item: tuple[str, Any]) -> int:
+    name, adapter = item
+    if isinstance(adapter, ByLayer):
+        return adapter.num_layers
+    return len(jax.tree.leaves(adapter)[0]) if name.startswith("model.layers.") else 0
+
+
+def _as_plain(adapter: Any) -> Any:
+    if not isinstance(adapter, ResidualLora):
+        return adapter
+    plain = adapter.as_plain()
+    # What has not moved takes nothing away and adds nothing: zeros say that without rounding.
+    still_a = (adapter.lora.lora_A == adapter.start_A).all(axis=-1)
+    still_b = (adapter.lora.lora_B == adapter.start_B).all(axis=-2)
+    still = jnp.tile(still_a & still_b, 2)
+    return replace(plain, lora_B=jnp.where(still, 0, plain.lora_B))
+
+
+def _checked(config: LoraConfig, modules: Mapping[str, Any]) -> LoraConfig:
+    """The configuration with what it says of all adapters alike."""
+    kinds = {isinstance(one, DoraLinear | DoraEmbedding) for one in modules.values() if has_rank(one)}
+    biases = {one.lora_bias is not None for one in modules.values() if isinstance(one, LoraLinear)}
+    for field, found in (("use_dora", kinds), ("lora_bias", biases)):
+        if len(found) > 1:
+            raise InputError(
+                f"some adapters have {field} and others not, which PEFT's files cannot say; save them apart"
+            )
+    return replace(config, use_dora=kinds == {True}, lora_bias=biases == {True})
+
+
+# From PEFT
+
+
+def peft_adapters(model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[Module]) -> dict[str, Any]:
+    """PEFT's modules for a configuration, with the shapes of arrays in place of these.
+
+    Raises `InputError` where `trainable_token_indices` names something that is not there.
+    """
+    adapters = {
+        name: _shapes(module, config, *config.rank_and_alpha(name)) for module in modules for name in module.names
+    }
+    for name, ids in token_modules(model, config).items():
+        kind = HeadRows if name == "lm_head" else TokenRows
+        adapters[name] = kind(_shape(len(ids), model.config.hidden_size), ids)
+    return adapters
+
+
+def _shapes(module: Module, config: LoraConfig, r: int, alpha: float) -> Any:
+    rows, columns = module.shape
+    scaling = config.scaling_of(r, alpha)
+    if module.is_embedding:
+        plain = _shape(r, rows), _shape(columns, r)
+        return DoraEmbedding(*plain, _shape(columns), scaling) if config.use_dora else LoraEmbedding(*plain, scaling)
+    a, b = _shape(r, columns), _shape(rows, r)
+    if config.use_dora:
+        return DoraLinear(a, b, _shape(rows), scaling, config.lora_dropout)
+    return LoraLinear(a, b, scaling, config.lora_dropout, _shape(rows) if config.lora_bias else None)
+
+
+def _shape(*sizes: int) -> Any:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def from_peft(
+    model: Phi3ForCausalLM,
+    config: LoraConfig,
+    modules: Mapping[str, Any],
+    saved: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> Lora:
+    """The reverse of `to_peft`: adapters of fused layers that are made of slices become those of the slices.
+
+    **Arguments**: `modules`, as `peft_adapters` gives them, with arrays; `saved`, by module name the
+    stacked weights of `modules_to_save`; `metadata`, of the file.
+    """
+    modules, ranks, preferred = part_slices(model, config, modules, metadata)
+    num_layers = model.config.num_hidden_layers
+    adapters = _stacked(modules, num_layers)
+    return Lora.from_items(
+        adapters,
+        described(preferred, ranks, num_layers, saved),
+        {name: jnp.asarray(weight) for name, weight in saved.items()},
+        {name: part for name, part in slice_table(model).items() if name in adapters},
+    )
+
+
+def _stacked(modules: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    layers: dict[str, dict[int, Any]] = {}
+    adapters: dict[str, Any] = {}
+    for full, adapter in modules.items():
+        if full.startswith("model.layers."):
+            layer, _, tail = full.removeprefix("model.layers.").partition(".")
+            layers.setdefault(f"model.layers.{tail}", {})[int(layer)] = adapter
+        else:
+            adapters[full] = jax.tree.map(jnp.asarray, adapter)
+    return adapters | {name: stacked(found, num_layers) for name, found in layers.items()}

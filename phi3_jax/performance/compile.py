@@ -1,0 +1,128 @@
+"""A step compiled for devices that need not be here: its memory, and what its devices send one another.
+
+Run as a program (`python -m phi3_jax.performance.compile`), since libtpu writes to standard error, and a compiler
+may take its process with it: a request as JSON on standard input, the answer as JSON on standard output.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from phi3_jax.config.run import RunConfig
+from phi3_jax.system.errors import InputError
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# How XLA says that a program does not fit: "Used 17.41G of 15.75G hbm", or, where it need not compile to
+# know, "the total memory required for HLO temporaries (29.50G) exceeds available HBM (15.75G)".
+_EXHAUSTED = re.compile(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT])(?: of|\))")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """**Fields**: `bytes_per_device`, that the program takes; `host_bytes_per_device`, of the host's memory;
+    `fits`, whether the compiler placed it; `seconds`, to compile; `collectives`, in a layer of the forward and
+    of the backward pass, each with how often; empty where it does not fit.
+    """
+
+    bytes_per_device: int
+    host_bytes_per_device: int
+    fits: bool
+    seconds: float
+    collectives: dict[str, dict[str, int]]
+
+
+def has_libtpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def compile_elsewhere(run: RunConfig, topology: str) -> Compiled:
+    """The step of such a run, compiled in a process of its own for the topology of that name.
+
+    Raises `InputError` for what is wrong with the run, and `RuntimeError` where the compiler fails.
+    """
+    request = json.dumps({"run": run.to_dict(), "topology": topology})
+    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    # What is here is not to be touched: another program may be at work on it.
+    environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=request, capture_output=True, text=True, env=environment, check=False
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = [line for line in done.stderr.strip().splitlines() if "Error" in line] or ["no word of why"]
+        raise RuntimeError(f"the compiler ended with status {done.returncode}: {said[-1].strip()[:300]}")
+    answer = json.loads(lines[-1])
+    if "input_error" in answer:
+        raise InputError(answer["input_error"])
+    return Compiled(**answer)
+
+
+def compile_here(run: RunConfig, topology: str) -> Compiled:
+    """The same in this process."""
+    import jax
+
+    from phi3_jax.hf.checkpoint import read_config
+    from phi3_jax.hf.hub import resolve_checkpoint
+    from phi3_jax.parallel.mesh import make_mesh
+    from phi3_jax.performance.abstract import abstract_step
+    from phi3_jax.performance.collectives import count_collectives, layer_collectives
+    from phi3_jax.performance.topology import parse_topology, tpu_devices
+
+    where = parse_topology(topology)
+    config = read_config(resolve_checkpoint(run.model.name_or_path, patterns=("config.json",)))
+    mesh = make_mesh(asdict(run.parallel), tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))
+    step = abstract_step(run, config, mesh)
+    start = time.perf_counter()
+    try:
+        compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _needed(str(error))
+        if needed is None:
+            raise
+        return Compiled(needed, 0, False, time.perf_counter() - start, {})
+    seconds = time.perf_counter() - start
+    layers = layer_collectives(compiled.as_text())
+    collectives = {name: count_collectives(found) for name, found in layers.items()}
+    return Compiled(*_used(compiled.memory_analysis(), where.platform), True, seconds, collectives)
+
+
+def _used(memory: Any, platform: str) -> tuple[int, int]:
+    """Bytes of the device and of the host.
+
+    On TPUs the most that is live at once, arguments included, and the program, which is what XLA holds against
+    the limit; the sizes of temporaries that it reports there are larger than what it allocates. Elsewhere
+    arguments, results that are not written over them, and temporaries.
+    """
+
+    def total(prefix: str) -> int:
+        sizes = {name: getattr(memory, f"{prefix}{name}_size_in_bytes") for name in ("argument", "output", "temp")}
+        return sum(sizes.values()) - getattr(memory, f"{prefix}alias_size_in_bytes")
+
+    on_device = memory.peak_memory_in_bytes if platform == "tpu" else total("")
+    return on_device + memory.generated_code_size_in_bytes, total("host_")
+
+
+def _needed(message: str) -> int | None:
+    """Bytes that the program would take, of XLA's complaint that it does not fit; None for another one."""
+    found = _EXHAUSTED.search(message) if "RESOURCE_EXHAUSTED" in message else None
+    return round(float(found[1]) * UNITS[found[2]]) if found else None
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    answer: dict[str, Any]
+    try:
+        answer = asdict(compile_here(RunConfig.from_dict(request["run"]), request["topology"]))
+    except InputError as error:
+        answer = {"input_error": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

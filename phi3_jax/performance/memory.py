@@ -1,0 +1,229 @@
+"""What a step keeps in a device's memory: counted where it can be, estimated where a compiler decides."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr
+
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
+from phi3_jax.model import attention
+from phi3_jax.objectives.cross_entropy import chunk_tokens
+from phi3_jax.performance.abstract import AbstractStep, abstract_mesh, abstract_step
+from phi3_jax.performance.topology import Topology
+from phi3_jax.training.metrics import matmul_parameters
+
+# What going back through a layer takes, by what all of the layer's values do: as one gradient comes, a value
+# goes, but for a few. Fitted to compiled steps, see docs/plan.md.
+WORKING_SET = 1.1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    **Fields**: `weights`, of the base, trained ones too; `adapter`; `optimizer`, its state;
+    `activations`, kept from the forward for the backward pass; `temporaries`, all else: gradients, a
+    layer's and the loss's working set, gathered and dequantised weights, the last good adapter; `host`,
+    activations that wait in the host's memory, not part of `total`.
+    """
+
+    weights: int
+    adapter: int
+    optimizer: int
+    activations: int
+    temporaries: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.optimizer + self.activations + self.temporaries
+
+    def by_kind(self) -> dict[str, int]:
+        names = ("weights", "adapter", "optimizer", "activations", "temporaries")
+        return {name: getattr(self, name) for name in names}
+
+    def with_total(self, total: int) -> "Memory":
+        """The same with temporaries that make the sum `total`, as a compiler counted it."""
+        rest = total - (self.total - self.temporaries)
+        # A compiler may keep less than was counted; then nothing is left for temporaries.
+        return replace(self, activations=self.activations + min(0, rest), temporaries=max(0, rest))
+
+
+class Estimator:
+    """Estimates what runs of one model take on each device; nothing is compiled.
+
+    Weights, adapter and optimizer are exact. Activations are what the traced forward pass hands to the
+    backward pass. For temporaries the step is taken to be at its largest when it goes back through a
+    layer, with all of that layer's values at hand, or at the loss's chunk of logits.
+    """
+
+    def __init__(self, config: Phi3Config):
+        self.config = config
+        self._traced: dict[str, float] = {}
+
+    def __call__(self, run: RunConfig, topology: Topology) -> Memory:
+        """Raises `InputError` where the mesh or the attention kernel is not for these devices or this model."""
+        config, policy = self.config, run.training.remat
+        mesh = abstract_mesh(run, topology)
+        kind = attention_of(run, config, mesh)
+        rows = run.training.per_device_train_batch_size
+        tokens = rows * run.data.max_length // mesh.shape["context"]
+        kept = tokens * self._kept_per_token(run, policy, kind, topology)
+        # On a CPU `none` does not keep everything either.
+        everything = tokens * self._kept_per_token(run, "none", kind, replace(topology, platform="gpu"))
+        layer = everything / config.num_hidden_layers
+        step = abstract_step(run, config, mesh)
+        backward = WORKING_SET * layer + _pairs(run, config, mesh, kind) + _layer_weights(run, config, mesh)
+        temporaries = max(backward, _loss(run, config, mesh)) + _gradients(step) + _bytes(step.state.good)
+        if topology.platform == "tpu" and run.model.quantization == "nf4":
+            # XLA lays the codes, half a byte each, out anew before it makes them dense.
+            temporaries += _layer_numbers(config) * config.num_hidden_layers // 2 // _weight_shards(mesh)
+        return Memory(
+            **state_bytes(step),
+            # Offloaded inputs pass by, two layers' at a time.
+            activations=round(2 * kept / config.num_hidden_layers if policy == "offload" else kept),
+            temporaries=round(temporaries),
+            host=round(kept) if policy == "offload" else 0,
+        )
+
+    def _kept_per_token(self, run: RunConfig, policy: str, kind: str, topology: Topology) -> float:
+        """Bytes on a device for each of its tokens that the scan over the layers hands to the backward pass.
+
+        Traced on a row that is as long as need be: only `xla` keeps what grows faster than the length.
+        """
+        context = abstract_mesh(run, topology).shape["context"]
+        length = run.data.max_length if kind == "xla" else 1024 * context
+        # cuDNN's kernel can only be traced where it is, and splash takes a while; both keep what `chunked` does.
+        kind = "chunked" if kind in ("cudnn", "splash") else kind
+        row: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+        row["gradient_checkpointing"] = policy != "none"
+        if policy != "none":
+            row["remat_policy"] = policy
+        traced = replace(
+            run,
+            model=replace(run.model, attention=cast(Any, kind)),
+            data=replace(run.data, max_length=length),
+            training=replace(run.training, **row),
+            parallel=replace(run.parallel, data=1, fsdp=1, context=context),
+        )
+        key = topology.platform + traced.to_yaml()
+        if key not in self._traced:
+            used = replace(topology, devices=context * abstract_mesh(run, topology).shape["tensor"])
+            step = abstract_step(traced, self.config, abstract_mesh(traced, used))
+            self._traced[key] = _kept(step, self.config) * context / length
+        return self._traced[key]
+
+
+def attention_of(run: RunConfig, config: Phi3Config, mesh: Any) -> str:
+    """The attention kernel that the run has on the mesh's devices. Raises `InputError` where they lack it."""
+    shape = (1, run.data.max_length, config.num_attention_heads, config.head_dim)
+    q: Any = jax.ShapeDtypeStruct(shape, jnp.dtype(run.model.dtype))
+    with jax.sharding.use_abstract_mesh(mesh):
+        return attention.kernel_for(q, run.model.attention)
+
+
+def state_bytes(step: AbstractStep) -> dict[str, int]:
+    """`weights`, `adapter` and `optimizer`, on each device."""
+    trainable = step.state.trainable
+    return {
+        "weights": _bytes(step.frozen["model"]) + _bytes(trainable["model"]),
+        "adapter": _bytes(step.frozen["lora"]) + _bytes(trainable["lora"]),
+        "optimizer": _bytes(step.state.opt_state),
+    }
+
+
+def _bytes(tree: Any) -> int:
+    """Of a device's share."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _size(tree: Any) -> int:
+    """Bytes of whole arrays."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _kept(step: AbstractStep, config: Phi3Config) -> int:
+    """Bytes that the scan over the layers hands to the backward pass, on each device."""
+    sizes = step.mesh.shape
+    rows = sizes["data"] * sizes["fsdp"] * sizes["context"]
+    with jax.sharding.use_abstract_mesh(step.mesh):
+        jaxpr = jax.make_jaxpr(step.function)(step.state, step.frozen, step.batch).jaxpr
+    passes = [
+        _stacked(equation)
+        for equation in _scans(jaxpr)
+        if equation.params["length"] == config.num_hidden_layers and not equation.params["reverse"]
+    ]
+
+    def of_device(value: Any) -> int:
+        # What has the model's width is whole on all of `tensor`; heads and hidden units are cut.
+        cut = rows if value.shape[-1] == config.hidden_size else rows * sizes["tensor"]
+        return value.size * value.dtype.itemsize // cut
+
+    return max(sum(map(of_device, outputs)) for outputs in passes)
+
+
+def _stacked(scan: Any) -> list[Any]:
+    """What a scan gives for each of its turns; what it carries has the same shape within it and after it."""
+    inner, outer = ([variable.aval for variable in jaxpr.outvars] for jaxpr in (scan.params["jaxpr"].jaxpr, scan))
+    return [whole for one, whole in zip(inner, outer, strict=True) if one.shape != whole.shape]
+
+
+def _scans(jaxpr: Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _scans(inner)
+
+
+def _pairs(run: RunConfig, config: Phi3Config, mesh: Any, kind: str) -> int:
+    """What attention makes of pairs of positions in one layer, and of keys that devices of `context` share."""
+    length, rows = run.data.max_length, run.training.per_device_train_batch_size
+    queries = length // mesh.shape["context"]
+    heads = config.num_attention_heads // mesh.shape["tensor"]
+    pairs = rows * queries * length
+    gathered = 0
+    if mesh.shape["context"] > 1:  # k and v of whole rows, and their gradients until they are summed
+        gathered = 4 * rows * length * config.qkv_sizes[1] * jnp.dtype(run.model.dtype).itemsize
+        gathered //= mesh.shape["tensor"]
+    if kind == "xla":  # scores and probabilities in float32
+        return gathered + 2 * pairs * heads * 4
+    return gathered + (4 * pairs if kind == "cudnn" else 0)  # the mask, and what is added to the scores
+
+
+def _layer_numbers(config: Phi3Config) -> int:
+    """Weights of a layer."""
+    return (matmul_parameters(config) - config.vocab_size * config.hidden_size) // config.num_hidden_layers
+
+
+def _weight_shards(mesh: Any) -> int:
+    """Devices that share a weight and gather it for use."""
+    return mesh.shape["fsdp"] * mesh.shape["context"]
+
+
+def _layer_weights(run: RunConfig, config: Phi3Config, mesh: Any) -> int:
+    """A layer's weights as they are multiplied with, where a device does not keep them so."""
+    if _weight_shards(mesh) == 1 and not (run.model.quantization or run.peft.full_finetuning):
+        return 0
+    return _layer_numbers(config) * jnp.dtype(run.model.dtype).itemsize // mesh.shape["tensor"]
+
+
+def _loss(run: RunConfig, config: Phi3Config, mesh: Any) -> int:
+    """A chunk's logits, their gradient and what is between, and the gradient of the hidden states."""
+    tokens = run.training.per_device_train_batch_size * run.data.max_length // mesh.shape["context"]
+    with jax.sharding.use_abstract_mesh(mesh):
+        chunk = chunk_tokens(tokens, config.vocab_size)
+    return 3 * chunk * config.vocab_size * 4 // mesh.shape["tensor"] + 2 * tokens * config.hidden_size * 4
+
+
+def _gradients(step: AbstractStep) -> int:
+    """Sums of gradients, and adapters made whole where devices share them."""
+    trainable = step.state.trainable
+    gathered = _size(trainable["lora"]) if _bytes(trainable["lora"]) < _size(trainable["lora"]) else 0
+    return _bytes(trainable) + gathered

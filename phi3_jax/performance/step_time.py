@@ -1,0 +1,113 @@
+"""How long a step takes: what it computes, by the share of a peak that such programs reach."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.run import RunConfig
+from phi3_jax.model.layers import project
+from phi3_jax.performance.topology import Topology
+from phi3_jax.training.metrics import matmul_parameters, peak_flops, step_flops
+
+# Shares of the dense bfloat16 peak, of all that is computed. Published: NeMo AutoModel, LoRA of
+# Llama-3-8B on one H100, 4,096 tokens, 402 TFLOP/s, 41%; MaxText, pre-training Llama-3.1-8B on v6e, 45%.
+UTILISATION = (0.35, 0.55)
+# Making quantised weights dense adds to a step at most this share of its time.
+DEQUANTISING = 0.35
+# Shares of the speed of one large linear layer, on a CPU.
+CPU_UTILISATION = (0.2, 0.7)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """**Fields**: `flops_per_token`, of the mathematics; `computed_per_token`, with what is computed twice;
+    `tokens`, in a step, over all devices; `seconds`, of a step, the least and the most, None where there
+    is nothing to tell it from; `basis`, what that is.
+    """
+
+    flops_per_token: float
+    computed_per_token: float
+    tokens: int
+    seconds: tuple[float, float] | None
+    basis: str
+
+    @property
+    def tokens_per_second(self) -> tuple[float, float] | None:
+        """Over all devices, the least and the most."""
+        return None if self.seconds is None else (self.tokens / self.seconds[1], self.tokens / self.seconds[0])
+
+
+def step_time(
+    run: RunConfig, config: Phi3Config, mesh: Mapping[str, int], trainable: int, topology: Topology
+) -> StepTime:
+    """The time of one optimizer step, with full rows of a single document each.
+
+    **Arguments**: `mesh`, the size of each axis; `trainable`, how many parameters train.
+    """
+    length, training = run.data.max_length, run.training
+    rows = training.gradient_accumulation_steps * training.per_device_train_batch_size
+    rows *= mesh["data"] * mesh["fsdp"]
+    attended = float(np.minimum(np.arange(length) + 1.0, config.sliding_window or np.inf).sum())
+    flops = step_flops(config, trainable, run.peft.full_finetuning, length, attended) / length
+    computed = flops + _computed_again(run, config, trainable, attended / length)
+    rate, shares, basis = _rate(run, topology)
+    seconds = None
+    if rate is not None:
+        least, most = (
+            rows * length * computed / (rate * math.prod(mesh.values()) * share) for share in reversed(shares)
+        )
+        seconds = least, most * (1 + DEQUANTISING if run.model.quantization else 1)
+    return StepTime(flops, computed, rows * length, seconds, basis)
+
+
+def _computed_again(run: RunConfig, config: Phi3Config, trainable: int, attended: float) -> float:
+    """FLOP a token of the second forward pass that rematerialisation makes."""
+    policy = run.training.remat
+    if policy in ("none", "dots"):
+        return 0.0
+    weights = matmul_parameters(config) - config.vocab_size * config.hidden_size
+    adapter = 0 if run.peft.full_finetuning else trainable
+    width = config.num_attention_heads * config.head_dim
+    scores = 4.0 * config.num_hidden_layers * width * attended
+    return 2.0 * (weights + adapter) + (0.0 if policy == "attention" else scores)
+
+
+def _rate(run: RunConfig, topology: Topology) -> tuple[float | None, tuple[float, float], str]:
+    if topology.platform == "cpu":
+        rate, shares = _product_speed(run.model.dtype) / topology.devices, CPU_UTILISATION
+        what = f"the {rate * topology.devices / 1e9:,.0f} GFLOP/s of a linear layer in {run.model.dtype} here"
+        return rate, shares, f"{_percent(shares)} of {what}, recomputation counted"
+    if run.model.dtype == "float32":
+        return None, UTILISATION, "no basis: peaks are known for bfloat16 and float16; give model.dtype bfloat16"
+    peak, shares = peak_flops(topology.device_kind), UTILISATION
+    assert peak is not None
+    basis = (
+        f"{_percent(shares)} of the peak of {peak / 1e12:,.0f} TFLOP/s a device, recomputation counted and "
+        "communication not; published: 41% (LoRA of Llama-3-8B, one H100, NeMo AutoModel), 45% (Llama-3.1-8B, v6e, "
+        "MaxText)"
+    )
+    return peak, shares, basis + ("; up to 35% longer for dequantising" if run.model.quantization else "")
+
+
+def _percent(shares: tuple[float, float]) -> str:
+    return f"{shares[0]:.0%} to {shares[1]:.0%}"
+
+
+def _product_speed(dtype: str) -> float:
+    """FLOP/s of a linear layer of a thousand tokens, on all cores of this machine."""
+    tokens, columns, rows = 1024, 1024, 4096
+    x, weight = jnp.ones((tokens, columns), dtype), jnp.ones((rows, columns), dtype)
+    product = jax.jit(project)
+    product(x, weight).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, weight).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * tokens * columns * rows / min(seconds)

@@ -1,0 +1,329 @@
+"""Configurations: names of other libraries, types, contradictions, round trips, and the recipes."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+import yaml
+
+from phi3_jax import InputError
+from phi3_jax.config import foreign
+from phi3_jax.config.parse import read_yaml
+from phi3_jax.config.run import RunConfig, parse_run_config
+from phi3_jax.config.sections import SECTIONS, DataSection, ModelSection, PeftSection, TrainingSection
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+# Microsoft's sample_finetune.py (MIT), as it stands there.
+TRAINING_CONFIG = {
+    "bf16": True,
+    "do_eval": False,
+    "learning_rate": 5.0e-06,
+    "log_level": "info",
+    "logging_steps": 20,
+    "logging_strategy": "steps",
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 1,
+    "max_steps": -1,
+    "output_dir": "./checkpoint_dir",
+    "overwrite_output_dir": True,
+    "per_device_eval_batch_size": 4,
+    "per_device_train_batch_size": 4,
+    "remove_unused_columns": True,
+    "save_steps": 100,
+    "save_total_limit": 1,
+    "seed": 0,
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "gradient_accumulation_steps": 1,
+    "warmup_ratio": 0.2,
+}
+PEFT_CONFIG = {
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "bias": "none",
+    "task_type": "CAUSAL_LM",
+    "target_modules": "all-linear",
+    "modules_to_save": None,
+}
+
+
+def parse(**sections):
+    return parse_run_config({"model": {"name_or_path": "base"}, **sections})
+
+
+def error(**sections) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(**sections)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_dictionaries_of_sample_finetune_carry_over_unchanged(capsys):
+    run = RunConfig.from_dicts(
+        model="microsoft/Phi-3-mini-4k-instruct",
+        training_config=TRAINING_CONFIG,
+        peft_config=PEFT_CONFIG,
+        data="chats.jsonl",
+    )
+    assert run.model == ModelSection("microsoft/Phi-3-mini-4k-instruct", dtype="bfloat16")
+    assert run.data == DataSection(train="chats.jsonl")
+    assert run.peft == PeftSection(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
+    assert run.training == TrainingSection(
+        output_dir="./checkpoint_dir",
+        overwrite_output_dir=True,
+        learning_rate=5e-6,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.2,
+        eval_strategy="no",
+        logging_steps=20,
+        save_total_limit=1,
+    )
+    assert capsys.readouterr().out == (
+        "has no meaning in JAX, ignored: training.log_level, training.remove_unused_columns, "
+        "training.gradient_checkpointing_kwargs\n"
+    )
+
+
+def test_no_key_of_transformers_arguments_is_dropped_in_silence():
+    """Whatever it is set to, a key of TrainingArguments acts, is named as ignored, or is refused."""
+    training_args = pytest.importorskip("transformers.training_args")
+    base, _ = parse()
+    silent = []
+    for name in training_args.TrainingArguments.__dataclass_fields__:
+        try:
+            run, notices = parse(training={name: "something unheard of"})
+            told = run != base or any(name in notice for notice in notices)
+        except InputError as refused:
+            told = "unknown key" not in str(refused)
+        if not told:
+            silent.append(name)
+    assert silent == []
+
+
+def test_every_known_name_is_one_that_its_section_does_not_have_itself():
+    for section, cls in SECTIONS.items():
+        assert not set(foreign.known_names(section)) & set(cls.__dataclass_fields__), section
+
+
+@pytest.mark.parametrize(
+    ("given", "section", "expected"),
+    [
+        ({"fp16": True}, "model", {"dtype": "float16"}),
+        ({"bf16": "true"}, "model", {"dtype": "bfloat16"}),
+        ({"evaluation_strategy": "no"}, "training", {"eval_strategy": "no"}),
+        ({"eval_strategy": False}, "training", {"eval_strategy": "no"}),
+        ({"optim": "adamw_torch"}, "training", {"optim": "adamw"}),
+        ({"optim": "paged_adamw_8bit"}, "training", {"optim": "adamw_8bit"}),
+        ({"optim": "lion_32bit"}, "training", {"optim": "lion"}),
+        ({"adafactor": True}, "training", {"optim": "adafactor"}),
+        ({"warmup_steps": 0.2}, "training", {"warmup_ratio": 0.2, "warmup_steps": 0}),
+        ({"warmup_steps": "30"}, "training", {"warmup_steps": 30}),
+        ({"resume_from_checkpoint": None}, "training", {"resume_from_checkpoint": False}),
+        ({"max_seq_length": 512}, "data", {"max_length": 512}),
+        ({"packing": False}, "data", {"packing": False}),
+        ({"assistant_only_loss": False}, "data", {"loss_on": "all"}),
+        ({"dataset_text_field": "chat"}, "data", {"columns": {"text": "chat"}}),
+        ({"report_to": "none"}, "logging", {"tensorboard": False, "wandb": False}),
+        ({"report_to": ["tensorboard", "wandb"]}, "logging", {"tensorboard": True, "wandb": True}),
+        ({"report_to": '["wandb"]'}, "logging", {"tensorboard": False, "wandb": True}),
+        ({"disable_tqdm": True}, "logging", {"progress": False}),
+        ({"run_name": "mine"}, "logging", {"run_name": "mine"}),
+    ],
+)
+def test_names_of_transformers_and_trl_keep_their_meaning(given, section, expected):
+    run, _ = parse(training=given)
+    found = getattr(run, section)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_enums_of_a_python_script_are_read_as_their_values():
+    class Strategy(StrEnum):
+        EPOCH = "epoch"
+
+    run, _ = parse(training={"save_strategy": Strategy.EPOCH})
+    assert run.training.save_strategy == "epoch"
+
+
+def test_a_setting_given_twice_with_two_values_is_an_error():
+    message = error(model={"name_or_path": "base", "dtype": "float32"}, training={"bf16": True})
+    assert "training.bf16" in message
+    assert "model.dtype is float32" in message
+    assert "training.max_seq_length" in error(training={"max_seq_length": 256}, data={"max_length": 512})
+    assert parse(training={"max_seq_length": "512"}, data={"max_length": 512})[0].data.max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "training.lr_scheduler_kwargs"),
+        ({"metric_for_best_model": "accuracy"}, "training.metric_for_best_model"),
+        ({"greater_is_better": True}, "training.greater_is_better"),
+        ({"logging_strategy": "epoch"}, "training.logging_strategy"),
+    ],
+)
+def test_what_transformers_can_and_this_cannot_is_refused(given, words):
+    assert words in error(training=given)
+    assert "not supported" in error(training=given)
+
+
+def test_a_pasted_adapter_config_is_a_peft_section(testdata):
+    folder = testdata / "adapters"
+    pasted = json.loads((folder / "phi-3-mini-4k_r16_all-fused" / "adapter_config.json").read_text())
+    run, notices = parse(peft=pasted)
+    assert run.peft.target_modules == ("gate_up_proj", "down_proj", "qkv_proj", "o_proj")
+    assert run.peft.base_model_name_or_path == "microsoft/Phi-3-mini-4k-instruct"
+    assert notices == []
+    for kind, word in (("bdlora", "use_bdlora"), ("kasa", "kasa_config")):
+        (file,) = (folder / "peft_official").glob(f"lora__*{kind}.adapter_config.json")
+        assert word in error(peft=json.loads(file.read_text()))
+    (file,) = (folder / "peft_official").glob("lora__*dora.adapter_config.json")
+    dora = json.loads(file.read_text())
+    assert "peft.target_modules is None" in error(peft=dora)  # PEFT has no default for Phi-3 either
+    run, _ = parse(peft={**dora, "target_modules": ["qkv_proj"]})
+    assert (run.peft.use_dora, run.peft.r) == (True, 32)
+    for kind in ("ia3", "vera", "loha"):
+        (file,) = (folder / "peft_official").glob(f"{kind}__*.adapter_config.json")
+        assert "expected LORA" in error(peft=json.loads(file.read_text()))
+
+
+def test_the_dictionary_of_a_peft_lora_config_is_a_peft_section():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["o_proj"], task_type="CAUSAL_LM")
+    run, _ = parse(peft=config.to_dict())
+    assert run.peft == PeftSection(r=8, lora_alpha=16, target_modules=("o_proj",))
+    config = peft.LoraConfig(target_modules=["o_proj"], alpha_pattern={"o_proj": 3}, modules_to_save=["lm_head"])
+    run, _ = parse(peft=config.to_dict())
+    assert (run.peft.alpha_pattern, run.peft.modules_to_save) == ({"o_proj": 3}, ("lm_head",))
+    assert "corda" in error(peft=peft.LoraConfig(target_modules=["o_proj"], init_lora_weights="corda").to_dict())
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"training": {"learnin_rate": 1}}, "unknown key training.learnin_rate; did you mean training.learning_rate?"),
+        ({"training": {"lr": 1}}, "unknown key training.lr; did you mean training.learning_rate?"),
+        ({"training": {"gradient_acumulation_steps": 1}}, "training.gradient_accumulation_steps?"),
+        ({"training": {"evalution_strategy": 1}}, "training.evaluation_strategy?"),
+        ({"data": {"learning_rate": 1}}, "unknown key data.learning_rate; did you mean training.learning_rate?"),
+        ({"peft": {"rank": 1}}, "unknown key peft.rank; did you mean peft."),
+        ({"trainig": {}}, "unknown section trainig; did you mean training?"),
+        ({"training": [1]}, "training is [1], expected a section"),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast', expected a number"),
+        ({"training": {"max_steps": 1.5}}, "training.max_steps is 1.5, expected a whole number"),
+        ({"training": {"optim": "adam"}}, "training.optim is 'adam', expected one of adamw, adamw_8bit"),
+        ({"training": {"gradient_checkpointing": "maybe"}}, "expected true or false"),
+        ({"data": {"train": 12}}, "data.train is 12, expected text or null"),
+        ({"data": {"columns": {"prompt": 3}}}, "data.columns is {'prompt': 3}, expected a mapping"),
+        ({"peft": {"target_modules": []}}, "peft.target_modules is empty"),
+        ({"peft": {"init_lora_weights": "loftq"}}, "model.quantization is none; give nf4"),
+        (
+            {"peft": {"init_lora_weights": "pissa"}, "model": {"name_or_path": "x", "quantization": "nf4"}},
+            "leave quantization out, or give loftq",
+        ),
+        ({"model": {}}, "model.name_or_path is not given"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate is nan, expected at least 0"),
+        ({"training": {"warmup_ratio": 1.1}}, "training.warmup_ratio is 1.1, expected from 0 to 1"),
+        ({"training": {"per_device_train_batch_size": 0}}, "training.per_device_train_batch_size is 0"),
+        ({"training": {"max_steps": 0}}, "training.max_steps is 0"),
+        ({"training": {"num_train_epochs": 0}}, "nothing to train"),
+        ({"data": {"eval_fraction": 1.0}}, "data.eval_fraction is 1.0"),
+        ({"parallel": {"data": 0}}, "parallel.data is 0"),
+        ({"parallel": {"data": -1, "fsdp": -1}}, "parallel.data and parallel.fsdp are -1"),
+        # Contradictions.
+        ({"training": {"eval_steps": 5}}, "training.eval_steps is 5, but there are no evaluation rows"),
+        ({"training": {"eval_strategy": "epoch"}}, "training.eval_strategy is epoch, but there are no evaluation rows"),
+        ({"training": {"load_best_model_at_end": True}}, "training.load_best_model_at_end is true, but there are no"),
+        (
+            {"training": {"load_best_model_at_end": True}, "data": {"eval": "x"}},
+            "training.load_best_model_at_end is true, but nothing is evaluated before the end",
+        ),
+        (
+            {"training": {"early_stopping_patience": 2, "eval_strategy": "no"}, "data": {"eval": "x"}},
+            "training.early_stopping_patience is 2, but nothing is evaluated",
+        ),
+        (
+            {
+                "training": {"load_best_model_at_end": True, "eval_steps": 5, "save_strategy": "no"},
+                "data": {"eval": "x"},
+            },
+            "training.save_strategy is no",
+        ),
+        ({"peft": {"full_finetuning": True, "init_from": "x"}}, "peft.init_from is x, but peft.full_finetuning"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line_that_names_the_key(sections, expected):
+    assert expected in error(**sections)
+
+
+def test_text_of_a_command_line_and_yaml_1_1_floats_are_typed():
+    run, _ = parse(
+        training={"learning_rate": "5e-6", "max_steps": "-1", "gradient_checkpointing": "false", "eval_steps": "null"},
+        peft={"target_modules": '["o_proj", "down_proj"]', "lora_alpha": "16"},
+        data={"train": "123"},
+    )
+    assert run.training.learning_rate == 5e-6
+    assert run.training.gradient_checkpointing is False
+    assert run.training.eval_steps is None
+    assert run.peft.target_modules == ("o_proj", "down_proj")
+    assert run.data.train == "123"
+
+
+def test_a_run_is_read_back_equal_from_the_yaml_that_it_writes():
+    run = RunConfig(
+        ModelSection("ba: se #\u00e4\n", dtype="float16"),
+        PeftSection(r=3, target_modules=("o_proj", "lm_head"), init_lora_weights="gaussian", init_from="x"),
+        DataSection("no", eval_fraction=0.25, columns={"prompt": "q"}, max_rows=7),
+        TrainingSection("null", learning_rate=1e-5, eval_strategy="no", save_strategy="no", save_total_limit=None),
+    )
+    again, notices = parse_run_config(yaml.safe_load(run.to_yaml()))
+    assert again == run
+    assert notices == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_parse_and_say_what_they_need_and_take(path):
+    raw = read_yaml(path)
+    run, notices = parse_run_config(raw)
+    assert notices == []
+    assert run.data.train is not None
+    comments = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert "Needs:" in comments
+    assert "Takes:" in comments
+    for section, values in raw.items():  # nothing is lost on the way
+        for key, value in values.items():
+            found = getattr(getattr(run, section), key)
+            assert (list(found) if isinstance(found, tuple) else found) == value, (section, key)
+
+
+def test_the_recipe_of_sample_finetune_is_what_its_dictionaries_say():
+    recipe, _ = parse_run_config(read_yaml(next(path for path in CONFIGS if path.stem == "phi3_mini_4k_lora")))
+    run = RunConfig.from_dicts(
+        model=recipe.model.name_or_path, training_config=TRAINING_CONFIG, peft_config=PEFT_CONFIG, data="x"
+    )
+    assert recipe.peft == run.peft
+    free = {"output_dir", "overwrite_output_dir", "eval_strategy"}
+    for name in set(TRAINING_CONFIG) & set(TrainingSection.__dataclass_fields__) - free:
+        assert getattr(recipe.training, name) == getattr(run.training, name), name
+
+
+def test_a_home_folder_is_written_out(monkeypatch):
+    """A shell does it on the command line, nobody in a file."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = {"output_dir": "~/run", "fallback_dir": "~/other"}
+    run = RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": settings})
+    assert (run.training.output_dir, run.training.fallback_dir) == ("/home/someone/run", "/home/someone/other")
+
+
+def test_a_file_that_is_no_configuration_is_told(tmp_path):
+    file = tmp_path / "run.yaml"
+    for text, words in (("a: [", "is not YAML"), ("- 1\n- 2", "holds a list")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_yaml(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_yaml(tmp_path / "none.yaml")
+    file.write_text("")
+    assert read_yaml(file) == {}

@@ -1,0 +1,155 @@
+"""What compiled steps say: of collectives in HLO text, and, slowly, of real programs for a CPU and for TPUs."""
+
+import importlib.util
+
+import pytest
+
+from phi3_jax.performance.collectives import count_collectives, layer_collectives
+from phi3_jax.performance.compile import compile_elsewhere, compile_here
+from phi3_jax.performance.memory import Estimator
+from phi3_jax.performance.topology import parse_topology
+from tests.performance.runs import MINI, SMALL, checkpoint, run_of
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+# Cut down from XLA's texts: a gather in three pieces, a sum as a ring of permutations, a loop that is not the layers'.
+HLO = """\
+HloModule jit_step
+
+%start.1 (p.1: bf16[1,4,8]) -> (bf16[1,4,8], bf16[1,16,8], u32[]) {
+  %p.1 = bf16[1,4,8]{2,1,0} parameter(0)
+  %all-gather.1 = bf16[1,16,8]{2,1,0} all-gather(%p.1), channel_id=3, frontend_attributes={chain_id="0"}, metadata={op_name="gather"}
+}
+
+%done.1 (p.2: bf16[1,4,8]) -> bf16[1,16,8] {
+  %all-gather.2 = bf16[1,16,8]{2,1,0} all-gather(%p.2), channel_id=3, frontend_attributes={chain_id="0"}, metadata={op_name="gather"}
+}
+
+%forward.1 (state: (bf16[1,4,8])) -> (bf16[1,4,8]) {
+  %begin = (bf16[1,4,8], bf16[1,16,8], u32[]) fusion(%state), kind=kCustom, calls=%start.1
+  %kernel = bf16[1,4,8] custom-call(%begin), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"text": 1
+}}, metadata={op_name="kernel"}
+  %end = bf16[1,16,8] fusion(%begin), kind=kCustom, calls=%done.1
+  %all-gather.3 = bf16[1,64,2]{2,1,0} all-gather(%k), channel_id=1, metadata={op_name="keys"}
+  %all-gather.4 = bf16[1,64,2]{2,1,0} all-gather(%v), channel_id=1, metadata={op_name="keys"}
+}
+
+%backward.1 (state: (bf16[1,4,8])) -> (bf16[1,4,8]) {
+  %permute.1 = (f32[2,8]{1,0}, f32[2,8]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=5, metadata={op_name="dot" stack_frame_id=7}
+  %permute-done.1 = f32[2,8]{1,0} collective-permute-done(%permute.1), metadata={op_name="dot" stack_frame_id=7}
+  %permute.2 = (f32[2,8]{1,0}, f32[2,8]{1,0}, u32[], u32[]) collective-permute-start(%b), channel_id=6, metadata={op_name="dot" stack_frame_id=7}
+  %permute.3 = (f32[2,8]{1,0}, f32[2,8]{1,0}, u32[], u32[]) collective-permute-start(%c), channel_id=7, metadata={op_name="dot" stack_frame_id=9}
+  %all-reduce.1 = (f32[3]{0}, f32[4]{0}) all-reduce(%x, %y), channel_id=8, to_apply=%sum.1
+}
+
+ENTRY %main (p: bf16[1,4,8]) -> bf16[1,4,8] {
+  %all-reduce.9 = s32[] all-reduce(%n), channel_id=9, to_apply=%sum.1
+  %while.1 = (bf16[1,4,8]) while(%t), condition=%c.1, body=%forward.1, metadata={op_name="jit(step)/jvp(jit(_forward))/while"}
+  %while.2 = (bf16[1,4,8]) while(%t), condition=%c.1, body=%start.1, metadata={op_name="jit(step)/jvp(jit(_sums))/while"}
+  %while.3 = (bf16[1,4,8]) while(%t), condition=%c.1, body=%backward.1, metadata={op_name="jit(step)/transpose(jvp(jit(_forward)))/while"}
+}
+
+%sum.1 (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%c.1 (t: (bf16[1,4,8])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n)
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_counted_once_and_by_loop():
+    loops = layer_collectives(HLO)
+    assert count_collectives(loops["forward"]) == {"all-gather bf16[1,16,8]": 1, "all-gather bf16[1,64,2]": 2}
+    assert count_collectives(loops["backward"]) == {
+        "collective-permute f32[2,8]": 2,
+        "all-reduce f32[3], f32[4]": 1,
+    }
+
+
+def test_a_program_of_one_device_has_none():
+    assert layer_collectives("ENTRY %main (p: f32[]) -> f32[] {\n}\n") == {"forward": [], "backward": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor", "context"])
+def test_a_layer_sends_what_its_sharding_needs(tmp_path, monkeypatch, axis):
+    """On 4 simulated devices: weights are gathered in each direction, k and v too, their gradients scattered."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    folder = checkpoint(tmp_path / "small", {**SMALL, "num_key_value_heads": 4})
+    run, _ = run_of(
+        SMALL,
+        model={"name_or_path": folder, "dtype": "float32"},
+        data={"max_length": 512},
+        training={"per_device_train_batch_size": 1},
+        parallel={axis: 4},
+    )
+    found = compile_elsewhere(run, "cpu").collectives
+    kinds = {
+        loop: {kind: sum(n for what, n in counts.items() if what.startswith(kind)) for kind in KINDS}
+        for loop, counts in found.items()
+    }
+    weights = 4 if axis in ("fsdp", "context") else 0
+    keys = 2 if axis == "context" else 0
+    if axis == "tensor":  # one sum after attention and one after the MLP; going back, that of attention again
+        assert kinds["forward"] == {**dict.fromkeys(KINDS, 0), "all-reduce": 2}
+        assert kinds["backward"]["all-reduce"] == 3
+        # Gradients of what is cut of the adapters' B are gathered; nothing else is sent around.
+        assert kinds["backward"]["all-to-all"] == kinds["backward"]["collective-permute"] == 0
+        return
+    assert kinds["forward"] == {**dict.fromkeys(KINDS, 0), "all-gather": weights + keys}
+    # The gradients of all adapters of a layer are summed at once.
+    needed = {"all-gather": weights + keys, "reduce-scatter": keys, "all-reduce": 1}
+    assert kinds["backward"] == {**dict.fromkeys(KINDS, 0), **needed}
+
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["none", "dots", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_estimate_on_a_cpu_is_within_a_third(tmp_path, dtype, policy):
+    raw = {**MINI, "hidden_size": 512, "intermediate_size": 1344, "num_hidden_layers": 8}
+    raw |= {"num_attention_heads": 4, "num_key_value_heads": 4}
+    run, config = run_of(
+        raw,
+        model={"name_or_path": checkpoint(tmp_path / "model", raw), "dtype": dtype},
+        data={"max_length": 512},
+        training={"per_device_train_batch_size": 2, "remat_policy": policy},
+    )
+    compiled = compile_here(run, "cpu")
+    assert 0.75 <= Estimator(config)(run, parse_topology("cpu")).total / compiled.bytes_per_device <= 1.33
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_is_compiled_for_a_tpu_slice(tmp_path):
+    folder = checkpoint(tmp_path / "small", SMALL)
+    sections = {"model": {"name_or_path": folder}, "data": {"max_length": 512}, "parallel": {"fsdp": 4}}
+    run, config = run_of(SMALL, **sections)
+    found = compile_elsewhere(run, "v5e:2x2")
+    assert found.fits
+    memory = Estimator(config)(run, parse_topology("v5e:2x2"))
+    assert 0.5 <= memory.total / found.bytes_per_device <= 2
+    gathers = sum(n for what, n in found.collectives["forward"].items() if what.startswith("all-gather"))
+    assert gathers == 4
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_what_a_tpu_has_no_room_for_is_told_with_what_it_takes(tmp_path):
+    raw = {**MINI, "num_hidden_layers": 2}
+    run, config = run_of(
+        raw,
+        model={"name_or_path": checkpoint(tmp_path / "wide", raw)},
+        data={"max_length": 4096},
+        training={"per_device_train_batch_size": 64},
+    )
+    found = compile_elsewhere(run, "v5e:1x1")
+    assert not found.fits
+    topology = parse_topology("v5e:1x1")
+    assert found.bytes_per_device > topology.hbm
+    assert 0.8 <= Estimator(config)(run, topology).total / found.bytes_per_device <= 1.35

@@ -1,0 +1,89 @@
+"""`phi3-jax benchmark generate`: what is decoded is what `generate` decodes, and the figures are what they say."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from phi3_jax.cli import main
+from phi3_jax.generation import generate
+from phi3_jax.generation.engine import Engine
+from phi3_jax.performance import generate as benchmark
+from tests.training.tiny import random_lora, tiny_model
+
+TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96"]
+
+
+def test_decodes_what_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of a round, chunk by chunk, are those of `generate`; 40 of them are more than one chunk."""
+    model = tiny_model()
+    lora = random_lora(model)
+    decoded: list[np.ndarray] = []
+    whole = Engine.decode
+
+    def decode(self: Any, *arguments: Any) -> Any:
+        result = whole(self, *arguments)
+        decoded.append(np.asarray(result[2])[:, : arguments[-1]])
+        return result
+
+    monkeypatch.setattr(Engine, "decode", decode)
+    tokens = np.random.default_rng(0).integers(1, 50, (2, 7), np.int32)
+    benchmark._round(model, lora, tokens, 41)
+    monkeypatch.undo()
+    expected = np.asarray(generate(model, tokens, lora=lora, max_new_tokens=41, eos_token_id=()))
+    np.testing.assert_array_equal(np.concatenate(decoded, axis=1), expected[:, 8:])
+
+
+def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower first round is compilation; the first token belongs to the prompt; bytes counted by hand."""
+    rounds = iter([(5.0, 9.0), (1.0, 2.0), (1.5, 4.0), (1.0, 3.0)])
+    monkeypatch.setattr(benchmark, "_round", lambda *_: next(rounds))
+    monkeypatch.setattr(benchmark, "peak_bandwidth", lambda _: 1e6)
+    model = tiny_model()
+    figures = benchmark.benchmark_generate(model, None, batch=3, prompt=5, new_tokens=7, rounds=3)
+    assert figures["tokens_per_second"] == 3 * 6 / 3.0
+    assert figures["token_seconds"] == 3.0 / 6
+    assert figures["prompt_seconds"] == 1.0
+    assert figures["compile_seconds"] == 14.0 - 4.0
+    layer = 32 * (64 + 32) + 3 * 32 * 48 + 2 * 32
+    keys_and_values = 3 * (5 + 3) * 2 * 2 * 2 * 8
+    assert figures["bytes_per_step"] == 4 * (2 * layer + 32 + 53 * 32 + keys_and_values)
+    assert figures["bandwidth_utilisation"] == figures["bytes_per_step"] * 6 / 3.0 / 1e6
+
+
+def test_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with config.json alone gives that shape with random weights."""
+    config = tiny_model().config
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    options = ["--prompt", "6", "--new-tokens", "5", "--rounds", "1", "--dtype", "bfloat16", "--json"]
+    assert main(["benchmark", "generate", "--model", str(tmp_path), *options]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["settings"] == {
+        "batch": 1,
+        "prompt": 6,
+        "new_tokens": 5,
+        "rounds": 1,
+        "dtype": "bfloat16",
+        "hidden": 32,
+        "layers": 2,
+        "vocab": 53,
+    }
+    assert figures["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--new-tokens", "1"], "1 new tokens are no decoding"),
+        (["--prompt", "5000", "--model", "MODEL"], "exceed the model's 4096 positions"),
+        (["--model", "MODEL", "--hidden", "32"], "--hidden is given, but --model says"),
+        (["--model", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_refused(options: list[str], message: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_model().config.to_dict()))
+    options = [str(tmp_path) if option == "MODEL" else option for option in options]
+    shape = [] if "--model" in options else TINY
+    assert main(["benchmark", "generate", *shape, *options]) == 2
+    assert message in capsys.readouterr().err
