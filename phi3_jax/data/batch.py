@@ -1,0 +1,10 @@
+"""What a batch is, for everything that takes one."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Array, Int
+
+# `input_ids` `[batch, seq]` and what else of `attention_mask`, `segment_ids`, `positions`, `loss_mask` and
+# `labels` applies, of the same shape; with a leading `accumulation` axis where micro-batches are stacked.
+Batch = Mapping[str, Int[Array, "*accumulation batch seq"] | Int[np.ndarray, "*accumulation batch seq"]]
