@@ -5,17 +5,18 @@ PYTHON_NEWEST ?= python3.13
 BIN := .venv/bin
 NEWEST := .venv-newest/bin
 
-.PHONY: demo test test-slow test-newest format clean
+.PHONY: demo test test-slow test-newest docs format clean
 
 ## The main job on the built-in model and chat set, on a CPU.
 demo: .venv/installed
 	$(BIN)/phi3-jax demo --output_dir out/demo
 
-## Lint, format and type checks, then every test but the slow ones.
+## Lint, format, types and layering, then every test but the slow ones.
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: .venv/installed-dev
@@ -25,12 +26,16 @@ test-slow: .venv/installed-dev
 test-newest: .venv-newest/installed
 	$(NEWEST)/python -m pytest -n 2 -m "not slow"
 
+## The documentation as a site, in site/; a broken link, anchor or name is an error.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest out
+	rm -rf .venv .venv-newest out site
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -40,7 +45,7 @@ clean:
 # PyTorch first and by itself: a resolver that meets it as a dependency may pick a build of several GB.
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[parity,dev,eval,lm-eval]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[parity,dev,docs,eval,lm-eval]"
 	touch $@
 
 .venv-newest/installed: pyproject.toml
