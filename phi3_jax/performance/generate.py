@@ -17,8 +17,8 @@ from phi3_jax.generation.sampling import Sampler
 from phi3_jax.lora import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.cache import cache_bytes
+from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
-from phi3_jax.training.metrics import peak_bandwidth
 
 
 def benchmark_generate(
@@ -50,14 +50,14 @@ def benchmark_generate(
     prompt_seconds, decode_seconds = statistics.median(others), statistics.median(decodings)
     steps = new_tokens - 1
     read = _bytes_per_step(model, lora, batch, prompt + new_tokens // 2)
-    peak = peak_bandwidth(jax.devices()[0].device_kind)
+    peaks = hardware()
     return {
         "tokens_per_second": batch * steps / decode_seconds,
         "token_seconds": decode_seconds / steps,
         "prompt_seconds": prompt_seconds,
         "compile_seconds": max(0.0, first + first_decoding - prompt_seconds - decode_seconds),
         "bytes_per_step": read,
-        "bandwidth_utilisation": None if peak is None else read * steps / decode_seconds / peak,
+        "bandwidth_utilisation": None if peaks is None else read * steps / decode_seconds / peaks.bandwidth,
         "device_kind": jax.devices()[0].device_kind,
         "versions": {
             "python": platform.python_version(),

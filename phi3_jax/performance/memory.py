@@ -15,7 +15,7 @@ from phi3_jax.model import attention
 from phi3_jax.objectives.cross_entropy import chunk_tokens
 from phi3_jax.performance.abstract import AbstractStep, abstract_mesh, abstract_step
 from phi3_jax.performance.topology import Topology
-from phi3_jax.training.metrics import matmul_parameters
+from phi3_jax.training.flops import matmul_parameters
 
 # What going back through a layer takes, by what all of the layer's values do: as one gradient comes, a value
 # goes, but for a few. Fitted to compiled steps, see docs/plan.md.

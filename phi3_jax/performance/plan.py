@@ -10,13 +10,14 @@ from phi3_jax.hf.bnb import read_bnb_config
 from phi3_jax.hf.checkpoint import read_config
 from phi3_jax.hf.hub import resolve_checkpoint
 from phi3_jax.hf.layout import abstract_model, model_leaves
+from phi3_jax.parallel.hardware import GiB
 from phi3_jax.parallel.mesh import mesh_shape
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.compile import Compiled, compile_elsewhere, has_libtpu
 from phi3_jax.performance.memory import Estimator, Memory
 from phi3_jax.performance.step_time import StepTime, step_time
 from phi3_jax.performance.suggest import Alternative, alternatives
-from phi3_jax.performance.topology import GiB, Topology, parse_topology
+from phi3_jax.performance.topology import Topology, parse_topology
 from phi3_jax.training.checks import check_length, check_mesh
 
 GET_LIBTPU = 'pip install -e ".[tpu]"'

@@ -12,8 +12,9 @@ import numpy as np
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model.layers import project
+from phi3_jax.parallel.hardware import HARDWARE
 from phi3_jax.performance.topology import Topology
-from phi3_jax.training.metrics import matmul_parameters, peak_flops, step_flops
+from phi3_jax.training.flops import matmul_parameters, step_flops
 
 # Shares of the dense bfloat16 peak, of all that is computed. Published: NeMo AutoModel, LoRA of
 # Llama-3-8B on one H100, 4,096 tokens, 402 TFLOP/s, 41%; MaxText, pre-training Llama-3.1-8B on v6e, 45%.
@@ -85,8 +86,7 @@ def _rate(run: RunConfig, topology: Topology) -> tuple[float | None, tuple[float
         return rate, shares, f"{_percent(shares)} of {what}, recomputation counted"
     if run.model.dtype == "float32":
         return None, UTILISATION, "no basis: peaks are known for bfloat16 and float16; give model.dtype bfloat16"
-    peak, shares = peak_flops(topology.device_kind), UTILISATION
-    assert peak is not None
+    peak, shares = HARDWARE[topology.device_kind].flops, UTILISATION
     basis = (
         f"{_percent(shares)} of the peak of {peak / 1e12:,.0f} TFLOP/s a device, recomputation counted and "
         "communication not; published: 41% (LoRA of Llama-3-8B, one H100, NeMo AutoModel), 45% (Llama-3.1-8B, v6e, "

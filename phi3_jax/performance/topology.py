@@ -5,10 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from phi3_jax.parallel.hardware import HARDWARE, GiB
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import total_memory
-
-GB, GiB = 10**9, 2**30
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,24 @@ class Topology:
     bounds: tuple[int, ...] = ()
 
 
-# jax's device_kind, and bytes of memory by the maker's data sheet.
+# JAX's device_kind of each.
 GPUS = {
-    "h200": ("NVIDIA H200", 141 * GB),
-    "h100": ("NVIDIA H100 80GB HBM3", 80 * GB),
-    "a100": ("NVIDIA A100-SXM4-80GB", 80 * GB),
-    "a100-40gb": ("NVIDIA A100-SXM4-40GB", 40 * GB),
-    "l40s": ("NVIDIA L40S", 48 * GB),
-    "l4": ("NVIDIA L4", 24 * GB),
+    "b200": "NVIDIA B200",
+    "h200": "NVIDIA H200",
+    "h200-nvl": "NVIDIA H200 NVL",
+    "h100": "NVIDIA H100 80GB HBM3",
+    "h100-nvl": "NVIDIA H100 NVL",
+    "h100-pcie": "NVIDIA H100 PCIe",
+    "a100": "NVIDIA A100-SXM4-80GB",
+    "a100-40gb": "NVIDIA A100-SXM4-40GB",
+    "a10g": "NVIDIA A10G",
+    "l40s": "NVIDIA L40S",
+    "l40": "NVIDIA L40",
+    "l4": "NVIDIA L4",
+    "rtx4090": "NVIDIA GeForce RTX 4090",
+    "rtx3090": "NVIDIA GeForce RTX 3090",
 }
-# jax's device_kind, and the bytes that XLA lets a program use: 16, 32, 95 and 32 GiB by the data sheet.
+# JAX's device_kind, and the bytes that XLA lets a program use, less than the device has.
 TPUS = {
     "v5e": ("TPU v5 lite", 15.75 * GiB),
     "v6e": ("TPU v6 lite", 31.25 * GiB),
@@ -56,8 +63,8 @@ def parse_topology(name: str) -> Topology:
         return _cpu(name)
     if gpu := re.fullmatch(r"gpu:([a-z0-9-]+?)(?:[:x]([1-9]\d*))?", text):
         if gpu[1] in GPUS:
-            kind, hbm = GPUS[gpu[1]]
-            return Topology(name, "gpu", kind, int(gpu[2] or 1), hbm)
+            kind = GPUS[gpu[1]]
+            return Topology(name, "gpu", kind, int(gpu[2] or 1), HARDWARE[kind].memory)
     elif (tpu := re.fullmatch(r"(v\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text)) and tpu[1] in TPUS:
         kind, limit = TPUS[tpu[1]]
         bounds = tuple(int(size) for size in tpu[2].split("x"))
@@ -82,7 +89,7 @@ def _check_bounds(name: str, tpu: str, bounds: tuple[int, ...]) -> None:
 def larger(topology: Topology) -> list[tuple[str, int]]:
     """(name, devices) of some with more devices of the same kind; none for a CPU."""
     if topology.platform == "gpu":
-        kind = next(name for name, (kind, _) in GPUS.items() if kind == topology.device_kind)
+        kind = next(name for name, kind in GPUS.items() if kind == topology.device_kind)
         return [(f"gpu:{kind}:{number}", number) for number in (2, 4, 8) if number > topology.devices]
     if topology.platform == "cpu":
         return []

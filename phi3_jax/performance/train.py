@@ -15,11 +15,12 @@ from jaxtyping import Array, Int
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.parallel.hardware import hardware
 from phi3_jax.performance.weights import random_model
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.checks import check_length
+from phi3_jax.training.flops import step_flops
 from phi3_jax.training.job import Job, job_devices, make_job
-from phi3_jax.training.metrics import device_peak, step_flops
 from phi3_jax.training.results import peak_memory
 from phi3_jax.training.start import fresh_lora
 from phi3_jax.training.step import TrainState, TrainStep, make_train_step
@@ -108,7 +109,7 @@ def benchmark_train(
     **Returns** what `phi3-jax benchmark train` prints as JSON: `tokens_per_second`, of all devices, at the median
     step; `step_seconds`, that median; `compile_seconds`, with tracing; `peak_memory_gb` (10⁹ bytes, the fullest
     device's) and `memory_kind`, `device`, or `process` where the backend does not count: the process's peak of
-    resident memory, with all that was loaded and compiled; `flops_per_token`, see `training.metrics.step_flops`;
+    resident memory, with all that was loaded and compiled; `flops_per_token`, see `training.flops.step_flops`;
     `mfu`, None where the device's peak is not known; `loss`, of all steps taken; `steps`, devices, versions and
     settings.
 
@@ -162,12 +163,12 @@ def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: in
     keys = np.minimum(positions + 1.0, config.sliding_window or np.inf)
     trainable, full = workload.job.table.trainable, run.peft.full_finetuning
     flops = step_flops(config, trainable, full, tokens, rows * float(keys.sum()))
-    peak = device_peak()
+    peaks = hardware()
     return {
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds,
         "flops_per_token": flops / tokens,
-        "mfu": None if peak is None else flops / seconds / (peak * workload.job.devices.number),
+        "mfu": None if peaks is None else flops / seconds / (peaks.flops * workload.job.devices.number),
     }
 
 

@@ -13,15 +13,17 @@ from phi3_jax.data.pipeline import eval_order
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
+from phi3_jax.parallel.hardware import hardware
 from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import evaluation, results
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
+from phi3_jax.training.flops import step_flops
 from phi3_jax.training.folder import RunFolder
 from phi3_jax.training.job import Job, load_job
-from phi3_jax.training.metrics import Stopwatch, device_peak, step_flops
+from phi3_jax.training.metrics import Stopwatch
 from phi3_jax.training.preemption import Stopped, StopSignals
 from phi3_jax.training.progress import Progress
 from phi3_jax.training.step import TrainStep, Window, make_eval_step, make_train_step
@@ -307,7 +309,7 @@ class Trainer:
             "tokens_per_second": int(window.tokens) / progress.window_seconds,
             "compilations": self.train_step.compilations,
         }
-        if (peak := device_peak()) is not None:
+        if (peaks := hardware()) is not None:
             flops = step_flops(
                 self.job.config,
                 self.job.table.trainable,
@@ -315,7 +317,7 @@ class Trainer:
                 int(window.tokens),
                 float(window.attended),
             )
-            row["mfu"] = flops / progress.window_seconds / (peak * self.job.devices.number)
+            row["mfu"] = flops / progress.window_seconds / (peaks.flops * self.job.devices.number)
         progress.window_seconds, progress.logged_step = 0.0, progress.step
         self._write(row)
         if is_over:

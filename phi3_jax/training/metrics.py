@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl, TensorBoard, Weights & Biases; and model FLOP utilisation."""
+"""Where a run's figures go: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
 import os
@@ -10,75 +10,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import yaml
 
-from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.system.files import append_line, storing, write_text
-
-# Dense bfloat16 peaks, FLOP/s a device, from the makers' data sheets; by a part of jax's device_kind.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "TPU v6 lite": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v4": 275e12,
-}
-
-# Peaks of their memory, bytes/s a device, from the same sheets.
-PEAK_BANDWIDTH = {
-    "H200": 4.8e12,
-    "H100": 3.35e12,
-    "A100": 2.039e12,  # of 80 GB
-    "L40S": 0.864e12,
-    "L4": 0.3e12,
-    "TPU v6 lite": 1.638e12,
-    "TPU v5 lite": 0.819e12,
-    "TPU v5": 2.765e12,  # v5p
-    "TPU v4": 1.228e12,
-}
-
-
-def peak_bandwidth(device_kind: str) -> float | None:
-    """The peak of a device's memory, None where it is not known."""
-    return next((peak for name, peak in PEAK_BANDWIDTH.items() if name in device_kind), None)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """A device's peak, None where it is not known."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
-
-
-def device_peak() -> float | None:
-    """The first device's peak, None where it is not known."""
-    return peak_flops(jax.devices()[0].device_kind)
-
-
-def matmul_parameters(config: Phi3Config) -> int:
-    """Weights that every token is multiplied with: all linear layers and the head, no embedding look-up."""
-    width = config.num_attention_heads * config.head_dim
-    attention = config.hidden_size * (sum(config.qkv_sizes) + width)
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    return config.num_hidden_layers * (attention + mlp) + config.vocab_size * config.hidden_size
-
-
-def step_flops(config: Phi3Config, trainable: int, full: bool, tokens: int, attended: float) -> float:
-    """FLOP that the mathematics of training on so many tokens takes, recomputation left out.
-
-    Two for each weight and token in the forward pass and two in the backward pass for the
-    activations' gradient, two more where the weight trains; attention takes 12 · layers · width for
-    each pair of a token and a key that it sees (`attended` of them).
-    """
-    base = matmul_parameters(config) * (6 if full else 4)
-    adapter = 0 if full else 6 * trainable
-    width = config.num_attention_heads * config.head_dim
-    return (base + adapter) * tokens + 12.0 * config.num_hidden_layers * width * attended
 
 
 class Stopwatch:

@@ -9,6 +9,7 @@ import pytest
 from phi3_jax.cli import main
 from phi3_jax.generation import generate
 from phi3_jax.generation.engine import Engine
+from phi3_jax.parallel.hardware import Hardware
 from phi3_jax.performance import generate as benchmark
 from tests.training.tiny import random_lora, tiny_model
 
@@ -39,7 +40,7 @@ def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower first round is compilation; the first token belongs to the prompt; bytes counted by hand."""
     rounds = iter([(5.0, 9.0), (1.0, 2.0), (1.5, 4.0), (1.0, 3.0)])
     monkeypatch.setattr(benchmark, "_round", lambda *_: next(rounds))
-    monkeypatch.setattr(benchmark, "peak_bandwidth", lambda _: 1e6)
+    monkeypatch.setattr(benchmark, "hardware", lambda: Hardware(1.0, 1e6, 1, "a test"))
     model = tiny_model()
     figures = benchmark.benchmark_generate(model, None, batch=3, prompt=5, new_tokens=7, rounds=3)
     assert figures["tokens_per_second"] == 3 * 6 / 3.0

@@ -15,10 +15,10 @@ from phi3_jax.cli import main
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.objectives.next_token import loss
+from phi3_jax.parallel.hardware import HARDWARE
 from phi3_jax.performance import train as benchmark
 from phi3_jax.performance.weights import random_model
 from phi3_jax.quant import quantize_model
-from phi3_jax.training.metrics import PEAK_FLOPS
 
 TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96", "--seq", "24"]
 CONFIG = Phi3Config(
@@ -110,7 +110,7 @@ def test_documents_share_a_row_evenly():
 def test_flops_count_the_keys_within_window_and_document_and_mfu_is_of_the_peak(monkeypatch):
     run = tiny_run()
     workload = benchmark.prepare(run, CONFIG, steps=1)
-    monkeypatch.setattr(benchmark, "device_peak", lambda: PEAK_FLOPS["H200"])
+    monkeypatch.setattr(benchmark, "hardware", lambda: HARDWARE["NVIDIA H200"])
     base = benchmark._speed(run, CONFIG, workload, 24 // 2, 0.5)
     # Of 24 tokens in documents of 2 each sees 1.5 keys on average; in one document the window leaves most 5 keys.
     whole = benchmark._speed(run, CONFIG, workload, 1, 0.5)

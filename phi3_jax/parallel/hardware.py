@@ -1,0 +1,90 @@
+"""What each kind of device can do at most: arithmetic, memory bandwidth and memory, by the maker's own figures.
+
+Kinds are looked up by JAX's exact `device_kind`: an L40 is no L4, and an H100 for PCIe does less than one for SXM.
+A kind that is not in the table has no figures, rather than those of a neighbour.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+GB, GiB = 10**9, 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The peaks of one device, as JAX counts devices.
+
+    Attributes:
+        flops: FLOP/s of dense bfloat16 matrix products with sums in float32; of float16 where the device has no
+            bfloat16 (T4, V100). Where a maker gives a figure with sparsity alone, half of it.
+        bandwidth: bytes/s of its memory.
+        memory: bytes of its memory.
+        source: where the three figures stand.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: int
+    source: str
+
+
+_AMPERE = "NVIDIA A100 data sheet, system specifications"
+_HOPPER = "NVIDIA H100 data sheet, technical specifications, half of what is given with sparsity"
+_H200 = "NVIDIA H200 data sheet, specifications, half of what is given with sparsity"
+_VOLTA = "NVIDIA V100 data sheet, specifications, deep learning (float16)"
+_TPU = "Google Cloud documentation, {}, table of key specifications"
+# Of these a chip is two devices, one for each of its cores; of other TPUs a chip is one.
+_TPU_CORE = _TPU + ", half a chip"
+
+HARDWARE: dict[str, Hardware] = {
+    "NVIDIA B200": Hardware(
+        2250e12, 7.7e12, 180 * GB, "NVIDIA Blackwell data sheet, HGX B200, a single GPU, half of what has sparsity"
+    ),
+    "NVIDIA H200": Hardware(989e12, 4.8e12, 141 * GB, f"{_H200}, column SXM"),
+    "NVIDIA H200 NVL": Hardware(835.5e12, 4.8e12, 141 * GB, f"{_H200}, column NVL"),
+    "NVIDIA H100 80GB HBM3": Hardware(989e12, 3.35e12, 80 * GB, f"{_HOPPER}, column SXM"),
+    "NVIDIA H100 NVL": Hardware(835.5e12, 3.9e12, 94 * GB, f"{_HOPPER}, column NVL"),
+    "NVIDIA H100 PCIe": Hardware(756e12, 2.0e12, 80 * GB, f"{_HOPPER}, edition of 2022, column PCIe"),
+    "NVIDIA A100-SXM4-80GB": Hardware(312e12, 2.039e12, 80 * GB, f"{_AMPERE}, column 80GB SXM"),
+    "NVIDIA A100-SXM4-40GB": Hardware(312e12, 1.555e12, 40 * GB, f"{_AMPERE}, edition of 2021, column 40GB SXM"),
+    "NVIDIA A100 80GB PCIe": Hardware(312e12, 1.935e12, 80 * GB, f"{_AMPERE}, column 80GB PCIe"),
+    "NVIDIA A100-PCIE-40GB": Hardware(312e12, 1.555e12, 40 * GB, f"{_AMPERE}, edition of 2021, column 40GB PCIe"),
+    "NVIDIA A10G": Hardware(70e12, 0.6e12, 24 * GB, "NVIDIA A10G data sheet, specifications, without sparsity"),
+    "NVIDIA L40S": Hardware(362e12, 0.864e12, 48 * GB, "NVIDIA L40S data sheet, specifications, no sparsity"),
+    "NVIDIA L40": Hardware(181e12, 0.864e12, 48 * GB, "NVIDIA L40 data sheet, specifications, no sparsity"),
+    "NVIDIA L4": Hardware(121e12, 0.3e12, 24 * GB, "NVIDIA L4 data sheet, specifications, half with sparsity"),
+    "NVIDIA GeForce RTX 4090": Hardware(
+        165.2e12, 1.008e12, 24 * GB, "NVIDIA Ada GPU Architecture white paper, appendix A, bfloat16, without sparsity"
+    ),
+    "NVIDIA GeForce RTX 3090": Hardware(
+        71e12, 0.936e12, 24 * GB, "NVIDIA Ampere GA102 white paper, appendix A, bfloat16, without sparsity"
+    ),
+    "Tesla T4": Hardware(65e12, 0.32e12, 16 * GB, "NVIDIA T4 data sheet, specifications, mixed precision"),
+    "Tesla V100-SXM2-16GB": Hardware(125e12, 0.9e12, 16 * GB, f"{_VOLTA}, column SXM2"),
+    "Tesla V100-SXM2-32GB": Hardware(125e12, 0.9e12, 32 * GB, f"{_VOLTA}, column SXM2"),
+    "Tesla V100-PCIE-16GB": Hardware(112e12, 0.9e12, 16 * GB, f"{_VOLTA}, column PCIe"),
+    "Tesla V100-PCIE-32GB": Hardware(112e12, 0.9e12, 32 * GB, f"{_VOLTA}, column PCIe"),
+    "TPU v2": Hardware(23e12, 0.35e12, 8 * GiB, _TPU_CORE.format("TPU v2")),
+    "TPU v3": Hardware(61.5e12, 0.45e12, 16 * GiB, _TPU_CORE.format("TPU v3")),
+    "TPU v4": Hardware(275e12, 1.2e12, 32 * GiB, _TPU.format("TPU v4")),
+    "TPU v5 lite": Hardware(197e12, 0.819e12, 16 * GiB, _TPU.format("TPU v5e")),
+    "TPU v5": Hardware(459e12, 2.765e12, 95 * GiB, _TPU.format("TPU v5p")),
+    "TPU v6 lite": Hardware(918e12, 1.638e12, 32 * GiB, _TPU.format("TPU v6e")),
+    "TPU7x": Hardware(1153.5e12, 3.69e12, 96 * GiB, _TPU_CORE.format("TPU7x (Ironwood)")),
+}
+# JAX knows these kinds by a second name.
+HARDWARE |= {other: HARDWARE[kind] for other, kind in (("TPU v5e", "TPU v5 lite"), ("TPU v5p", "TPU v5"))}
+HARDWARE["TPU v6e"] = HARDWARE["TPU v6 lite"]
+
+
+def hardware(device_kind: str | None = None) -> Hardware | None:
+    """The peaks of a kind of device.
+
+    Args:
+        device_kind: `jax.Device.device_kind`; that of the first device here where it is left out.
+
+    Returns:
+        Its figures, None where it is not in the table.
+    """
+    return HARDWARE.get(jax.devices()[0].device_kind if device_kind is None else device_kind)
