@@ -92,7 +92,7 @@ class Call:
             cache, logits = take_rows(cache, logits, self.rows)
             read = read[self.rows]
             self.engine = self.engine.rows(self.rows)
-        return logits, cache.apart() if self.engine.apart is not None else cache, read
+        return logits, cache.unstacked() if self.engine.unstacked is not None else cache, read
 
     def until_crossing(
         self, cache: Cache, number: int, is_open: Bool[np.ndarray, "rows"], new: Callable[[int], Any]

@@ -81,14 +81,14 @@ class Rules(NamedTuple):
 class Engine:
     """A model with an adapter, ready to decode.
 
-    **Fields**: `graph` and `state`, of the model; `lora`; `apart`, every layer's weights and adapters in
+    **Fields**: `graph` and `state`, of the model; `lora`; `unstacked`, every layer's weights and adapters in
     arrays of their own, or None.
     """
 
     graph: Any
     state: Any
     lora: AnyLora
-    apart: list[tuple[Any, Adapters]] | None
+    unstacked: list[tuple[Any, Adapters]] | None
 
     @classmethod
     def of(cls, model: Phi3ForCausalLM, lora: AnyLora) -> "Engine":
@@ -98,7 +98,7 @@ class Engine:
         # Once for the whole answer is little, where there is room for it.
         is_alone = platform() == "cpu" and ambient_mesh() is None
         is_worth_it = is_alone and 2 * _bytes(layers) < free_memory()
-        return cls(graph, state, lora, _take_apart(graph, state, lora) if is_worth_it else None)
+        return cls(graph, state, lora, _unstack(graph, state, lora) if is_worth_it else None)
 
     def read_prompt(
         self, tokens: Int[np.ndarray, "batch seq"], mask: Int[np.ndarray, "batch seq"], capacity: int
@@ -111,13 +111,13 @@ class Engine:
     ) -> tuple[Cache, Progress, Int[Array, "answers chunk"], Float[Array, "answers chunk"]]:
         """Up to `steps` (at most `CHUNK`) further tokens of each answer, with their log-probabilities; fewer where
         all have ended. The cache given is used up."""
-        return _decode(self.graph, self.state, self.lora, self.apart, cache, progress, rules, steps)
+        return _decode(self.graph, self.state, self.lora, self.unstacked, cache, progress, rules, steps)
 
     def search(
         self, cache: Cache, search: BeamSearch, beams: BeamState, token: Array, keys: PRNGKeyArray | None, steps: int
     ) -> tuple[Cache, BeamState, Int[Array, "rows"]]:
         """Up to `steps` further tokens of each beam, and the last of them. The cache given is used up."""
-        arguments = self.graph, self.state, self.lora, self.apart, cache, search, beams, token, keys, steps
+        arguments = self.graph, self.state, self.lora, self.unstacked, cache, search, beams, token, keys, steps
         return _search(*arguments)
 
     def rows(self, rows: Int[np.ndarray, "answers"]) -> "Engine":
@@ -125,9 +125,9 @@ class Engine:
         if not isinstance(self.lora, LoraRows):
             return self
         lora = replace(self.lora, rows=self.lora.rows[rows])
-        # In `apart` the adapters know their rows, too.
-        apart = None if self.apart is None else _take_apart(self.graph, self.state, lora)
-        return Engine(self.graph, self.state, lora, apart)
+        # In `unstacked` the adapters know their rows, too.
+        unstacked = None if self.unstacked is None else _unstack(self.graph, self.state, lora)
+        return Engine(self.graph, self.state, lora, unstacked)
 
     def read_again(self, tokens: Sequence[int], cache: Cache, row: int) -> Cache:
         """The cache, in which this row has been read anew from its first token on; `tokens` has the one that is
@@ -142,10 +142,10 @@ class Engine:
 
 
 @partial(jax.jit, static_argnums=0)
-def _take_apart(graph: Any, state: Any, lora: AnyLora) -> list[tuple[Any, Adapters]]:
+def _unstack(graph: Any, state: Any, lora: AnyLora) -> list[tuple[Any, Adapters]]:
     model: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
     _, weights = nnx.split(model.model.layers)
-    adapters: Adapters = {} if lora is None else lora.ready().get("model", {}).get("layers", {})
+    adapters: Adapters = {} if lora is None else lora.materialise().get("model", {}).get("layers", {})
     leaves, tree = jax.tree.flatten((weights, adapters))
     return [jax.tree.unflatten(tree, layer) for layer in zip(*leaves, strict=True)]
 
@@ -175,7 +175,7 @@ def _read_again(graph: Any, state: Any, lora: AnyLora, tokens: Array, mask: Arra
     own = replace(empty_cache(model.config, 1, cache.capacity, model.dtype), length=first)
     # The last token's logits are the next step's work; of the head nothing is left but one row.
     _, own = model(tokens, attention_mask=mask, lora=lora, cache=own, logits_to_keep=jnp.asarray([0]))
-    own = own.apart() if isinstance(cache.k, tuple) else own
+    own = own.unstacked() if isinstance(cache.k, tuple) else own
     axis = 0 if isinstance(cache.k, tuple) else 1
     k, v = jax.tree.map(
         lambda all_rows, one: jax.lax.dynamic_update_slice_in_dim(all_rows, one, row, axis),
@@ -197,7 +197,7 @@ def first_token(logits: Array, prompts: Int[Array, "answers seq"], rules: Rules)
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def _decode(
-    graph: Any, state: Any, lora: AnyLora, apart: Any, cache: Cache, progress: Progress, rules: Rules, steps: Array
+    graph: Any, state: Any, lora: AnyLora, unstacked: Any, cache: Cache, progress: Progress, rules: Rules, steps: Array
 ) -> tuple[Cache, Progress, Array, Array]:
     model, adapters, head = prepared(graph, state, lora)
     end = progress.number + steps
@@ -209,7 +209,7 @@ def _decode(
 
     def step(carry: Any) -> Any:
         cache, progress, tokens, logprobs = carry
-        logits, cache = next_logits(model, adapters, head, apart, progress.token, cache)
+        logits, cache = next_logits(model, adapters, head, unstacked, progress.token, cache)
         column = progress.number - start
         progress = rules.after(logits, progress)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, progress.token, column, 1)
@@ -241,7 +241,7 @@ def _search(
     graph: Any,
     state: Any,
     lora: AnyLora,
-    apart: Any,
+    unstacked: Any,
     cache: Cache,
     search: BeamSearch,
     beams: BeamState,
@@ -257,7 +257,7 @@ def _search(
 
     def step(carry: tuple[Cache, BeamState, Array]) -> tuple[Cache, BeamState, Array]:
         cache, beams, token = carry
-        logits, cache = next_logits(model, adapters, head, apart, token, cache)
+        logits, cache = next_logits(model, adapters, head, unstacked, token, cache)
         beams, parents, token = search.step(beams, logits, None if keys is None else step_keys(keys, beams.step))
         return cache.rows(parents), beams, token
 
@@ -268,7 +268,7 @@ def next_logits(
     model: Phi3ForCausalLM,
     adapters: Adapters,
     head: tuple[Array, Adapters],
-    apart: Sequence[tuple[Any, Adapters]] | None,
+    unstacked: Sequence[tuple[Any, Adapters]] | None,
     token: Int[Array, "answers"],
     cache: Cache,
 ) -> tuple[Float[Array, "answers vocab"], Cache]:
@@ -276,7 +276,7 @@ def next_logits(
     weight, head_adapters = head
     with precise(model.dtype):
         x = model.model.embed_tokens(token[:, None], adapters.get("embed_tokens"))
-        x, cache = cached_forward(model.model, x, None, adapters, cache, model.attention, apart)
+        x, cache = cached_forward(model.model, x, None, adapters, cache, model.attention, unstacked)
         logits = adapted_logits(project(x, weight, jnp.float32), x, weight, head_adapters, None)
     return logits[:, 0], cache
 
@@ -284,7 +284,7 @@ def next_logits(
 def prepared(graph: Any, state: Any, lora: AnyLora) -> tuple[Phi3ForCausalLM, Adapters, tuple[Array, Adapters]]:
     """The model, the adapters of its body, and its head."""
     model: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
-    adapters: Adapters = {} if lora is None else lora.ready().get("model", {})
+    adapters: Adapters = {} if lora is None else lora.materialise().get("model", {})
     return model, adapters, model.head(lora)
 
 

@@ -32,7 +32,7 @@ from phi3_jax.hf.layout import EMBEDDING, HEAD, Slot, abstract_model, checkpoint
 from phi3_jax.hf.read import Shardings, aligned_empty, fused_rows, read_parts, read_sharded, read_whole, share
 from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, TensorSource, equals, read_tensor, write_safetensors
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.layers import PartedWeight
+from phi3_jax.model.layers import SplitWeight
 from phi3_jax.parallel.distributed import barrier, is_main, to_host, together
 from phi3_jax.quant import Quantized, Quantizer, is_quantized, make_quantizer
 from phi3_jax.quant.quantize import is_quantizable, stack_layers
@@ -283,7 +283,7 @@ def _write_files(
 def _sources(slot: Slot, value: Any) -> list[TensorSource]:
     if is_quantized(value):
         return bnb.tensor_sources(slot, value)
-    arrays = value.parts if isinstance(value, PartedWeight) else (value,)
+    arrays = value.parts if isinstance(value, SplitWeight) else (value,)
     return [TensorSource(slot.name, arrays[0].dtype, slot.shape, partial(_on_host, arrays, slot.layer))]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Shaped
 
 from phi3_jax.hf.layout import Slot
 from phi3_jax.hf.safetensors_io import TensorEntry, read_tensor
-from phi3_jax.model.layers import FusedLinear, PartedWeight
+from phi3_jax.model.layers import FusedLinear, SplitWeight
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.quant import Quantized
 
@@ -72,9 +72,9 @@ def read_parts(
     dtype: np.dtype,
     sharding: Callable[[tuple[int, ...]], Sharding],
     parts: Iterable[slice],
-) -> PartedWeight:
+) -> SplitWeight:
     """A fused weight in its parts, rows of it, each shared by itself; see `read_sharded`."""
-    return PartedWeight(tuple(read_sharded(pool, slots, tensors, dtype, sharding, rows) for rows in parts))
+    return SplitWeight(tuple(read_sharded(pool, slots, tensors, dtype, sharding, rows) for rows in parts))
 
 
 def fused_rows(model: Phi3ForCausalLM, path: tuple[str, ...]) -> list[slice] | None:

@@ -56,7 +56,7 @@ def _unmerged(adapter: Any, weight: Array) -> Array:
 
 
 def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Callable[[Any, Array], Array]) -> Phi3ForCausalLM:
-    adapters = dict(items(lora.ready()))
+    adapters = dict(items(lora.materialise()))
     changes: dict[str, list[tuple[slice, Any]]] = {}
     if model.lm_head is None and _parts_tables(adapters):
         model = untied(model)

@@ -247,11 +247,11 @@ class LoraRows:
         """Weights that take the place of the base's: none, since rows cannot part over them."""
         return {}
 
-    def ready(self) -> dict[str, Any]:
-        """The adapters as the model takes them, see `Lora.ready`."""
+    def materialise(self) -> dict[str, Any]:
+        """The adapters as the model takes them, see `Lora.materialise`."""
         found: dict[str, list[tuple[int, Any]]] = {}
         for index, lora in enumerate(self.loras):
-            for name, adapter in items(lora.ready()):
+            for name, adapter in items(lora.materialise()):
                 found.setdefault(name, []).append((index, adapter))
         return nested({name: _by_row(name, adapters, self.rows) for name, adapters in found.items()})
 

@@ -59,9 +59,9 @@ class Lora:
         """(dotted module name, adapter) pairs: `("model.layers.mlp.down_proj", LoraLinear(...))`."""
         yield from items(self.adapters)
 
-    def ready(self) -> dict[str, Any]:
+    def materialise(self) -> dict[str, Any]:
         """The adapters as the model takes them: one for each module, the same for all its layers."""
-        return _map(self.adapters, lambda adapter: adapter.ready() if isinstance(adapter, ByLayer) else adapter)
+        return _map(self.adapters, lambda adapter: adapter.materialise() if isinstance(adapter, ByLayer) else adapter)
 
 
 def nested(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class ByLayer:
     layers: tuple[tuple[int, ...], ...] = field(metadata={"static": True})
     num_layers: int = field(metadata={"static": True})
 
-    def ready(self) -> Any:
+    def materialise(self) -> Any:
         """One adapter stacked over all layers: ranks padded with zeros, scales that differ moved into B."""
         rank = max(part.rank for part in self.parts)
         scales = {part.scaling for part in self.parts}

@@ -53,7 +53,7 @@ class Cache:
         k, v = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), (self.k, self.v))
         return replace(self, k=k, v=v, starts=self.starts[rows])
 
-    def apart(self) -> Cache:
+    def unstacked(self) -> Cache:
         """With the layers' arrays in a tuple."""
         return self if isinstance(self.k, tuple) else replace(self, k=tuple(self.k), v=tuple(self.v))
 

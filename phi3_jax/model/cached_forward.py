@@ -29,14 +29,14 @@ def cached_forward(
     adapters: Adapters,
     cache: Cache,
     attention: str,
-    apart: Sequence[tuple[Any, Adapters]] | None = None,
+    unstacked: Sequence[tuple[Any, Adapters]] | None = None,
 ) -> tuple[Float[Array, "batch seq hidden"], Cache]:
     """The normed output of the last layer for further columns, and the cache with them in it.
 
     **Arguments**
     - `attention_mask`: into an empty cache, 0 at the padding before a row's tokens.
     - `attention`: the kernel for what goes into an empty cache, see `attention.attend`.
-    - `apart`: each layer's weights and adapters, where `cache` has its layers apart, too. Not sliced out
+    - `unstacked`: each layer's weights and adapters, where `cache` has its layers unstacked, too. Not sliced out
       of stacks they are not copied for every token, as XLA does on CPUs.
     """
     config, first, seq = model.config, cache.length, x.shape[1]
@@ -76,13 +76,13 @@ def cached_forward(
         own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
         return layer(*carry, index, own, adapters), None
 
-    if apart is None:
+    if unstacked is None:
         indices = jnp.arange(config.num_hidden_layers)
         carry = x, (cache.k, cache.v)
         (x, (k, v)), _ = jax.lax.scan(scanned, carry, (indices, weights, adapters.get("layers", {})))
     else:
         k, v = [], []
-        for (own, adapter), *layer_stacks in zip(apart, cache.k, cache.v, strict=True):
+        for (own, adapter), *layer_stacks in zip(unstacked, cache.k, cache.v, strict=True):
             x, stored = layer(x, (layer_stacks[0][None], layer_stacks[1][None]), 0, own, adapter)
             k.append(stored[0][0])
             v.append(stored[1][0])

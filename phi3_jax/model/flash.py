@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from phi3_jax.model.remat import named
+from phi3_jax.model.remat import checkpoint_residual
 from phi3_jax.parallel.mesh import platform
 
 # For a key that must not be seen. Finite: a row of nothing but these is an average, not a NaN.
@@ -190,8 +190,8 @@ def _forward(
 
     per_block = (blocks.q, blocks.q_segments, blocks.starts, blocks.first, blocks.end)
     out, lse = jax.lax.scan(query_block, None, per_block)[1]
-    out = named(_uncut(out, *q.shape[1:3]), "attention_out")
-    lse = named(lse, "attention_lse")
+    out = checkpoint_residual(_uncut(out, *q.shape[1:3]), "attention_out")
+    lse = checkpoint_residual(lse, "attention_lse")
     return out, (q, k, v, q_segments, kv_segments, q_start, out, lse)
 
 

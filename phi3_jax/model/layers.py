@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.model.remat import PRODUCT, keep
+from phi3_jax.model.remat import PRODUCT, checkpoint_name
 from phi3_jax.model.rope import apply_rope
 from phi3_jax.parallel.mesh import platform
 from phi3_jax.parallel.sharding import constrain
@@ -57,7 +57,7 @@ class AdapterSet(Protocol):
         """The weights that it replaces as a whole, by dotted name of their module."""
         ...
 
-    def ready(self) -> Adapters:
+    def materialise(self) -> Adapters:
         """Its adapters, nested as the model's modules are, made of its arrays."""
         ...
 
@@ -201,7 +201,7 @@ def _dot(x: Array, weight: Array, x_axis: int, weight_axis: int) -> Float[Array,
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PartedWeight:
+class SplitWeight:
     """A fused layer's weight held in its parts, so that devices can share the rows of each evenly.
 
     **Fields**: `parts`, `[*stack, part, in]` each.
@@ -223,7 +223,7 @@ def dense(weight: nnx.Param, dtype: jnp.dtype, axes: Axes) -> Float[Array, "out 
     they are stored, which is less to send.
     """
     value = weight.get_value()
-    if isinstance(value, PartedWeight):
+    if isinstance(value, SplitWeight):
         value = jnp.concatenate(value.parts, axis=-2)
     if isinstance(value, jax.Array):
         return constrain(value, *axes)
@@ -251,7 +251,7 @@ class Linear(nnx.Module):
         weight = dense(self.weight, x.dtype, self.axes)
         y = project(x, weight)
         y = y if adapter is None else adapter(y, x, weight, key)
-        return keep(constrain(y, "batch", "seq", None), PRODUCT)
+        return checkpoint_name(constrain(y, "batch", "seq", None), PRODUCT)
 
 
 class FusedLinear(Linear):
@@ -279,12 +279,12 @@ class FusedLinear(Linear):
         for i, name in enumerate(self.names):
             if name in part_adapters:
                 parts[i] = part_adapters[name](parts[i], x, weights[i], keys[i])
-        return [keep(constrain(part, "batch", "seq", "heads"), PRODUCT) for part in parts]
+        return [checkpoint_name(constrain(part, "batch", "seq", "heads"), PRODUCT) for part in parts]
 
     def _project(self, x: Array, adapter: Adapter | None, key: PRNGKeyArray | None) -> tuple[list[Array], list[Array]]:
         """The parts of the weight, and those of the output with the adapter of the whole."""
         value, rows = self.weight.get_value(), self.rows.values()
-        if isinstance(value, PartedWeight):
+        if isinstance(value, SplitWeight):
             weights = [constrain(part, *ROWS) for part in value.parts]
             parts = [project(x, weight) for weight in weights]
             if adapter is not None:  # the same key: the parts' input is one and the same

@@ -28,7 +28,7 @@ from phi3_jax.model.layers import (
     layer_weight,
     project,
 )
-from phi3_jax.model.remat import LAYER_INPUT, keep, remat_policy
+from phi3_jax.model.remat import LAYER_INPUT, checkpoint_name, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.system.errors import InputError
@@ -68,7 +68,7 @@ class Phi3Model(nnx.Module):
 
         def layer(x: Array, scanned: tuple[Array, Any, Adapters, Any]) -> tuple[Array, Array | None]:
             index, sliced, adapters, key = scanned
-            x = keep(x, LAYER_INPUT)
+            x = checkpoint_name(x, LAYER_INPUT)
             own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
             out, _ = nnx.merge(graph, own)(x, cos_sin, attend_here, adapters, key)
             return out, x if collect else None
@@ -113,7 +113,7 @@ class Phi3ForCausalLM(nnx.Module):
         self, input_ids: Int[ArrayLike, "batch seq"], lora: AdapterSet | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
-        adapters = {} if lora is None else lora.ready().get("model", {})
+        adapters = {} if lora is None else lora.materialise().get("model", {})
         return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
 
     def with_saved(self, lora: AdapterSet | None) -> Phi3ForCausalLM:
@@ -227,7 +227,7 @@ class Phi3ForCausalLM(nnx.Module):
         """The output head's weight, or the embedding's where they are one, and its adapters: what
         `adapted_logits` takes."""
         model = self.with_saved(lora)
-        adapters: Adapters = {} if lora is None else lora.ready()
+        adapters: Adapters = {} if lora is None else lora.materialise()
         found = {"lm_head": adapters.get("lm_head")}
         if model.lm_head is None:
             found["embed_tokens"] = adapters.get("model", {}).get("embed_tokens")
@@ -264,7 +264,7 @@ def _forward(
         raise InputError(
             f"attention_dropout is {self.config.attention_dropout} in config.json, expected 0 in training; set it to 0"
         )
-    adapters: Adapters = {} if lora is None else lora.ready()
+    adapters: Adapters = {} if lora is None else lora.materialise()
     if cache is not None:
         _check_cached(cache, attention_mask, positions, segment_ids, dropout_key, output)
         with precise(self.dtype):

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jax import ad_checkpoint
 from jaxtyping import Array, Shaped
 
 from phi3_jax.parallel.mesh import platform
@@ -20,25 +20,25 @@ PRODUCT = "product"  # of a linear layer, its adapter's part included
 ATTENTION = ("attention_out", "attention_lse")
 
 
-def named(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
-    """`x`, which policies know by `name`; for a backward pass that is written by hand.
+def checkpoint_residual(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
+    """`x`, which policies know by `name`; for what a backward pass written by hand keeps.
 
     On CPUs 16-bit numbers are kept as integers: XLA's CPU backend slices bfloat16 in float32, and so would
     make a float32 copy of what all layers keep.
     """
     if platform() != "cpu" or x.dtype.itemsize != 2:
-        return checkpoint_name(x, name)
-    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
+        return ad_checkpoint.checkpoint_name(x, name)
+    bits = ad_checkpoint.checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
     return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def keep(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
-    """`named`, and the gradient goes through."""
-    return named(x, name)
+def checkpoint_name(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
+    """`checkpoint_residual`, and the gradient goes through."""
+    return checkpoint_residual(x, name)
 
 
-keep.defvjp(lambda x, name: (named(x, name), None), lambda _name, _none, gradient: (gradient,))
+checkpoint_name.defvjp(lambda x, name: (checkpoint_residual(x, name), None), lambda _name, _none, gradient: (gradient,))
 
 
 def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -17,7 +17,7 @@ from phi3_jax.hf.layout import abstract_model, model_leaves
 from phi3_jax.hf.read import fused_rows
 from phi3_jax.lora import Lora, ParameterTable, init_lora, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.layers import PartedWeight
+from phi3_jax.model.layers import SplitWeight
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
 from phi3_jax.parallel.mesh import AXES, mesh_shape
@@ -121,7 +121,7 @@ def abstract_model_and_lora(
         elif rows is not None:
             shapes = [(*value.shape[:-2], part.stop - part.start, value.shape[-1]) for part in rows]
             parted: Any = tuple(jax.ShapeDtypeStruct(shape, value.dtype) for shape in shapes)
-            value = PartedWeight(parted)
+            value = SplitWeight(parted)
         leaves.append((path, leaf.replace(value)))
     return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(leaves)), lora
 

@@ -15,7 +15,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.hf.layout import abstract_model, model_leaves
 from phi3_jax.hf.read import fused_rows, share
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.layers import PartedWeight
+from phi3_jax.model.layers import SplitWeight
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.quant import make_quantizer
 from phi3_jax.quant.quantize import is_quantizable, layer_name, stack_layers
@@ -61,7 +61,7 @@ def random_model(
         elif rows is not None:
             parts = [(shape[0], part.stop - part.start, shape[2]) for part in rows]
             keys = jax.random.split(key, len(parts))
-            value = PartedWeight(tuple(_draw(k, s, std, dtype, sharding) for k, s in zip(keys, parts, strict=True)))
+            value = SplitWeight(tuple(_draw(k, s, std, dtype, sharding) for k, s in zip(keys, parts, strict=True)))
         else:
             value = _draw(key, shape, std, dtype, sharding)
         leaves.append((path, leaf.replace(value)))

@@ -115,7 +115,7 @@ class _Walk:
         neftune_alpha: float | None,
     ):
         self.model, self.lora, self.batch = model, lora, batch
-        self.adapters = {} if lora is None else lora.ready()
+        self.adapters = {} if lora is None else lora.materialise()
         # As `loss_sums` and the model draw them.
         self.noise_key: PRNGKeyArray | None = None
         self.key = key

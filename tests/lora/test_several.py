@@ -86,7 +86,7 @@ def test_dropout_by_row(model, rates):
     """Of the adapter's input; a row without an adapter has none."""
     loras = [trained(model, i, target_modules=["lm_head"], lora_dropout=rate) for i, rate in enumerate(rates)]
     x, y = jax.random.normal(jax.random.key(0), (3, 4, 16)), jnp.zeros((3, 4, 19))
-    adapter = per_row(loras, [1, -1, 0]).ready()["lm_head"]
+    adapter = per_row(loras, [1, -1, 0]).materialise()["lm_head"]
     still, dropped = (np.asarray(adapter(y, x, None, key)) for key in (None, jax.random.key(0)))
     assert np.any(still != dropped, axis=(1, 2)).tolist() == [True, False, True]
     if rates[0] != rates[1]:
@@ -142,7 +142,7 @@ def test_rows_that_cannot_be(tiny, model):
 def test_a_place_that_does_not_exist_is_the_base_where_it_is_traced(model):
     lora = trained(model, target_modules=["lm_head"])
     x, y = jnp.ones((2, 1, 16)), jnp.ones((2, 1, 19))
-    out = jax.jit(lambda rows: per_row([lora], rows).ready()["lm_head"](y, x, None))(jnp.array([7, 0]))
+    out = jax.jit(lambda rows: per_row([lora], rows).materialise()["lm_head"](y, x, None))(jnp.array([7, 0]))
     assert np.any(out != y, axis=(1, 2)).tolist() == [False, True]
 
 
