@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 import phi3_jax as p3
-from tests.model.test_phi3 import CONFIG
+from tests.helpers.models import CONFIG
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -30,7 +30,7 @@ from phi3_jax.data.formats import Conversation, Turn, read_row
 from phi3_jax.demo import demo_path
 from phi3_jax.generation.text import Answer
 from phi3_jax.hf.tokenizer import load_tokenizer
-from tests.data.tiny import APRIL, phi3_tokenizer
+from tests.helpers.tokenizers import APRIL, phi3_tokenizer
 
 TOKENIZER = load_tokenizer(demo_path("base"))
 

@@ -15,7 +15,7 @@ from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.checkpoint import load_model
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.adapter import save_adapter
-from tests.training.tiny import write_checkpoint
+from tests.helpers.checkpoints import write_checkpoint
 
 CHAT = {"messages": [{"role": "user", "content": "x y z"}, {"role": "assistant", "content": "known answer"}]}
 

@@ -16,8 +16,8 @@ from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.adapter import save_adapter
-from tests.data.tiny import JULY, phi3_tokenizer
-from tests.training.tiny import tiny_model
+from tests.helpers.models import tiny_model
+from tests.helpers.tokenizers import JULY, phi3_tokenizer
 
 PROGRAM = [sys.executable, "-c", "import sys; from phi3_jax.cli import main; sys.exit(main())"]
 ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]}

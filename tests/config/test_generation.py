@@ -8,7 +8,7 @@ import pytest
 
 from phi3_jax import InputError
 from phi3_jax.config.generation import GenerationConfig
-from tests.model.test_phi3 import CONFIG
+from tests.helpers.models import CONFIG
 
 
 def config_with(**file: Any) -> Any:

@@ -8,8 +8,7 @@ from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Prerendered, Turn
 from phi3_jax.data.prepare import target_mask
 from phi3_jax.system.errors import InputError
-
-from .tiny import APRIL, JULY, PHI_3_TOKENS, PHI_4_TOKENS, phi3_tokenizer, phi4_tokenizer, templates
+from tests.helpers.tokenizers import APRIL, JULY, PHI_3_TOKENS, PHI_4_TOKENS, phi3_tokenizer, phi4_tokenizer, templates
 
 TOKENIZERS = templates()
 CHATS = {name: ChatTokenizer(tokenizer) for name, tokenizer in TOKENIZERS.items()}

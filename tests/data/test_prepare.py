@@ -16,8 +16,7 @@ from phi3_jax.data.formats import Turn
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.rows import length_histogram
 from phi3_jax.system.errors import InputError
-
-from .tiny import APRIL, JULY, phi3_tokenizer, templates
+from tests.helpers.tokenizers import APRIL, JULY, phi3_tokenizer, templates
 
 PAIR = [{"role": "user", "content": "the hen"}, {"role": "assistant", "content": "12"}]
 

@@ -10,8 +10,7 @@ import pytest
 
 from phi3_jax.data.sources import load_sources
 from phi3_jax.system.errors import InputError
-
-from .hub_server import serve
+from tests.helpers.data_hub import serve
 
 ROWS = [{"prompt": "a", "completion": "007"}, {"prompt": "b, c\nd", "completion": "2024-01-31"}]
 

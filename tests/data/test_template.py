@@ -8,7 +8,7 @@ from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn
 from phi3_jax.data.template import is_plain, render_chat
 from phi3_jax.system.errors import InputError
-from tests.data.tiny import JULY, phi3_tokenizer, templates
+from tests.helpers.tokenizers import JULY, phi3_tokenizer, templates
 
 MESSAGES = [{"role": "user", "content": "é\n<|end|>"}, {"role": "assistant", "content": " b"}]
 NAMESPACE = (

@@ -23,7 +23,10 @@ from phi3_jax.lora import merge_lora
 from phi3_jax.objectives.next_token import loss
 from phi3_jax.peft.adapter import load_adapter, save_adapter
 from phi3_jax.system.errors import InputError
-from tests.training.tiny import random_lora, tiny_model, tiny_tokenizer, write_chats, write_checkpoint
+from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.rows import write_chats
+from tests.helpers.tokenizers import tiny_tokenizer
 
 ROWS = 7
 SETTINGS = {"metrics": "loss,chrf,exact_match", "max_new_tokens": 6, "batch_size": 3}

@@ -32,7 +32,7 @@ from phi3_jax.cli.lm_eval import run  # noqa: E402
 from phi3_jax.evaluate import lm_harness as harness_lm  # noqa: E402
 from phi3_jax.evaluate.likelihood import score_continuations  # noqa: E402
 from phi3_jax.harness import Phi3JaxLM  # noqa: E402
-from tests.model.test_phi3 import CONFIG  # noqa: E402
+from tests.helpers.models import CONFIG  # noqa: E402
 
 DEMO = Path(phi3_jax.__file__).parent / "demo"
 BASE = str(DEMO / "base")

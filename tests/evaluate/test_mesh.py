@@ -12,7 +12,9 @@ import pytest
 
 from phi3_jax.hf.checkpoint import load_model
 from phi3_jax.peft.adapter import save_adapter
-from tests.training.tiny import random_lora, tiny_model, tiny_tokenizer, write_chats
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.rows import write_chats
+from tests.helpers.tokenizers import tiny_tokenizer
 
 MESHES = [[1, 1, 1, 1], [2, 2, 1, 1], [1, 2, 2, 1]]
 
@@ -67,7 +69,7 @@ def test_two_processes_evaluate_as_one_does(inputs):
 @pytest.mark.slow
 def test_a_mesh_evaluates_as_one_device_does(inputs):
     process = subprocess.run(
-        [sys.executable, "-m", "tests.evaluate.meshed", str(inputs), json.dumps(MESHES)],
+        [sys.executable, "-m", "tests.helpers.mesh_evaluation", str(inputs), json.dumps(MESHES)],
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

@@ -7,7 +7,7 @@ from flax import nnx
 
 from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.generation import generate
-from tests.model.test_phi3 import CONFIG
+from tests.helpers.models import CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from phi3_jax.generation.stop import StopStrings
-from tests.data.tiny import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer
+from tests.helpers.tokenizers import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer
 
 TOKENIZERS = {"sentencepiece": phi3_tokenizer(JULY), "byte-level": phi4_tokenizer(PHI_4)}
 

@@ -14,7 +14,7 @@ from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.demo import demo_path
 from phi3_jax.generation.stream import Detokenizer, TextStream
 from phi3_jax.hf.tokenizer import load_tokenizer
-from tests.data.tiny import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer
+from tests.helpers.tokenizers import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer
 
 REAL = (
     "models/phi-3-mini-4k-instruct",

@@ -12,7 +12,8 @@ from phi3_jax.generation import text as text_module
 from phi3_jax.generation.stream import stream_answer
 from phi3_jax.generation.text import Answer, answer_prompts, answer_with_each, end_token_ids
 from phi3_jax.lora import Lora, init_lora, per_row
-from tests.training.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.models import tiny_model
+from tests.helpers.tokenizers import tiny_tokenizer
 
 # Of one bucket of lengths, so that little is compiled.
 LENGTHS = (3, 9, 5, 4, 7)

@@ -17,7 +17,7 @@ from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.info import checkpoint_info, print_info
 from phi3_jax.quant import Int8Weight, NF4Weight, quantize_model
-from tests.quant.test_quantize import random_model
+from tests.helpers.models import quantizable_model
 
 NAME = "model.layers.1.mlp.down_proj"
 STATE = f"{NAME}.weight.quant_state.bitsandbytes__nf4"
@@ -34,7 +34,7 @@ def kind(request):
 
 @pytest.fixture
 def folder(tmp_path, kind):
-    save_model(quantize_model(random_model(num_hidden_layers=2), kind), tmp_path)
+    save_model(quantize_model(quantizable_model(num_hidden_layers=2), kind), tmp_path)
     return tmp_path
 
 
@@ -65,7 +65,7 @@ class TestThereAndBack:
     @pytest.mark.parametrize("double_quant", [True, False])
     @pytest.mark.parametrize("shard", [5 * 10**9, 20_000])
     def test_every_bit(self, tmp_path, kind, double_quant, shard):
-        model = quantize_model(random_model(jnp.bfloat16), kind, double_quant=double_quant)
+        model = quantize_model(quantizable_model(jnp.bfloat16), kind, double_quant=double_quant)
         save_model(model, tmp_path, max_shard_size=shard)
         loaded = load_model(tmp_path, dtype=jnp.bfloat16)
         assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(nnx.state(model))
@@ -78,7 +78,7 @@ class TestThereAndBack:
         assert isinstance(weight, NF4Weight if kind == "nf4" else Int8Weight)
 
     def test_a_dense_model_saved_over_it_has_no_quantization_config(self, folder):
-        save_model(random_model(), folder)
+        save_model(quantizable_model(), folder)
         assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
     def test_info(self, folder, kind, capsys):
@@ -91,7 +91,7 @@ class TestThereAndBack:
 
 
 def checkpoint_info_of_dense(folder) -> int:
-    save_model(random_model(num_hidden_layers=2), folder)
+    save_model(quantizable_model(num_hidden_layers=2), folder)
     return checkpoint_info(folder)["parameters"]
 
 
@@ -228,8 +228,8 @@ def test_quantised_files_without_the_section(folder):
 
 
 def test_weights_of_two_kinds_are_not_saved(tmp_path):
-    model = quantize_model(random_model(num_hidden_layers=2), "nf4")
-    other = quantize_model(random_model(num_hidden_layers=2), "int8")
+    model = quantize_model(quantizable_model(num_hidden_layers=2), "nf4")
+    other = quantize_model(quantizable_model(num_hidden_layers=2), "int8")
     model.model.layers.mlp.down_proj.weight.set_value(other.model.layers.mlp.down_proj.weight.get_value())
     with pytest.raises(InputError, match="quantised in 2 ways"):
         save_model(model, tmp_path)

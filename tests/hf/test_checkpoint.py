@@ -23,35 +23,7 @@ from phi3_jax.hf import checkpoint, read, safetensors_io
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.hf.layout import checkpoint_slots
 from phi3_jax.system.files import StorageError
-
-TINY = {
-    "model_type": "phi3",
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-LONGROPE = {
-    "max_position_embeddings": 64,
-    "original_max_position_embeddings": 16,
-    "partial_rotary_factor": 0.5,
-    "rope_scaling": {"type": "su", "short_factor": [1.0, 1.5], "long_factor": [2.0, 7.5]},
-}
-KINDS = {"plain": {}, "tied": {"tie_word_embeddings": True}, "longrope": LONGROPE}
-
-
-def tiny_model(overrides=None, *, dtype=jnp.float32, seed=0) -> Phi3ForCausalLM:
-    config = Phi3Config.from_dict(TINY | (overrides or {}))
-    model = Phi3ForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(seed))
-    norms = iter(range(100))
-    for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        if "norm" in path[-2]:  # all ones would hide a norm that is not loaded, or loaded to the wrong place
-            leaf.set_value((jax.random.uniform(jax.random.key(next(norms)), leaf.shape) + 0.5).astype(dtype))
-    return model
+from tests.helpers.checkpoints import KINDS, RAW, model_of
 
 
 def bits(model: Phi3ForCausalLM) -> dict[str, bytes]:
@@ -68,14 +40,14 @@ def tensors_of(config: Phi3Config, dtype=np.float32) -> dict[str, np.ndarray]:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A checkpoint in two shards, written without this package: config.json, index, shards."""
-    tensors = tensors_of(Phi3Config.from_dict(TINY))
+    tensors = tensors_of(Phi3Config.from_dict(RAW))
     names = list(tensors)
     parts = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, tmp_path / file)
     index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "config.json").write_text(json.dumps(RAW))
     return tmp_path
 
 
@@ -138,7 +110,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("max_shard_size", [5 * 10**9, 10_000])
     def test_bits_are_kept(self, tmp_path, kind, dtype, max_shard_size):
-        model = tiny_model(KINDS[kind], dtype=dtype)
+        model = model_of(KINDS[kind], dtype=dtype)
         save_model(model, tmp_path / "saved", max_shard_size=max_shard_size)
         loaded = load_model(tmp_path / "saved", dtype=dtype)
         assert bits(loaded) == bits(model)
@@ -157,7 +129,7 @@ class TestRoundTrip:
                 assert old.get_tensor(name).tobytes() == new.get_tensor(name).tobytes(), name
 
     def test_shards_and_index_are_those_of_transformers(self, tmp_path):
-        model = tiny_model()
+        model = model_of()
         save_model(model, tmp_path, max_shard_size=10_000)
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
         shards = sorted(file.name for file in tmp_path.glob("*.safetensors"))
@@ -176,7 +148,7 @@ class TestRoundTrip:
 
     def test_config_says_the_dtype_and_names_no_code(self, tmp_path):
         remote = {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "dtype": "float32", "custom_key": 7}
-        save_model(tiny_model(remote, dtype=jnp.bfloat16), tmp_path)
+        save_model(model_of(remote, dtype=jnp.bfloat16), tmp_path)
         raw = json.loads((tmp_path / "config.json").read_text())
         assert raw["torch_dtype"] == "bfloat16"
         assert raw["custom_key"] == 7
@@ -185,24 +157,24 @@ class TestRoundTrip:
 
     def test_generation_config_goes_along(self, testdata, tmp_path):
         source = testdata / "models" / "phi-3-mini-4k-instruct"
-        config = Phi3Config.from_dict(TINY)
-        model = tiny_model()
+        config = Phi3Config.from_dict(RAW)
+        model = model_of()
         model.config = dataclasses.replace(config, generation=Phi3Config.from_pretrained(source).generation)
         save_model(model, tmp_path)
         released = json.loads((source / "generation_config.json").read_text())
         assert len(released["eos_token_id"]) == 3  # config.json names only one of them
         assert json.loads((tmp_path / "generation_config.json").read_text()) == released
         assert load_model(tmp_path, dtype=jnp.float32).config.generation == model.config.generation
-        save_model(tiny_model(), tmp_path)
+        save_model(model_of(), tmp_path)
         assert not (tmp_path / "generation_config.json").exists()
 
     @pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16])
     @pytest.mark.parametrize("target", [jnp.float32, jnp.float16, jnp.bfloat16])
     def test_conversion_rounds_as_numpy(self, tmp_path, monkeypatch, source, target):
         monkeypatch.setattr(safetensors_io, "CHUNK", 100)  # so that chunks end inside rows
-        tensors = tensors_of(Phi3Config.from_dict(TINY), source)
+        tensors = tensors_of(Phi3Config.from_dict(RAW), source)
         save_file(tensors, tmp_path / "model.safetensors")
-        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "config.json").write_text(json.dumps(RAW))
         model = load_model(tmp_path, dtype=target)
         for slot in checkpoint_slots(model.config):
             value = dict(nnx.to_flat_state(nnx.state(model)))[slot.path][...]
@@ -254,7 +226,7 @@ class TestParts:
 
     def test_a_repeated_head_is_compared_share_by_share(self, folder):
         """Loading onto many devices itself is tested with the processes, in tests/parallel."""
-        (folder / "config.json").write_text(json.dumps(TINY | {"tie_word_embeddings": True}))
+        (folder / "config.json").write_text(json.dumps(RAW | {"tie_word_embeddings": True}))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         with pytest.raises(InputError, match=r"lm_head\.weight differs"):
             load_model(folder, dtype=jnp.bfloat16, shardings=lambda path, shape: device)
@@ -371,7 +343,7 @@ class TestWrongTensors:
         assert r"evil\nname" in failure(folder)
 
     def test_a_config_with_fewer_layers(self, folder):
-        (folder / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": 2}))
+        (folder / "config.json").write_text(json.dumps(RAW | {"num_hidden_layers": 2}))
         assert "6 unknown tensors (model.layers.2." in failure(folder)
 
     def test_missing_head_asks_about_tying(self, folder):
@@ -387,7 +359,7 @@ class TestWrongTensors:
         assert bits(load_model(folder, dtype=jnp.float32)) == before
 
     def test_tied_head_may_be_there_if_it_is_equal(self, folder):
-        (folder / "config.json").write_text(json.dumps(TINY | {"tie_word_embeddings": True}))
+        (folder / "config.json").write_text(json.dumps(RAW | {"tie_word_embeddings": True}))
         assert "lm_head.weight differs" in failure(folder)
         with safe_open(folder / FIRST, "np") as opened:
             embedding = opened.get_tensor("model.embed_tokens.weight")
@@ -460,11 +432,11 @@ class TestWrongFiles:
         assert "safetensors" in message
 
     def test_another_model_type(self, folder):
-        (folder / "config.json").write_text(json.dumps(TINY | {"model_type": "llama"}))
+        (folder / "config.json").write_text(json.dumps(RAW | {"model_type": "llama"}))
         assert "'llama'" in failure(folder)
 
     def test_quantized_weights(self, folder):
-        (folder / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "awq"}}))
+        (folder / "config.json").write_text(json.dumps(RAW | {"quantization_config": {"quant_method": "awq"}}))
         assert "'awq'" in failure(folder)
 
     def test_adapter_folder(self, folder):
@@ -542,15 +514,15 @@ class TestHeader:
 
 class TestSaveTarget:
     def test_an_earlier_checkpoint_is_replaced_whole(self, tmp_path):
-        save_model(tiny_model({"num_hidden_layers": 4}), tmp_path, max_shard_size=5_000)
+        save_model(model_of({"num_hidden_layers": 4}), tmp_path, max_shard_size=5_000)
         (tmp_path / "notes.txt").write_text("kept")
-        model = tiny_model(seed=1)
+        model = model_of(seed=1)
         save_model(model, tmp_path)
         assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
         assert bits(load_model(tmp_path, dtype=jnp.float32)) == bits(model)
 
     def test_a_failed_save_leaves_the_earlier_checkpoint(self, tmp_path, monkeypatch):
-        model = tiny_model()
+        model = model_of()
         save_model(model, tmp_path, max_shard_size=10_000)
         before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
         write = checkpoint.write_safetensors
@@ -562,11 +534,11 @@ class TestSaveTarget:
 
         monkeypatch.setattr(checkpoint, "write_safetensors", full_disk)
         with pytest.raises(StorageError, match=r"No space left on device\): [\d,]+ bytes are needed"):
-            save_model(tiny_model(seed=1), tmp_path, max_shard_size=10_000)
+            save_model(model_of(seed=1), tmp_path, max_shard_size=10_000)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
     def test_config_appears_last(self, tmp_path, monkeypatch):
-        save_model(tiny_model(), tmp_path)
+        save_model(model_of(), tmp_path)
         replace, moved = Path.replace, []
 
         def dying(self, target):
@@ -578,7 +550,7 @@ class TestSaveTarget:
 
         monkeypatch.setattr(Path, "replace", dying)
         with pytest.raises(KeyboardInterrupt):
-            save_model(tiny_model(seed=1), tmp_path)
+            save_model(model_of(seed=1), tmp_path)
         with pytest.raises(InputError, match=r"config\.json"):
             load_model(tmp_path, dtype=jnp.float32)
 
@@ -594,5 +566,5 @@ class TestSaveTarget:
         for path in (tmp_path / "file", adapter, other):
             before = sorted(tmp_path.rglob("*"))
             with pytest.raises(InputError):
-                save_model(tiny_model(), path)
+                save_model(model_of(), path)
             assert sorted(tmp_path.rglob("*")) == before

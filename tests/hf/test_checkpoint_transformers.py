@@ -14,8 +14,8 @@ from flax import nnx  # noqa: E402
 from phi3_jax import Phi3Config  # noqa: E402
 from phi3_jax.hf.checkpoint import load_model, save_model  # noqa: E402
 from phi3_jax.hf.layout import checkpoint_slots  # noqa: E402
-from tests.hf.test_checkpoint import KINDS, tiny_model  # noqa: E402
-from tests.parity.reference import longrope, torch_phi3  # noqa: E402
+from tests.helpers.checkpoints import KINDS, model_of  # noqa: E402
+from tests.helpers.references import longrope, torch_phi3  # noqa: E402
 
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,7 +36,7 @@ def assert_same_tensors(model, reference) -> None:
 @pytest.mark.parametrize("dtype", TORCH)
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_loads_what_we_save(tmp_path, kind, dtype):
-    model = tiny_model(KINDS[kind], dtype=dtype)
+    model = model_of(KINDS[kind], dtype=dtype)
     save_model(model, tmp_path, max_shard_size=10_000)
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -69,7 +69,7 @@ def test_released_configs_come_back_as_transformers_reads_them(testdata, tmp_pat
     small = {"hidden_size": 2 * head_dim, "num_attention_heads": 2, "num_key_value_heads": 1}
     ids = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     config = Phi3Config.from_dict(raw | small | ids | {"intermediate_size": 16, "num_hidden_layers": 1})
-    model = tiny_model(json.loads(config.source), dtype=jnp.bfloat16)
+    model = model_of(json.loads(config.source), dtype=jnp.bfloat16)
     save_model(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert_same_tensors(model, theirs)

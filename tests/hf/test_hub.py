@@ -10,8 +10,8 @@ import pytest
 
 from phi3_jax import InputError
 from phi3_jax.hf.hub import resolve_checkpoint
-from tests.hf.hub_server import Hub, serve
-from tests.hf.test_checkpoint import TINY, tiny_model
+from tests.helpers.checkpoints import RAW, model_of
+from tests.helpers.model_hub import Hub, serve
 
 # huggingface_hub reads its environment when it is imported: every look-up gets a process of its own,
 # or rather every environment. A call is a list of keyword arguments; errors come back as text.
@@ -38,7 +38,7 @@ for arguments in json.loads(sys.argv[1]):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(str(folder), max_shard_size=10_000)
+    model_of().save_pretrained(str(folder), max_shard_size=10_000)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -51,7 +51,7 @@ def hub(weights):
         "onnx/config.json": b"{}",
         "checkpoint-1/model.safetensors": b"",
     }
-    old = {"config.json": json.dumps(TINY | {"vocab_size": 7}).encode()}
+    old = {"config.json": json.dumps(RAW | {"vocab_size": 7}).encode()}
     models = {
         "someone/tiny-phi3": {"main": weights | unwanted | {"tokenizer.model": b"x"}, "v0": old},
         "someone/private": {"main": weights},

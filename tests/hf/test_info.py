@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from phi3_jax import InputError
 from phi3_jax.hf.info import checkpoint_info, print_info
-from tests.hf.test_checkpoint import TINY, tiny_model
+from tests.helpers.checkpoints import RAW, model_of
 
 ADAPTER = {
     "peft_type": "LORA",
@@ -88,7 +88,7 @@ class TestReleased:
 
 class TestFolders:
     def test_a_model_with_adapters_beside_and_below(self, tmp_path, capsys):
-        tiny_model(dtype="bfloat16").save_pretrained(str(tmp_path))
+        model_of(dtype="bfloat16").save_pretrained(str(tmp_path))
         add_adapter(tmp_path)
         add_adapter(tmp_path / "adapter", ADAPTER | {"r": 2})
         info = json.loads(json.dumps(checkpoint_info(tmp_path)))
@@ -105,7 +105,7 @@ class TestFolders:
         hostile = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp.exe\ud800\nforged: line"
         folder = tmp_path / "adapter\x1b[31m"
         add_adapter(folder, ADAPTER | {"target_modules": [hostile], "base_model_name_or_path": hostile})
-        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "config.json").write_text(json.dumps(RAW))
         (tmp_path / "chat_template.jinja").write_text("\x1b[31m{{ messages }}")
         print_info(checkpoint_info(tmp_path))
         printed = capsys.readouterr().out
@@ -114,7 +114,7 @@ class TestFolders:
         assert r"\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp.exe\ud800 forged: line" in printed
 
     def test_an_empty_template_is_one(self, tmp_path, capsys):
-        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "config.json").write_text(json.dumps(RAW))
         (tmp_path / "chat_template.jinja").write_text("")
         print_info(checkpoint_info(tmp_path))
         assert "chat template: 0 characters" in capsys.readouterr().out
@@ -126,8 +126,8 @@ class TestFolders:
         assert len(info["adapters"]) == 1
 
     def test_weights_that_cannot_be_loaded(self, tmp_path):
-        tiny_model().save_pretrained(str(tmp_path))
-        (tmp_path / "config.json").write_text(json.dumps(TINY | {"num_hidden_layers": 4}))
+        model_of().save_pretrained(str(tmp_path))
+        (tmp_path / "config.json").write_text(json.dumps(RAW | {"num_hidden_layers": 4}))
         with pytest.raises(InputError, match=r"6 missing tensors \(model.layers.3."):
             checkpoint_info(tmp_path)
         (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
@@ -135,14 +135,14 @@ class TestFolders:
             checkpoint_info(tmp_path)
 
     def test_chat_template_file_goes_first(self, tmp_path):
-        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "config.json").write_text(json.dumps(RAW))
         (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old"}')
         assert checkpoint_info(tmp_path)["chat_template"]["text"] == "old"
         (tmp_path / "chat_template.jinja").write_text("new")
         assert checkpoint_info(tmp_path)["chat_template"]["text"] == "new"
 
     def test_broken_tokenizer_is_told(self, tmp_path):
-        (tmp_path / "config.json").write_text(json.dumps(TINY))
+        (tmp_path / "config.json").write_text(json.dumps(RAW))
         (tmp_path / "tokenizer.json").write_text("{")
         assert "cannot be read" in checkpoint_info(tmp_path)["tokenizer"]["problem"]
 

@@ -13,7 +13,7 @@ from phi3_jax.data.formats import Turn
 from phi3_jax.data.prepare import prepare_data
 from phi3_jax.hf.tokenizer import load_tokenizer
 from phi3_jax.system.panic import telling_panics
-from tests.data.tiny import phi3_tokenizer
+from tests.helpers.tokenizers import phi3_tokenizer
 
 TEXTS = ("Hello world", "<|user|>\nHi <|end|>\n<|assistant|>\n It's", "  two", "a\n\nb", "分析 é", "")
 

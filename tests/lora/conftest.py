@@ -10,6 +10,7 @@ from flax import nnx
 
 from phi3_jax import LoraConfig, Phi3Config, Phi3ForCausalLM
 from phi3_jax.lora import Lora, init_lora
+from tests.helpers.models import smallest_model
 
 
 @pytest.fixture(scope="session")
@@ -17,18 +18,7 @@ def tiny() -> Callable[..., Phi3ForCausalLM]:
     """`tiny(dtype=..., **config)`: a random model of 3 layers with grouped keys and values."""
 
     def make(dtype: Any = jnp.float32, **config: Any) -> Phi3ForCausalLM:
-        sizes = {
-            "vocab_size": 19,
-            "hidden_size": 16,
-            "intermediate_size": 28,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 4,
-            "pad_token_id": 0,
-            "initializer_range": 0.3,
-        }
-        return Phi3ForCausalLM(Phi3Config(**{**sizes, **config}), dtype=dtype, rngs=nnx.Rngs(0))
+        return smallest_model(dtype, **{"pad_token_id": 0, "initializer_range": 0.3, **config})
 
     return make
 

@@ -9,45 +9,9 @@ import pytest
 from phi3_jax import InputError, LoraConfig
 from phi3_jax.lora import ByLayer, ResidualLora, init_lora, merge_lora, parameter_table, unmerge_lora
 from phi3_jax.lora.tree import unstacked
+from tests.helpers.adapters import IDS, VARIANTS, config, shaken
 
-IDS = jnp.array([[3, 4, 5, 6, 0], [7, 18, 9, 1, 2]])
-SLICES = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
-
-VARIANTS = {
-    "plain": {},
-    "slices": {"target_modules": [*SLICES, "o_proj"]},
-    "some slices": {"target_modules": ["v_proj", "up_proj"]},
-    "dora": {"use_dora": True},
-    "dora on slices": {"use_dora": True, "target_modules": [*SLICES, "down_proj"]},
-    "dora on some layers": {"use_dora": True, "layers_to_transform": [0, 2], "rank_pattern": {"2.mlp.down_proj": 4}},
-    "dora on tables": {"use_dora": True, "target_modules": ["embed_tokens", "lm_head"]},
-    "ranks by layer": {"rank_pattern": {r"1\..*o_proj": 1, "down_proj": 4}, "alpha_pattern": {"0.mlp.down_proj": 7}},
-    "slices of some layers": {"target_modules": r".*\.[02]\..*(q|up)_proj", "alpha_pattern": {"2.self_attn.q_proj": 9}},
-    "pissa": {"init_lora_weights": "pissa"},
-    "fast pissa": {"init_lora_weights": "pissa_niter_4", "use_rslora": True},
-    "olora by layer": {"init_lora_weights": "olora", "rank_pattern": {"layers.1.*down_proj": 4}},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "saved head": {"modules_to_save": ["lm_head", "norm"]},
-    "saved layer": {"modules_to_save": ["qkv_proj", "embed_tokens"]},
-    "tokens": {"trainable_token_indices": [5, 0, 18]},
-    "tokens of both": {"trainable_token_indices": {"embed_tokens": [5, 2], "lm_head": [7]}},
-}
 BIAS = {"lora_bias": True, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"1.mlp.down_proj": 1}}
-
-
-def config(**settings):
-    return LoraConfig(**{"r": 2, "lora_alpha": 3, **settings})
-
-
-def shaken(lora, seed=1):
-    """The adapter as after some training: every array that trains moved."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path(lora)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        leaf if "start_" in jax.tree_util.keystr(path) else leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for (path, leaf), key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, moved)
 
 
 def largest(a, b):

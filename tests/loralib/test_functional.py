@@ -8,7 +8,7 @@ from flax import nnx
 
 import phi3_jax.loralib as lora
 from phi3_jax import InputError
-from tests.loralib.fill import filled
+from tests.helpers.models import filled
 
 
 class Scaled(nnx.Linear):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import phi3_jax.loralib as lora
-from tests.loralib.fill import filled
+from tests.helpers.models import filled
 
 MAKERS = {
     "Linear": lambda rngs: lora.Linear(6, 8, 2, 3, rngs=rngs),

@@ -10,7 +10,7 @@ from flax import nnx
 import phi3_jax as p3
 import phi3_jax.loralib as lora
 from phi3_jax import InputError
-from tests.loralib.fill import filled
+from tests.helpers.models import filled
 
 
 class Model(nnx.Module):

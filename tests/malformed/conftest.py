@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.malformed.world import World, write_world
+from tests.helpers.worlds import World, write_world
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.malformed.world import (
+from tests.helpers.worlds import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     both,

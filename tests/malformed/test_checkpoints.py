@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.malformed.world import (
+from tests.helpers.worlds import (
     CONFIG,
     WEIGHTS,
     both,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.malformed.world import World, pipe, refusal, text, void, words_missing
+from tests.helpers.worlds import World, pipe, refusal, text, void, words_missing
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phi3_jax.cli import main
-from tests.malformed.world import CONFIG, World, contents, entries, write_world
+from tests.helpers.worlds import CONFIG, World, contents, entries, write_world
 
 PICKLES = (
     "pytorch_model.bin",

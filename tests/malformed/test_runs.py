@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.malformed.world import CONFIG, cut, entries, linked, pipe, refusal, text, words_missing
+from tests.helpers.worlds import CONFIG, cut, entries, linked, pipe, refusal, text, words_missing
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

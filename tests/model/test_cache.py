@@ -13,7 +13,7 @@ from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.config.model import RopeConfig
 from phi3_jax.model.cache import slot_columns
 from phi3_jax.quant import quantize_model
-from tests.training.tiny import random_lora, tiny_model
+from tests.helpers.models import random_lora, tiny_model
 
 LENGTH = 20
 PADDING = (0, 4, 7)

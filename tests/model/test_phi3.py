@@ -8,22 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
+from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.model.phi3 import default_positions
 from phi3_jax.model.rope import length_in_use
-
-CONFIG = Phi3Config(
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    initializer_range=0.3,
-)
+from tests.helpers.models import CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 
 from phi3_jax.objectives.next_token import loss, loss_sums, neftune_noise
 from phi3_jax.system.errors import InputError
-from tests.training.tiny import VOCAB, random_lora, random_rows, tiny_model
+from tests.helpers.models import VOCAB, random_lora, tiny_model
+from tests.helpers.rows import random_rows
 
 
 def by_hand(model, lora, rows):

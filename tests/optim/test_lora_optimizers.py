@@ -14,7 +14,8 @@ from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.loop import Trainer, load_job
-from tests.training.tiny import random_lora, run_config, tiny_model, write_inputs
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.runs import run_config, write_inputs
 
 NO_BASE = nnx.State({})
 

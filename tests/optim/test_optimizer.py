@@ -10,7 +10,7 @@ from flax import nnx
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.optim.optimizer import clip_by_global_norm, decays, make_optimizer, make_schedule, warmup_steps
-from tests.training.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 @pytest.mark.parametrize(

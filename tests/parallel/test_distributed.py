@@ -23,7 +23,7 @@ from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.parallel.inputs import BASE, BATCHES, DATA, rows
+from tests.helpers.distributed_inputs import BASE, BATCHES, DATA, rows
 
 ROOT = Path(__file__).parents[2]
 UNREACHABLE = """
@@ -74,7 +74,7 @@ def run(tmp_path_factory) -> dict[int, Path]:
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(process),
             }
-            processes.append(start(["-m", "tests.parallel.worker", str(folder)], 8 // count, **variables))
+            processes.append(start(["-m", "tests.helpers.distributed_worker", str(folder)], 8 // count, **variables))
     errors = finish(processes)
     assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(errors)
     return folders

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.loop import train
 from phi3_jax.training.manifest import check
-from tests.parallel.runs import config, losses, write_inputs
+from tests.helpers.mesh_runs import config, losses, write_inputs
 
 ONE = [1, 1, 1, 1]
 CUBE = [2, 2, 2, 1]
@@ -33,7 +33,7 @@ GLOO = re.compile(r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected num
 def start(folder: Path, meshes: list[list[int]], devices: int, *options: str, **variables: str) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.parallel.runs", str(folder), json.dumps(meshes), *options],
+        [sys.executable, "-m", "tests.helpers.mesh_runs", str(folder), json.dumps(meshes), *options],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", **variables},
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,

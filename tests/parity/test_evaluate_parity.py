@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 from phi3_jax.evaluate import Results, evaluate  # noqa: E402
-from tests.parity.reference import torch_phi3  # noqa: E402
-from tests.training.tiny import tiny_tokenizer, write_chats  # noqa: E402
+from tests.helpers.references import torch_phi3  # noqa: E402
+from tests.helpers.rows import write_chats  # noqa: E402
+from tests.helpers.tokenizers import tiny_tokenizer  # noqa: E402
 
 # PEFT and transformers warn of their own names.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from phi3_jax import Phi3ForCausalLM  # noqa: E402
 from phi3_jax.generation import generate  # noqa: E402
 from phi3_jax.peft.adapter import load_adapter  # noqa: E402
-from tests.parity.reference import longrope, torch_phi3  # noqa: E402
+from tests.helpers.references import longrope, torch_phi3  # noqa: E402
 
 LENGTHS = (12, 7, 3)
 

@@ -17,14 +17,21 @@ from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM  # noqa: E402
 from phi3_jax.lora import init_lora, match_targets, merge_lora, unmerge_lora  # noqa: E402
 from phi3_jax.peft.adapter import load_adapter, save_adapter  # noqa: E402
-from tests.parity.reference import TINY, torch_phi3  # noqa: E402
+from tests.helpers.references import (  # noqa: E402  # noqa: E402
+    EVERYTHING,
+    IDS,
+    SMALL,
+    TINY,
+    assert_close,
+    assert_different,
+    assert_near,
+    torch_base,
+    torch_logits,
+    torch_phi3,
+)
 
 # PEFT warns of every targeted embedding, and that it looked for a base's config on the hub.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
-SMALL = {"num_key_value_heads": 2, "pad_token_id": 5}
-IDS = np.array([[1, 17, 5, 98, 33, 64, 5, 3], [44, 45, 2, 90, 11, 11, 70, 8]])
-EVERYTHING = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head", "embed_tokens"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -42,10 +49,6 @@ def untied(tmp_path_factory):
     return folder, Phi3ForCausalLM.from_pretrained(str(folder), dtype=jnp.float32)
 
 
-def torch_base(folder, dtype=torch.float32):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-
-
 def torch_peft(folder, dtype=torch.float32, **config):
     """A PEFT model in evaluation mode whose A and B are all random, as after some training."""
     torch.manual_seed(1)
@@ -61,30 +64,6 @@ def torch_peft(folder, dtype=torch.float32, **config):
 def from_torch_peft(model, folder, ours):
     model.save_pretrained(folder)
     return load_adapter(folder, ours)
-
-
-def torch_logits(model, ids=IDS, **kwargs):
-    with torch.no_grad():
-        return model(torch.tensor(ids), use_cache=False, **kwargs).logits.float().numpy()
-
-
-def assert_close(ours, theirs, rtol=1e-5):
-    """The largest difference, relative to the largest number."""
-    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= rtol * np.abs(theirs).max()
-
-
-def assert_near(ours, theirs, rtol=1e-5):
-    """The distance, relative to the length: of gradients, whose single entries are sums that nearly cancel."""
-    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-    assert ours.shape == theirs.shape
-    assert np.linalg.norm(ours - theirs) <= rtol * np.linalg.norm(theirs)
-
-
-def assert_different(a, b):
-    a, b = np.asarray(a), np.asarray(b)
-    assert np.abs(a - b).max() > 0.05 * np.abs(b).max()
 
 
 def peft_tensors(lora):

@@ -17,7 +17,7 @@ loralib = pytest.importorskip("loralib")
 
 import phi3_jax.loralib as lora  # noqa: E402
 from phi3_jax.loralib.kernels import layer_kernel, to_kernel, weight_name  # noqa: E402
-from tests.loralib.fill import filled  # noqa: E402
+from tests.helpers.models import filled  # noqa: E402
 
 BIAS_MODES = ["none", "all", "lora_only"]
 

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from phi3_jax import Phi3ForCausalLM  # noqa: E402
 from phi3_jax.model.rope import inverse_frequencies  # noqa: E402
-from tests.parity.reference import longrope, torch_phi3  # noqa: E402
+from tests.helpers.references import longrope, torch_phi3  # noqa: E402
 
 RTOL = 1e-5
 

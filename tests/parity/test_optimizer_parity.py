@@ -26,7 +26,7 @@ from phi3_jax.optim.adam8bit import BLOCK_SIZE, Quantized, dequantize, quantize 
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule  # noqa: E402
 from phi3_jax.quant.dynamic import dynamic_map  # noqa: E402
 from phi3_jax.system.errors import InputError  # noqa: E402
-from tests.parity.reference import torch_phi3  # noqa: E402
+from tests.helpers.references import torch_phi3  # noqa: E402
 
 STEPS = 30
 

@@ -25,7 +25,7 @@ from phi3_jax.quant import FP4Weight, NF4Weight, quantize_int8, quantize_model, 
 from phi3_jax.quant.blocks import FP4_LEVELS, NF4_LEVELS, quantize_absmax  # noqa: E402
 from phi3_jax.quant.dynamic import dynamic_map  # noqa: E402
 from phi3_jax.quant.nf4 import from_flat  # noqa: E402
-from tests.parity.reference import torch_phi3  # noqa: E402
+from tests.helpers.references import torch_phi3  # noqa: E402
 
 DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
 # Whole blocks in every row, blocks across rows, a block and a byte that are not full, less than a block.

@@ -20,7 +20,7 @@ from phi3_jax import Phi3ForCausalLM  # noqa: E402
 from phi3_jax.config.generation import GenerationConfig  # noqa: E402
 from phi3_jax.generation.beam import BeamSearch, Hypotheses  # noqa: E402
 from phi3_jax.generation.sampling import Sampler, choose, penalize, row_keys, seen_tokens, step_keys, warp  # noqa: E402
-from tests.parity.reference import torch_phi3  # noqa: E402
+from tests.helpers.references import torch_phi3  # noqa: E402
 
 ROWS, PROMPT, NEW, BEAMS = 3, 8, 12, 4
 _warp, _start, _step = jax.jit(warp), jax.jit(BeamSearch.start, static_argnums=1), jax.jit(BeamSearch.step)

@@ -13,7 +13,7 @@ from transformers import StopStringCriteria  # noqa: E402
 from phi3_jax.demo import demo_path  # noqa: E402
 from phi3_jax.generation.stop import StopStrings  # noqa: E402
 from phi3_jax.hf.tokenizer import load_tokenizer  # noqa: E402
-from tests.data.tiny import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer  # noqa: E402
+from tests.helpers.tokenizers import JULY, PHI_4, phi3_tokenizer, phi4_tokenizer  # noqa: E402
 
 STRINGS = ("the", "\n\n", " a", "é", "<|end|>", "e t", "12")
 TEXT = "So the cat\n\n ate 12 the at é at a then<|end|> he"

@@ -21,8 +21,7 @@ from phi3_jax.lora import init_lora, merge_lora, parameter_table  # noqa: E402
 from phi3_jax.lora.tree import nested, unstacked  # noqa: E402
 from phi3_jax.peft.adapter import load_adapter, save_adapter  # noqa: E402
 from phi3_jax.peft.tensors import saved_names, tensor_names, to_peft  # noqa: E402
-from tests.parity.reference import torch_phi3  # noqa: E402
-from tests.parity.test_lora_parity import (  # noqa: E402
+from tests.helpers.references import (  # noqa: E402
     EVERYTHING,
     IDS,
     SMALL,
@@ -31,6 +30,7 @@ from tests.parity.test_lora_parity import (  # noqa: E402
     assert_near,
     torch_base,
     torch_logits,
+    torch_phi3,
 )
 
 # PEFT warns of every targeted embedding, of tied ones, and that it looked for a base's config on the hub.

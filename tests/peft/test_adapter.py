@@ -11,12 +11,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
-from flax import nnx
 from safetensors import numpy as safetensors
 
-from phi3_jax import InputError, LoraConfig, Phi3Config, Phi3ForCausalLM
+from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
 from phi3_jax.lora import Lora, LoraLinear, init_lora
 from phi3_jax.peft.adapter import load_adapter, read_adapter_config, save_adapter
+from tests.helpers.models import smallest_model
 
 EVERYTHING = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head", "embed_tokens"]
 HEAD = "base_model.model.lm_head"
@@ -24,16 +24,7 @@ HEAD = "base_model.model.lm_head"
 
 @pytest.fixture(scope="module")
 def model() -> Phi3ForCausalLM:
-    config = Phi3Config(
-        vocab_size=19,
-        hidden_size=16,
-        intermediate_size=28,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=4,
-    )
-    return Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+    return smallest_model()
 
 
 def make_lora(model: Phi3ForCausalLM, seed: int = 0, **config: Any) -> Lora:
@@ -285,10 +276,7 @@ def test_the_rank_in_the_config_must_be_the_tensors(model, saved):
 
 
 def test_an_adapter_of_another_model(saved):
-    config = Phi3Config(
-        vocab_size=19, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, head_dim=4
-    )
-    smaller = Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+    smaller = smallest_model(num_hidden_layers=2)
     assert "2 unknown (base_model.model.model.layers.2.mlp.down_proj" in error_of(saved, smaller)
 
 

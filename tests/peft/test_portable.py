@@ -13,8 +13,8 @@ from phi3_jax import InputError, LoraConfig, init_lora, load_adapter, save_adapt
 from phi3_jax.cli import main
 from phi3_jax.hf.checkpoint import save_model
 from phi3_jax.peft.portable import portable
-from tests.lora.test_kinds import IDS, VARIANTS, config, shaken
-from tests.training.tiny import tiny_model
+from tests.helpers.adapters import IDS, VARIANTS, config, shaken
+from tests.helpers.models import tiny_model
 
 CASES = {
     **{name: VARIANTS[name] for name in ("ranks by layer", "pissa")},

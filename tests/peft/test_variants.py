@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors import numpy as safetensors
 
-from phi3_jax import InputError, LoraConfig, Phi3Config, Phi3ForCausalLM
+from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
 from phi3_jax.hf.safetensors_io import read_metadata
 from phi3_jax.lora import Lora, LoraLinear, init_lora
 from phi3_jax.lora.adapters import DoraLinear
 from phi3_jax.lora.tree import nested
 from phi3_jax.peft.adapter import load_adapter, save_adapter
+from tests.helpers.models import smallest_model
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LAYER = "base_model.model.model.layers.{}."
@@ -27,25 +27,12 @@ QKV = LAYER + "self_attn.qkv_proj."
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def model(request) -> Phi3ForCausalLM:
-    return make_model(tie_word_embeddings=request.param)
+    return smallest_model(tie_word_embeddings=request.param)
 
 
 @pytest.fixture(scope="module")
 def untied() -> Phi3ForCausalLM:
-    return make_model()
-
-
-def make_model(**config: Any) -> Phi3ForCausalLM:
-    sizes = {
-        "vocab_size": 19,
-        "hidden_size": 16,
-        "intermediate_size": 28,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 4,
-    }
-    return Phi3ForCausalLM(Phi3Config(**{**sizes, **config}), rngs=nnx.Rngs(0))
+    return smallest_model()
 
 
 def random_lora(model: Phi3ForCausalLM, **config: Any) -> Lora:

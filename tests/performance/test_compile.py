@@ -8,7 +8,7 @@ from phi3_jax.performance.collectives import count_collectives, layer_collective
 from phi3_jax.performance.compile import compile_elsewhere, compile_here
 from phi3_jax.performance.memory import Estimator
 from phi3_jax.performance.topology import parse_topology
-from tests.performance.runs import MINI, SMALL, checkpoint, run_of
+from tests.helpers.plans import MINI, SMALL, checkpoint, run_of
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

@@ -11,7 +11,7 @@ from phi3_jax.generation import generate
 from phi3_jax.generation.engine import Engine
 from phi3_jax.parallel.hardware import Hardware
 from phi3_jax.performance import generate as benchmark
-from tests.training.tiny import random_lora, tiny_model
+from tests.helpers.models import random_lora, tiny_model
 
 TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96"]
 

@@ -13,7 +13,7 @@ from phi3_jax.performance.plan import make_plan
 from phi3_jax.performance.step_time import step_time
 from phi3_jax.performance.suggest import alternatives, changed
 from phi3_jax.performance.topology import parse_topology
-from tests.performance.runs import MINI, SMALL, checkpoint, run_of
+from tests.helpers.plans import MINI, SMALL, checkpoint, run_of
 
 GB, GiB = 10**9, 2**30
 

@@ -9,29 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from phi3_jax import InputError, LoraConfig, Phi3Config, Phi3ForCausalLM, init_lora, merge_lora
+from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM, init_lora, merge_lora
 from phi3_jax.hf.checkpoint import load_model
 from phi3_jax.objectives.next_token import loss
 from phi3_jax.quant import is_quantized, make_quantizer, quantize_model
+from tests.helpers.models import QUANTIZABLE, quantizable_model
 
-TINY = {
-    "model_type": "phi3",
-    "vocab_size": 48,
-    "hidden_size": 64,
-    "intermediate_size": 96,  # no multiple of 64: down_proj is flat
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 IDS = jnp.asarray(np.random.default_rng(0).integers(3, 48, (2, 10)))
 LINEARS = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 KINDS = ["nf4", "int8"]
-
-
-def random_model(dtype=jnp.float32, **overrides) -> Phi3ForCausalLM:
-    return Phi3ForCausalLM(Phi3Config.from_dict(TINY | overrides), dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def values(model) -> dict[str, object]:
@@ -51,14 +37,14 @@ def made_dense(model) -> Phi3ForCausalLM:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    random_model().save_pretrained(str(folder))
+    quantizable_model().save_pretrained(str(folder))
     return folder
 
 
 class TestQuantizeModel:
     @pytest.mark.parametrize("kind", KINDS)
     def test_only_the_layers_linear_weights(self, kind):
-        plain = random_model()
+        plain = quantizable_model()
         quantized = values(quantize_model(plain, kind))
         before = values(plain)
         assert {name for name, value in quantized.items() if is_quantized(value)} == {
@@ -72,19 +58,19 @@ class TestQuantizeModel:
 
     def test_refuses_other_kinds_and_quantised_models(self):
         with pytest.raises(InputError, match="quantization is 'nf5', expected one of nf4, int8"):
-            quantize_model(random_model(), "nf5")
+            quantize_model(quantizable_model(), "nf5")
         with pytest.raises(InputError, match="is quantised already"):
-            quantize_model(quantize_model(random_model(), "nf4"), "int8")
+            quantize_model(quantize_model(quantizable_model(), "nf4"), "int8")
 
     def test_names_the_weight_that_cannot_be_quantised(self):
-        model = random_model()
+        model = quantizable_model()
         weight = model.model.layers.mlp.down_proj.weight
         weight.set_value(weight[...].at[1, 0, 0].set(jnp.nan))
         with pytest.raises(InputError, match=r"^model\.layers\.1\.mlp\.down_proj: .*NaN"):
             quantize_model(model, "nf4")
 
     def test_an_adapter_is_not_merged_into_it(self):
-        model = quantize_model(random_model(), "nf4")
+        model = quantize_model(quantizable_model(), "nf4")
         lora = init_lora(model, LoraConfig(r=2), jax.random.key(0))
         with pytest.raises(InputError, match="merge into the unquantised base"):
             merge_lora(model, lora)
@@ -98,7 +84,7 @@ def value_and_grad(lora, model):
 class TestComputing:
     @pytest.mark.parametrize("kind", KINDS)
     def test_loss_and_gradients_are_those_of_the_same_numbers_unpacked(self, kind):
-        model = quantize_model(random_model(), kind)
+        model = quantize_model(quantizable_model(), kind)
         lora = init_lora(model, LoraConfig(r=2, init_lora_weights=False), jax.random.key(0))
         ours, expected = value_and_grad(lora, model), value_and_grad(lora, made_dense(model))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
@@ -108,7 +94,7 @@ class TestComputing:
     def test_only_the_layer_at_work_is_dense(self):
         """Also without rematerialisation the step's temporary memory has one dense layer, and not six."""
         layers, hidden, inner = 6, 256, 512
-        model = random_model(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner)
+        model = quantizable_model(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner)
         quantized = quantize_model(model, "nf4")
         lora = init_lora(quantized, LoraConfig(r=1, target_modules=["o_proj"]), jax.random.key(0))
         temporaries = value_and_grad.lower(lora, quantized).compile().memory_analysis().temp_size_in_bytes
@@ -155,7 +141,7 @@ class TestLoading:
 
         load_model(folder, dtype=jnp.bfloat16, quantizer=recording)
         plain = load_model(folder, dtype=jnp.bfloat16)
-        assert len(seen) == len(LINEARS) * TINY["num_hidden_layers"]
+        assert len(seen) == len(LINEARS) * QUANTIZABLE["num_hidden_layers"]
         weight = plain.model.layers.mlp.down_proj.weight[...][2]
         assert np.array_equal(seen["model.layers.2.mlp.down_proj"], weight)
         assert seen["model.layers.2.mlp.down_proj"].dtype == jnp.bfloat16

@@ -17,8 +17,7 @@ from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.quant import quantize_model
 from phi3_jax.training.loop import train
-from tests.training.test_resume import cut_off, same_run
-from tests.training.tiny import metrics, run_config, write_inputs
+from tests.helpers.runs import cut_off, metrics, run_config, same_run, write_inputs
 
 NF4 = {"model": {"quantization": "nf4"}}
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "eval_generations": 1}

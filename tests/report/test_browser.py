@@ -3,9 +3,8 @@
 import pytest
 
 from phi3_jax.report.write import write_evaluation_report, write_report
-
-from ..browser import DESKTOP, PHONE, launched, opened
-from .pages import HOSTILE, LONG, evaluation_report, run_report
+from tests.helpers.browser import DESKTOP, PHONE, launched, opened
+from tests.helpers.pages import HOSTILE, LONG, evaluation_report, run_report
 
 STRANGE = (LONG + HOSTILE, f"{LONG} {HOSTILE}\nשלום {'🙂' * 90} a" + "\u0301" * 40)
 

@@ -6,8 +6,7 @@ import pytest
 from phi3_jax.report.answers import marked
 from phi3_jax.report.parts import text
 from phi3_jax.report.write import write_evaluation_report, write_report
-
-from .pages import HOSTILE, evaluation_report, run_report
+from tests.helpers.pages import HOSTILE, evaluation_report, run_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

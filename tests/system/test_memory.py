@@ -13,7 +13,7 @@ from phi3_jax.model.cache import cache_bytes, empty_cache
 from phi3_jax.parallel.mesh import devices_memory, make_mesh
 from phi3_jax.system import memory
 from phi3_jax.system.memory import free_memory, total_memory
-from tests.training.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 def test_a_limit_of_the_container_counts(tmp_path, monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 from phi3_jax import InputError
 from phi3_jax.system.secrets import redact, redact_command, remember
 from phi3_jax.training.console import RunConsole
-from tests.hf.hub_server import Hub, serve
-from tests.training.tiny import run_config, write_inputs
+from tests.helpers.model_hub import Hub, serve
+from tests.helpers.runs import run_config, write_inputs
 
 HUB, OLD, WANDB = f"hf_{'Canary' * 5}abcd", "old-canary-token", "c0ffee" * 6 + "cafe"
 TYPED, URL, FILE = "typed-canary", "url-canary", "file-canary"

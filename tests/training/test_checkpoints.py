@@ -17,7 +17,8 @@ from phi3_jax.system.files import StorageError
 from phi3_jax.training import manifest
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.training.tiny import random_lora, run_config, start, tiny_model
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.runs import run_config, start
 
 NOTE = {"note": "what stands beside the arrays"}
 

@@ -11,7 +11,7 @@ import pytest
 
 from phi3_jax.training import versions as module
 from phi3_jax.training.versions import PACKAGES, versions, write_versions
-from tests.parallel.runs import write_inputs
+from tests.helpers.mesh_runs import write_inputs
 
 MESHES = [[1, 1, 1, 1], [1, 2, 2, 1]]
 
@@ -25,7 +25,7 @@ def test_two_processes_train_the_same_adapter(tmp_path):
         folder.mkdir()
         write_inputs(folder)
         done = subprocess.run(
-            [sys.executable, "-m", "tests.parallel.runs", str(folder), json.dumps(MESHES)],
+            [sys.executable, "-m", "tests.helpers.mesh_runs", str(folder), json.dumps(MESHES)],
             env={**os.environ, "PYTHONHASHSEED": seed, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
             cwd=Path(__file__).parents[2],
             capture_output=True,

@@ -21,8 +21,7 @@ from phi3_jax.training import loop, results
 from phi3_jax.training.checks import check_output_folder, check_unchanged, remove_leftovers
 from phi3_jax.training.folder import Checkpoints, RunFolder
 from phi3_jax.training.loop import train
-from tests.training.test_resume import SETTINGS, cut_off, same_run
-from tests.training.tiny import metrics, run_config, write_inputs
+from tests.helpers.runs import SETTINGS, cut_off, metrics, run_config, same_run, write_inputs
 
 # As test_resume's, in rows of one length: one program.
 LIKE = {"data": {"packing": True}, "training": {**SETTINGS, "eval_generations": 1}}

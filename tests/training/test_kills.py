@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_resume import same_run
+from tests.helpers.runs import same_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def call(*arguments: str) -> str:
 )
 def test_runs_killed_at_chosen_points_end_as_if_nothing_had_been(tmp_path, names):
     """Where, see tests/training/killed.py."""
-    said = call("-m", "tests.training.killed", str(tmp_path), *names)
+    said = call("-m", "tests.helpers.killed_runs", str(tmp_path), *names)
     whole = tmp_path / "whole"
     for name in names:
         same_run(whole, tmp_path / name)

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from phi3_jax.training import loop
-from tests.training.tiny import run_config, write_inputs
+from tests.helpers.runs import run_config, write_inputs
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "long_run.py"
 

@@ -15,7 +15,7 @@ from phi3_jax.config.run import RunConfig
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.training import checks, loop
 from phi3_jax.training.loop import train
-from tests.training.tiny import metrics, run_config, write_inputs
+from tests.helpers.runs import metrics, run_config, write_inputs
 
 
 @pytest.fixture(scope="module")

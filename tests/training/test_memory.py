@@ -7,7 +7,9 @@ import pytest
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.model.remat import POLICIES
-from tests.training.tiny import VOCAB, accumulated, random_lora, random_rows, start, tiny_model
+from tests.helpers.models import VOCAB, random_lora, tiny_model
+from tests.helpers.rows import accumulated, random_rows
+from tests.helpers.runs import start
 
 # Wide and shallow: what is kept for the backward pass stands out against one layer's working memory.
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "head_dim": 16}

@@ -18,19 +18,11 @@ from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora import Lora
 from phi3_jax.training.debug_nans import find_nonfinite
 from phi3_jax.training.loop import train
-from tests.parallel.runs import write_inputs as write_mesh_inputs
-from tests.training.test_resume import cut_off
-from tests.training.tiny import (
-    accumulated,
-    metrics,
-    random_lora,
-    random_rows,
-    run_config,
-    start,
-    tiny_model,
-    tiny_tokenizer,
-    write_inputs,
-)
+from tests.helpers.mesh_runs import write_inputs as write_mesh_inputs
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.rows import accumulated, random_rows
+from tests.helpers.runs import cut_off, metrics, run_config, start, write_inputs
+from tests.helpers.tokenizers import tiny_tokenizer
 
 SETTINGS = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"}
 POISON = 52  # a token that no other row has

@@ -1,6 +1,5 @@
 """A run that was cut off and resumed is the run that was not, bit for bit."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,20 +12,11 @@ import pytest
 import yaml
 
 from phi3_jax import InputError
-from phi3_jax.config.run import RunConfig
-from phi3_jax.training import loop
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.loop import train
-from tests.training.tiny import (
-    accumulated,
-    metrics,
-    random_lora,
-    random_rows,
-    run_config,
-    start,
-    tiny_model,
-    write_inputs,
-)
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.rows import accumulated, random_rows
+from tests.helpers.runs import SETTINGS, cut_off, metrics, run_config, same_run, start, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +24,6 @@ def inputs(tmp_path_factory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("resume"))
 
 
-class Killed(Exception):
-    pass
-
-
-def cut_off(run: RunConfig, after: int, monkeypatch) -> None:
-    """Runs until so many steps were taken, and no further."""
-    take = loop.Trainer._take_step
-
-    def take_or_die(self):
-        if self.progress.step == after:
-            raise Killed
-        take(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_take_step", take_or_die)
-        with pytest.raises(Killed):
-            train(run)
-
-
-def same_run(one: Path, other: Path) -> None:
-    """Same adapter, same lines of metrics but for the clock's, same results but for the clock's."""
-    name = "adapter/adapter_model.safetensors"
-    assert (one / name).read_bytes() == (other / name).read_bytes()
-    clock = ("tokens_per_second", "mfu")
-    without_clock = [
-        [{key: value for key, value in row.items() if key not in clock} for row in metrics(folder)]
-        for folder in (one, other)
-    ]
-    assert without_clock[0] == without_clock[1]
-    results = [json.loads((folder / "all_results.json").read_text()) for folder in (one, other)]
-    clock = ("train_runtime", "train_steps_per_second", "train_tokens_per_second")
-    assert [{k: v for k, v in r.items() if k not in clock} for r in results[:1]] == [
-        {k: v for k, v in r.items() if k not in clock} for r in results[1:]
-    ]
-
-
-# Lines every 3 steps and checkpoints every 2, so that a checkpoint falls between two lines; an
-# epoch of 2 steps; dropout, so that the random state matters.
-SETTINGS = {"logging_steps": 3, "save_steps": 2, "eval_steps": 4, "max_steps": 7, "load_best_model_at_end": True}
 LIKE = {"data": {"packing": False}, "training": SETTINGS}
 
 

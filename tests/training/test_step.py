@@ -10,7 +10,9 @@ import pytest
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.objectives.next_token import loss
-from tests.training.tiny import accumulated, random_lora, random_rows, start, tiny_model
+from tests.helpers.models import random_lora, tiny_model
+from tests.helpers.rows import accumulated, random_rows
+from tests.helpers.runs import start
 
 SETTINGS = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"}
 

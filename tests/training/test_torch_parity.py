@@ -15,7 +15,7 @@ from phi3_jax.config.sections import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import load_model  # noqa: E402
 from phi3_jax.objectives.next_token import loss  # noqa: E402
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
-from tests.parity.reference import torch_phi3  # noqa: E402
+from tests.helpers.references import torch_phi3  # noqa: E402
 
 
 @pytest.fixture(scope="module")

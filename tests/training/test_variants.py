@@ -6,8 +6,7 @@ import pytest
 
 from phi3_jax.cli import main
 from phi3_jax.training.loop import train
-from tests.training.test_resume import cut_off, same_run
-from tests.training.tiny import metrics, run_config, write_inputs
+from tests.helpers.runs import cut_off, metrics, run_config, same_run, write_inputs
 
 VARIANTS = {
     "dora, saved head, tokens and ranks": {

@@ -1,6 +1,6 @@
 """Kills runs at chosen points, for test_kills.py: every run is a process forked from this one.
 
-    python -m tests.training.killed FOLDER NAME ...
+    python -m tests.helpers.killed_runs FOLDER NAME ...
 
 Writes FOLDER/whole, a run that nothing disturbed, and for each NAME of `POINTS` a run that was killed
 there and resumed.
@@ -23,8 +23,7 @@ import transformers
 from phi3_jax.peft import adapter
 from phi3_jax.system import files
 from phi3_jax.training import checkpoints, loop, manifest, metrics, results
-from tests.training.test_resume import SETTINGS
-from tests.training.tiny import run_config, write_inputs
+from tests.helpers.runs import SETTINGS, run_config, write_inputs
 
 
 def die(*_: Any, **__: Any) -> None:

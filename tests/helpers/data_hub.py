@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-from tests.loopback import Handler, serving
+from tests.helpers.loopback import Handler, serving
 
 COMMIT = "a" * 40
 

@@ -17,7 +17,8 @@ from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.checkpoint import load_model
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.adapter import save_adapter
-from tests.training.tiny import write_chats, write_checkpoint
+from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.rows import write_chats
 
 INDEX, CONFIG, WEIGHTS = "model.safetensors.index.json", "config.json", "model.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

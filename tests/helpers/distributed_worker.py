@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax import InputError
 from phi3_jax.data import eval_batches, train_batches
-from phi3_jax.hf import safetensors_io
+from phi3_jax.hf import read, safetensors_io
 from phi3_jax.hf.checkpoint import load_model, save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.parallel.inputs import BATCHES, DATA, rows
+from tests.helpers.distributed_inputs import BATCHES, DATA, rows
 
 
 def said(function, *arguments):
@@ -84,8 +84,8 @@ def shardings(where: Mesh):
 def loading(folder: Path, where: Mesh, process: int) -> dict[str, int]:
     """Loads and saves again: whole, in parts, and quantised. Returns the bytes read while it loaded whole."""
     counts: list[int] = []
-    read = safetensors_io._read_exactly
-    safetensors_io._read_exactly = lambda file, out: (counts.append(out.nbytes), read(file, out))[1]
+    read_exactly = safetensors_io._read_exactly
+    safetensors_io._read_exactly = lambda file, out: (counts.append(out.nbytes), read_exactly(file, out))[1]
     sizes: list[int] = []
     empty = read.aligned_empty
     read.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]

@@ -1,8 +1,9 @@
-"""Random tiny Phi-3 checkpoints made by transformers: what the parity tests compare with."""
+"""What the parity tests compare with: random tiny Phi-3 models of transformers; and how they compare."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -49,3 +50,38 @@ def torch_phi3(folder: Path | None = None, *, seed: int = 0, **overrides: Any) -
     if folder is not None:
         model.save_pretrained(folder)
     return model
+
+
+SMALL = {"num_key_value_heads": 2, "pad_token_id": 5}
+
+IDS = np.array([[1, 17, 5, 98, 33, 64, 5, 3], [44, 45, 2, 90, 11, 11, 70, 8]])
+
+EVERYTHING = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head", "embed_tokens"]
+
+
+def torch_base(folder, dtype=torch.float32):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+def torch_logits(model, ids=IDS, **kwargs):
+    with torch.no_grad():
+        return model(torch.tensor(ids), use_cache=False, **kwargs).logits.float().numpy()
+
+
+def assert_close(ours, theirs, rtol=1e-5):
+    """The largest difference, relative to the largest number."""
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= rtol * np.abs(theirs).max()
+
+
+def assert_near(ours, theirs, rtol=1e-5):
+    """The distance, relative to the length: of gradients, whose single entries are sums that nearly cancel."""
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    assert ours.shape == theirs.shape
+    assert np.linalg.norm(ours - theirs) <= rtol * np.linalg.norm(theirs)
+
+
+def assert_different(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    assert np.abs(a - b).max() > 0.05 * np.abs(b).max()

@@ -1,9 +1,11 @@
-"""Small tokenizers with the traits of Phi-3's and Phi-4's, and their chat templates (MIT, Microsoft)."""
+"""Small tokenizers: of letters, and like Phi-3's and Phi-4's with their chat templates (MIT, Microsoft)."""
 
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from tests.helpers.models import VOCAB
 
 # Phi-3-mini-4k-instruct, April 2024: BOS, system turns dropped, the assistant opened by the user's turn.
 APRIL = (
@@ -92,3 +94,31 @@ def templates() -> dict[str, Any]:
         "phi-4": phi4_tokenizer(PHI_4),
         "trimming": phi3_tokenizer(TRIMMING),
     }
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 "
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every letter, and Phi-3's special tokens."""
+    specials = ["<pad>", "<s>", "<|endoftext|>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *LETTERS])}
+    assert len(vocabulary) <= VOCAB
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|endoftext|>",
+        unk_token="<unk>",
+        additional_special_tokens=specials[4:],
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

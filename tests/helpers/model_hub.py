@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from tests.loopback import Handler, serving
+from tests.helpers.loopback import Handler, serving
 
 Files = Mapping[str, bytes]
 
