@@ -313,7 +313,7 @@ def test_a_run_that_diverges_leaves_the_last_good_adapter(tmp_path):
 MESHES = """
 import json, pathlib, sys
 from phi3_jax.training.loop import train
-from tests.parallel.runs import config
+from tests.helpers.mesh_runs import config
 for mesh in json.loads(sys.argv[2]):
     train(config(pathlib.Path(sys.argv[1]), mesh, "_".join(map(str, mesh)), eval_strategy="no"))
 """
