@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import yaml
 
-from phi3_jax.chat.session import BASE, SETTINGS, Session, named_adapter
-from phi3_jax.config.names import nearest
+from phi3_jax.chat.session import SETTINGS, Session, named_adapter
+from phi3_jax.config.names import BASE, nearest
 from phi3_jax.generation.text import Answer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import parse_yaml

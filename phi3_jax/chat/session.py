@@ -7,7 +7,7 @@ from typing import Any
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.config.generation import GenerationConfig
-from phi3_jax.config.names import nearest
+from phi3_jax.config.names import BASE, NONE, nearest
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
 from phi3_jax.generation.stream import stream_answer
@@ -15,9 +15,6 @@ from phi3_jax.generation.text import Answer, answer_with_each, check_prompt, der
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
-
-# What the model without an adapter is called, and what switches back to it.
-BASE, NONE = "base", "none"
 
 # The settings that a conversation can change: all but those that belong to the checkpoint.
 SETTINGS = (

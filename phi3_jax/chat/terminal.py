@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from phi3_jax.chat.commands import HELP
-from phi3_jax.chat.session import NONE, SETTINGS, Session
+from phi3_jax.chat.session import SETTINGS, Session
+from phi3_jax.config.names import NONE
 from phi3_jax.generation.text import Answer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import one_line, printable

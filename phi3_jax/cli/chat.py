@@ -11,6 +11,7 @@ from phi3_jax.cli.generation import (
     load_adapters,
 )
 from phi3_jax.cli.parser import Parser, add_base_arguments, load_base
+from phi3_jax.config.names import BASE, NONE
 from phi3_jax.system.errors import InputError
 
 MAX_NEW_TOKENS = 512
@@ -23,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message")
     add_generation_arguments(parser, max_new_tokens=MAX_NEW_TOKENS)
     arguments = parser.parse(argv)
-    if "none" in arguments.adapter:
+    if NONE in arguments.adapter:
         raise InputError("--adapter none has no meaning here: the base is always there; leave it out")
     loaded = load_base(arguments)
     settings = generation_settings(arguments, loaded.model, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
@@ -31,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     adapters = load_adapters(arguments.adapter, loaded.model, local_files_only=local)
 
     from phi3_jax.chat.commands import Screen, converse
-    from phi3_jax.chat.session import BASE, Session
+    from phi3_jax.chat.session import Session
     from phi3_jax.chat.terminal import Plain, Terminal
     from phi3_jax.peft.adapter import load_adapter
 

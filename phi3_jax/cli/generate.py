@@ -14,6 +14,7 @@ from phi3_jax.cli.generation import (
     load_adapters,
 )
 from phi3_jax.cli.parser import Loaded, Parser, add_base_arguments, load_base, positive
+from phi3_jax.config.names import BASE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing
 
@@ -24,7 +25,6 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse(argv)
     _check(arguments)
 
-    from phi3_jax.chat.session import BASE
     from phi3_jax.cli.prompts import prompt_tokens, read_prompts, text_prompt
     from phi3_jax.data.chat import ChatTokenizer
     from phi3_jax.generation.text import check_prompt

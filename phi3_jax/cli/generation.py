@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from phi3_jax.cli.parser import positive
+from phi3_jax.config.names import BASE, NONE
 from phi3_jax.system.errors import InputError
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -80,7 +81,7 @@ def generation_settings(arguments: argparse.Namespace, model: Any, tokenizer: An
 
 def load_adapters(given: Sequence[str], model: Any, *, local_files_only: bool) -> dict[str, Any]:
     """The adapters of `--adapter`, by name; None for `none`, the base."""
-    from phi3_jax.chat.session import BASE, NONE, check_name, named_adapter
+    from phi3_jax.chat.session import check_name, named_adapter
     from phi3_jax.peft.adapter import load_adapter
 
     adapters: dict[str, Any] = {}

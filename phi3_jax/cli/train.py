@@ -29,8 +29,7 @@ def run(argv: Sequence[str]) -> None:
     if print_config:
         print(config.to_yaml(), end="")
         return
-    if config.data.train is None:
-        raise InputError("data.train is not given; give a file, a folder or a hub dataset id to train on")
+    config.data.require_train()
 
     from phi3_jax.parallel.distributed import initialize
     from phi3_jax.training.loop import train

@@ -8,6 +8,7 @@ from typing import Any
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.names import nearest
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.numbers import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ def _check(settings: GenerationConfig) -> None:
     s = settings
     whole = {name: getattr(s, name) for name in ("max_new_tokens", "num_beams", "num_return_sequences")}
     for name, value in whole.items():
-        if not _is_whole(value) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
-    if not _is_whole(s.top_k) or s.top_k < 0:
+    if not is_whole(s.top_k) or s.top_k < 0:
         raise InputError(f"top_k is {s.top_k!r}, expected a whole number, 0 for no limit")
     for name, low, high, expected in (
         ("temperature", 0.0, None, "a number above 0; for the most likely token set do_sample to false"),
@@ -156,11 +157,11 @@ def _check(settings: GenerationConfig) -> None:
         value = getattr(s, name)
         if value is None and name == "max_time":
             continue
-        if not _is_number(value) or not value > low or (high is not None and value > high):
+        if not is_number(value) or not value > low or (high is not None and value > high):
             raise InputError(f"{name} is {value!r}, expected {expected}")
-    if not _is_number(s.min_p) or not 0 <= s.min_p <= 1:
+    if not is_number(s.min_p) or not 0 <= s.min_p <= 1:
         raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")
-    if not _is_number(s.length_penalty):
+    if not is_number(s.length_penalty):
         raise InputError(f"length_penalty is {s.length_penalty!r}, expected a number")
     if s.early_stopping not in (True, False, "never"):
         raise InputError(f"early_stopping is {s.early_stopping!r}, expected true, false or 'never'")
@@ -175,17 +176,9 @@ def _check(settings: GenerationConfig) -> None:
             "would be the same; set do_sample to true or num_beams higher"
         )
     seeds = s.seed if isinstance(s.seed, tuple) else (s.seed,)
-    if not all(_is_whole(seed) and 0 <= seed < 2**32 for seed in seeds):
+    if not all(is_whole(seed) and 0 <= seed < 2**32 for seed in seeds):
         raise InputError(f"seed is {s.seed!r}, expected a whole number from 0 to {2**32 - 1}, or one for each prompt")
-    if not all(_is_whole(token) for token in s.eos_token_id):
+    if not all(is_whole(token) for token in s.eos_token_id):
         raise InputError(f"eos_token_id is {s.eos_token_id!r}, expected token ids")
     if not all(isinstance(text, str) and text for text in s.stop_strings):
         raise InputError(f"stop_strings are {s.stop_strings!r}, expected texts that are not empty")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

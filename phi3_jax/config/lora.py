@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import check_expression
+from phi3_jax.system.numbers import is_number, is_whole
 
 # Starts that need nothing but a key, and those that are computed from the base's weights.
 RANDOM_STARTS = ("gaussian", "orthogonal")
@@ -103,16 +104,16 @@ class LoraConfig:
     def _check_numbers(self) -> None:
         if not _is_rank(self.r):
             raise InputError(f"peft.r is {self.r!r}, expected a whole number of at least 1")
-        if not _is_number(self.lora_alpha):
+        if not _is_finite(self.lora_alpha):
             raise InputError(f"peft.lora_alpha is {self.lora_alpha!r}, expected a number")
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+        if not _is_finite(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             raise InputError(f"peft.lora_dropout is {self.lora_dropout!r}, expected 0 <= p < 1")
         for name in ("use_rslora", "use_dora", "lora_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"peft.{name} is {getattr(self, name)!r}, expected true or false")
         for name, fits, wanted in (
             ("rank_pattern", _is_rank, "a whole number of at least 1"),
-            ("alpha_pattern", _is_number, "a number"),
+            ("alpha_pattern", _is_finite, "a number"),
         ):
             pattern = getattr(self, name)
             if not isinstance(pattern, Mapping | None):
@@ -251,12 +252,12 @@ def _are_names(value: Any) -> bool:
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_whole(value) and value >= 0
 
 
 def _is_rank(value: Any) -> bool:
     return _is_index(value) and value >= 1
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+def _is_finite(value: object) -> bool:
+    return is_number(value) and abs(value) < 1e300

@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.numbers import is_number, is_whole
 from phi3_jax.system.reading import read_json
 from phi3_jax.system.text import shown
 
@@ -94,6 +95,13 @@ class Phi3Config:
         ends = json.loads(self.generation).get("eos_token_id", self.eos_token_id)
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
+    def check_trainable(self, where: str = "config.json") -> None:
+        """Raises `InputError` for a model that cannot be trained, as it drops attention; `where` names its file."""
+        if self.attention_dropout > 0:
+            raise InputError(
+                f"{where}: attention_dropout is {self.attention_dropout}, expected 0 in training; set it to 0"
+            )
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config.json") -> "Phi3Config":
         """Reads the contents of a config.json, in the old style (`rope_theta`, `rope_scaling`)
@@ -171,7 +179,7 @@ class Phi3Config:
 def _check_sizes(values: Mapping[str, Any], where: str) -> None:
     for name, most in LARGEST.items():
         value = values.get(name, 1)
-        if not _is_whole(value) or not 1 <= value <= most:
+        if not is_whole(value) or not 1 <= value <= most:
             raise InputError(f"{where}: {name} is {shown(value)}, expected a positive whole number, {most} at most")
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     hidden = values.get("hidden_size", 3072)
@@ -188,13 +196,13 @@ def _check_others(values: Mapping[str, Any], where: str) -> None:
     """Raises `InputError` for a value of the wrong type among those that are no sizes."""
     for name in ("rms_norm_eps", "initializer_range", "resid_pdrop", "attention_dropout"):
         value = values.get(name, 0)
-        if not _is_number(value) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise InputError(f"{where}: {name} is {shown(value)}, expected a number from 0 to 1")
     tied = values.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise InputError(f"{where}: tie_word_embeddings is {shown(tied)}, expected true or false")
     window = values.get("sliding_window", 1)
-    if not _is_whole(window) or window < 1:
+    if not is_whole(window) or window < 1:
         raise InputError(f"{where}: sliding_window is {shown(window)}, expected a positive whole number or null")
 
 
@@ -203,16 +211,8 @@ def _check_tokens(values: Mapping[str, Any], where: str) -> None:
         value = values.get(name)
         tokens = value if name == "eos_token_id" and isinstance(value, list | tuple) else [value]
         # -1 is an old way to say that there is none.
-        if value is not None and not all(_is_whole(token) and -1 <= token < 2**31 for token in tokens):
+        if value is not None and not all(is_whole(token) and -1 <= token < 2**31 for token in tokens):
             raise InputError(f"{where}: {name} is {shown(value)}, expected a token's number")
-
-
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _attention_factor(scale: float, original: int) -> float:
@@ -231,7 +231,7 @@ def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeCo
 
     def number(name: str, default: float, least: float, most: float) -> float:
         value = next((part[name] for part in (rope, raw) if part.get(name) is not None), default)
-        if not _is_number(value) or not least <= value <= most:
+        if not is_number(value) or not least <= value <= most:
             raise InputError(f"{where}: {name} is {shown(value)}, expected a number from {least:g} to {most:g}")
         return value
 
@@ -256,7 +256,7 @@ def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeCo
     factors: dict[str, Any] = {}
     for name in ("short_factor", "long_factor"):
         values = rope.get(name)
-        if not isinstance(values, list | tuple) or not all(_is_number(v) and 0 < v < 1e9 for v in values):
+        if not isinstance(values, list | tuple) or not all(is_number(v) and 0 < v < 1e9 for v in values):
             raise InputError(f"{where}: {name} is {shown(values)}, expected a list of {pairs} positive numbers")
         if len(values) != pairs:
             raise InputError(

@@ -1,7 +1,10 @@
-"""Names: the known one that a misspelt one was meant to be."""
+"""Names: what the base is called beside its adapters, and the known name that a misspelt one was meant to be."""
 
 import difflib
 from collections.abc import Sequence
+
+# What the model without an adapter is called, and what chooses it.
+BASE, NONE = "base", "none"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

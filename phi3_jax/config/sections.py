@@ -141,6 +141,12 @@ class DataSection:
         _check_range("data", self, "max_length", low=2)
         _check_range("data", self, "max_rows", low=1)
 
+    def require_train(self) -> str:
+        """`train`. Raises `InputError` where it is not set."""
+        if self.train is None:
+            raise InputError("data.train is not set; name a file, a folder or a hub dataset id to train on")
+        return self.train
+
     @property
     def has_eval(self) -> bool:
         """Whether there are evaluation rows."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.numbers import is_number
 
 Row = Mapping[str, Any]
 
@@ -195,7 +196,7 @@ def _text(value: Any, where: str, part: str) -> str:
         return ""
     if isinstance(value, list):
         return "".join(_part_text(item, where) for item in value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{where}: {part} is a {type(value).__name__}, expected text")

@@ -53,14 +53,16 @@ def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedDat
     `sources`, `formats` and `chat`.
     """
     _check(data)
-    assert data.train is not None
+    train_source = data.require_train()
     chat = ChatTokenizer(tokenizer)
-    sources = load_sources(data.train, split=data.split, dataset_config=data.dataset_config)
+    sources = load_sources(train_source, split=data.split, dataset_config=data.dataset_config)
     train = _rows(sources, data)
     held_out: list[_Row] = []
     note = None
     if data.eval is not None or data.eval_split is not None:
-        eval_sources = load_sources(data.eval or data.train, split=data.eval_split, dataset_config=data.dataset_config)
+        eval_sources = load_sources(
+            data.eval or train_source, split=data.eval_split, dataset_config=data.dataset_config
+        )
         if data.eval is None and [s.name for s in eval_sources] == [s.name for s in sources]:
             # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
             note = (
@@ -79,8 +81,6 @@ def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedDat
 
 
 def _check(data: DataSection) -> None:
-    if data.train is None:
-        raise InputError("data.train is not set; give a data file, a folder or a hub dataset id")
     if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
         raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
 

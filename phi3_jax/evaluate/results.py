@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from phi3_jax.config.names import BASE
 from phi3_jax.evaluate.metrics import Figure, Metric, Row
 from phi3_jax.evaluate.predictions import Prediction
 from phi3_jax.report.statistics import bootstrap_difference, bootstrap_interval, estimate, paired_test
@@ -54,9 +55,9 @@ class Results:
         for metric in metrics:
             columns = {name: metric.columns([_row(p) for p in rows]) for name, rows in predictions.items()}
             for figure in metric.figures:
-                base = columns["base"][figure.name] if "base" in columns else None
+                base = columns[BASE][figure.name] if BASE in columns else None
                 for name in predictions:
-                    compared = None if name == "base" else base
+                    compared = None if name == BASE else base
                     models[name][figure.name] = _estimate(figure, columns[name][figure.name], compared)
         return cls(models, predictions, data, tuple(figure for metric in metrics for figure in metric.figures))
 
@@ -69,7 +70,7 @@ class Results:
 
     def table(self) -> Table:
         """Figure by figure, a line for each model."""
-        compares = "base" in self.models and len(self.models) > 1
+        compares = BASE in self.models and len(self.models) > 1
         table = Table(title=f"{self.data['rows']:,} rows, {self.data['target_tokens']:,} target tokens")
         table.add_column("metric")
         table.add_column("model")

@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.model import Phi3Config
+from phi3_jax.config.names import BASE
 from phi3_jax.config.run import RunConfig
 from phi3_jax.config.sections import DataSection, ModelSection, ParallelSection
 from phi3_jax.data import prepare_data
@@ -48,7 +49,6 @@ from phi3_jax.training.job import job_devices
 from phi3_jax.training.results import command_line
 from phi3_jax.training.versions import versions
 
-BASE = "base"
 _NAME = re.compile(r"[\w.+-]+")
 
 Named = str | Path | Sequence[str | Path] | Mapping[str, str | Path]

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.numbers import is_whole
 from phi3_jax.system.reading import check_file, parse_json
 
 # The kinds of number that weights come in.
@@ -107,7 +108,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
+    return is_whole(value) and 0 <= value < MAX_COUNT
 
 
 def _nbytes(entry: TensorEntry) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from phi3_jax.model.flash import flash_attention, visible
 from phi3_jax.parallel.mesh import ambient_mesh, platform
-from phi3_jax.parallel.sharding import RULES
+from phi3_jax.parallel.sharding import RULES, check_tensor_axis
 from phi3_jax.system.errors import InputError
 
 KINDS = ("auto", "xla", "cudnn", "splash", "chunked")
@@ -123,7 +123,7 @@ def run_kind(
     shards = 1 if mesh is None else mesh.shape["context"]
     rows = 1
     if mesh is not None:
-        _check_heads(mesh, q, k)
+        check_tensor_axis(mesh.shape["tensor"], {"attention heads": q.shape[2], "key-value heads": k.shape[2]})
         rows = math.prod(mesh.shape[axis] for axis in RULES["batch"])
     # Rows and positions of padding, which see but themselves, up to what mesh and kernel can cut.
     missing = -batch % rows, -length % (shards * (_SPLASH_BLOCK if kind == "splash" else 1))
@@ -186,10 +186,3 @@ def _over_mesh(
         # kernels, which also run without a mesh, start theirs from constants.
         check_vma=False,
     )(kernel, q, k, v, segment_ids)
-
-
-def _check_heads(mesh: AbstractMesh, q: Array, k: Array) -> None:
-    tensor = mesh.shape["tensor"]
-    for what, heads in (("attention", q.shape[2]), ("key-value", k.shape[2])):
-        if heads % tensor:
-            raise InputError(f"parallel.tensor is {tensor}, which does not divide {heads} {what} heads; give a divisor")

@@ -260,10 +260,8 @@ def _forward(
         raise InputError(f"input_ids have shape {input_ids.shape}, expected [batch, seq]")
     if attention_mask is not None and segment_ids is not None:
         raise InputError("attention_mask and segment_ids were both given; segment_ids are 0 at padding already")
-    if dropout_key is not None and self.config.attention_dropout > 0:
-        raise InputError(
-            f"attention_dropout is {self.config.attention_dropout} in config.json, expected 0 in training; set it to 0"
-        )
+    if dropout_key is not None:
+        self.config.check_trainable()
     adapters: Adapters = {} if lora is None else lora.materialise()
     if cache is not None:
         _check_cached(cache, attention_mask, positions, segment_ids, dropout_key, output)

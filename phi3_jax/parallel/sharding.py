@@ -7,6 +7,7 @@ one sum over `tensor` after attention and one after the MLP, in each direction.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from phi3_jax.parallel.mesh import ambient_mesh
+from phi3_jax.system.errors import InputError
 
 # Logical axis -> mesh axes.
 RULES: dict[str, tuple[str, ...]] = {
@@ -24,6 +26,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "kept_heads": ("tensor", "fsdp", "context"),
     "kept": ("fsdp", "context"),
 }
+
+
+def check_tensor_axis(tensor: int, sizes: Mapping[str, int]) -> None:
+    """Raises `InputError` where `tensor` devices cannot share one of `sizes` evenly: what is counted, and how many."""
+    for what, size in sizes.items():
+        if size % tensor:
+            raise InputError(f"parallel.tensor is {tensor}, which does not divide {size} {what}; give a divisor")
 
 
 def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Any) -> PartitionSpec:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi3_jax.report.parts import columns_table, section, text, words
+from phi3_jax.system.numbers import is_number
 
 Interval = tuple[float, float]
 
@@ -174,4 +175,4 @@ def _chance(p: float) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)

@@ -13,6 +13,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.distributed import is_main
 from phi3_jax.parallel.mesh import AXES
+from phi3_jax.parallel.sharding import check_tensor_axis
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import check_writable, storing
 from phi3_jax.system.lock import check_not_held
@@ -68,8 +69,7 @@ RESUMING = frozenset({"training.resume_from_checkpoint", "training.resume_change
 
 def check_settings(run: RunConfig) -> None:
     """Raises `InputError` for what the sections cannot see by themselves."""
-    if run.data.train is None:
-        raise InputError("data.train is not set; name a file, a folder or a hub dataset to train on")
+    run.data.require_train()
     if run.logging.wandb and find_spec("wandb") is None:
         raise InputError("logging.wandb is true but wandb is not installed; pip install wandb, or set it to false")
 
@@ -108,11 +108,7 @@ def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> N
     """
     tensor, context = mesh["tensor"], mesh["context"]
     heads = {"attention heads": config.num_attention_heads, "key-value heads": config.num_key_value_heads}
-    for what, number in {**heads, "hidden units of the MLP": config.intermediate_size}.items():
-        if number % tensor:
-            raise InputError(
-                f"parallel.tensor is {tensor}, which does not divide the model's {number} {what}; give a divisor"
-            )
+    check_tensor_axis(tensor, {**heads, "hidden units of the MLP": config.intermediate_size})
     if run.data.max_length % context:
         raise InputError(
             f"parallel.context is {context}, which does not divide data.max_length {run.data.max_length}; give a "

@@ -42,11 +42,7 @@ def load_model_and_lora(
 
     Raises `InputError` for what is wrong with the checkpoint, the adapter or the settings of `peft`.
     """
-    if config.attention_dropout > 0:
-        raise InputError(
-            f"{folder}: config.json has attention_dropout {config.attention_dropout}, which is not "
-            "supported in training; set it to 0"
-        )
+    config.check_trainable(f"{folder}: config.json")
     if run.peft.full_finetuning:
         return _load_whole(run, folder, config, mesh), None
     if run.peft.init_from is not None:
