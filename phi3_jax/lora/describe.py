@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from phi3_jax.config.lora import LoraConfig
+from phi3_jax.system.dotted import last_part
 
 RankAndAlpha = tuple[int, float]
 
@@ -59,17 +60,19 @@ def _most_common(values: list[Any], preferred: Any) -> Any:
 
 def _targets(modules: Iterable[str], num_layers: int) -> tuple[str, ...]:
     names = list(modules)
-    counts = Counter(map(suffix, names))
+    counts = Counter(map(last_part, names))
     whole = {part for part, count in counts.items() if count == num_layers}
-    return tuple(sorted({suffix(name) if suffix(name) in whole or not _in_layers(name) else name for name in names}))
+    return tuple(
+        sorted({last_part(name) if last_part(name) in whole or not _in_layers(name) else name for name in names})
+    )
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     by_suffix: dict[str, set[Any]] = {}
     for name, value in values.items():
-        by_suffix.setdefault(suffix(name), set()).add(value)
+        by_suffix.setdefault(last_part(name), set()).add(value)
     short = {part for part, found in by_suffix.items() if len(found) == 1}
-    pattern = {suffix(n) if suffix(n) in short else n: v for n, v in values.items() if v != default}
+    pattern = {last_part(n) if last_part(n) in short else n: v for n, v in values.items() if v != default}
     return dict(sorted(pattern.items()))
 
 
@@ -80,8 +83,3 @@ def _saved_name(name: str) -> str:
 
 def _in_layers(name: str) -> bool:
     return name.startswith("model.layers.")
-
-
-def suffix(name: str) -> str:
-    """The last part of a dotted name."""
-    return name.rpartition(".")[2]

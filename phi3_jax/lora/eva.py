@@ -19,11 +19,12 @@ from phi3_jax.config.lora import EVA_DEFAULTS, LoraConfig
 from phi3_jax.lora.init import init_lora
 from phi3_jax.lora.pca import IncrementalPCA
 from phi3_jax.lora.targets import Module, checkpoint_name, config_targets
-from phi3_jax.lora.tree import ByLayer, Lora, nested
+from phi3_jax.lora.tree import ByLayer, Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.attention import without_cache
 from phi3_jax.model.phi3 import default_positions, precise
 from phi3_jax.model.rope import rope_cos_sin
+from phi3_jax.system.dotted import nested
 from phi3_jax.system.errors import InputError
 
 Batch = Mapping[str, Int[Array, "batch seq"]]

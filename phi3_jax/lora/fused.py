@@ -16,6 +16,7 @@ from phi3_jax.lora.adapters import DoraLinear, LoraLinear
 from phi3_jax.lora.targets import adaptable_modules, slices
 from phi3_jax.lora.tree import Slice
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.dotted import last_part
 from phi3_jax.system.errors import InputError
 
 Plain = LoraLinear | DoraLinear
@@ -52,7 +53,7 @@ def fused(parts: Sequence[tuple[Slice, Any]]) -> Plain:
     whole: Any = replace(first, lora_A=np.concatenate([adapter.lora_A for adapter in adapters]), lora_B=b)
     if isinstance(first, DoraLinear):
         if sum(rows.stop - rows.start for rows, _ in parts) < total:
-            layer = parts[0][0].parent.rpartition(".")[2]
+            layer = last_part(parts[0][0].parent)
             raise InputError(
                 f"DoRA on some slices of {layer} only: PEFT's has a magnitude for every row; adapt them all"
             )

@@ -12,7 +12,7 @@ from flax import nnx
 from phi3_jax.lora import roles
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.parallel.layout import path_names
+from phi3_jax.system.dotted import path_names
 from phi3_jax.system.errors import InputError
 
 

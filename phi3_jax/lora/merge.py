@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Shaped
 
 from phi3_jax.lora.adapters import TokenRows
 from phi3_jax.lora.targets import slices
-from phi3_jax.lora.tree import Lora, items
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.phi3 import untied
+from phi3_jax.system.dotted import flat_items
 from phi3_jax.system.errors import InputError
 
 
@@ -56,7 +57,7 @@ def _unmerged(adapter: Any, weight: Array) -> Array:
 
 
 def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Callable[[Any, Array], Array]) -> Phi3ForCausalLM:
-    adapters = dict(items(lora.materialise()))
+    adapters = dict(flat_items(lora.materialise()))
     changes: dict[str, list[tuple[slice, Any]]] = {}
     if model.lm_head is None and _parts_tables(adapters):
         model = untied(model)

@@ -7,7 +7,7 @@ is a slice of ours.
 
 from typing import Any
 
-from phi3_jax.parallel.layout import path_names
+from phi3_jax.system.dotted import path_names
 
 
 def stack_axes(path: Any) -> int:

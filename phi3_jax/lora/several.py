@@ -12,10 +12,11 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear, ResidualLora, TokenRows
-from phi3_jax.lora.describe import described, suffix
+from phi3_jax.lora.describe import described
 from phi3_jax.lora.targets import checkpoint_name
-from phi3_jax.lora.tree import ByLayer, Lora, Slice, items, nested, unstacked
+from phi3_jax.lora.tree import ByLayer, Lora, Slice, unstacked
 from phi3_jax.model.layers import dropout
+from phi3_jax.system.dotted import flat_items, last_part, nested
 from phi3_jax.system.errors import InputError
 
 STACK = "model.layers."
@@ -119,8 +120,8 @@ def _check_slices(names: Iterable[str], slices: Mapping[str, Slice]) -> None:
     both = [part for part in slices.values() if part.parent in names]
     if both:
         raise InputError(
-            f"{suffix(both[0].parent)} has an adapter, and in another so has {suffix(both[0].name)}, a slice of it; "
-            "such a sum is not supported"
+            f"{last_part(both[0].parent)} has an adapter, and in another so has {last_part(both[0].name)}, a slice of "
+            "it; such a sum is not supported"
         )
 
 
@@ -145,7 +146,7 @@ def _sum_config(loras: Sequence[Lora], found: Mapping[str, Mapping[int, Any]], r
 
 
 def _term(name: str, weight: float, adapter: Any) -> Term:
-    module = suffix(name)
+    module = last_part(name)
     if isinstance(adapter, ResidualLora):
         if adapter.in_base:
             raise InputError(
@@ -185,7 +186,7 @@ def _linear(name: str, terms: list[Term]) -> tuple[np.ndarray, np.ndarray]:
     ranks = sorted({len(term.a) for term in terms})
     if len(ranks) > 1:
         raise InputError(
-            f"combination_type 'linear' needs one rank, but {suffix(name)} has {' and '.join(map(str, ranks))}; "
+            f"combination_type 'linear' needs one rank, but {last_part(name)} has {' and '.join(map(str, ranks))}; "
             "give 'cat' or 'svd'"
         )
     roots = [np.float32(math.sqrt(abs(term.scale))) for term in terms]
@@ -220,7 +221,7 @@ def _adapter(
 
 def _refuse_shapes(name: str, shapes: Iterable[tuple[int, ...]]) -> None:
     found = " and ".join(map(str, sorted(shapes)))
-    raise InputError(f"the adapters of {suffix(name)} are for weights of {found}; give adapters of one base")
+    raise InputError(f"the adapters of {last_part(name)} are for weights of {found}; give adapters of one base")
 
 
 def _refuse_saved(lora: Lora, where: str) -> None:
@@ -251,7 +252,7 @@ class LoraRows:
         """The adapters as the model takes them, see `Lora.materialise`."""
         found: dict[str, list[tuple[int, Any]]] = {}
         for index, lora in enumerate(self.loras):
-            for name, adapter in items(lora.materialise()):
+            for name, adapter in flat_items(lora.materialise()):
                 found.setdefault(name, []).append((index, adapter))
         return nested({name: _by_row(name, adapters, self.rows) for name, adapters in found.items()})
 

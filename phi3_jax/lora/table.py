@@ -10,6 +10,7 @@ from phi3_jax.lora.mask import partition, trainable_mask
 from phi3_jax.lora.targets import slices
 from phi3_jax.lora.tree import ByLayer, Lora
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.dotted import dotted, last_part
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,13 @@ def parameter_table(model: Phi3ForCausalLM, lora: Lora | None, *, freeze_A: bool
     base = sum(math.prod(weight.shape) for _, weight in weights)
     layers = model.config.num_hidden_layers
     if lora is None:
-        rows = [
-            _row(".".join(map(str, path[:-1])), {str(path[-1]): tuple(weight.shape)}, layers)
-            for path, weight in weights
-        ]
+        rows = [_row(dotted(path[:-1]), {str(path[-1]): tuple(weight.shape)}, layers) for path, weight in weights]
         return ParameterTable(tuple(rows), base)
     state = nnx.state(model)
     adapter, _ = partition(lora, trainable_mask(state, lora)["lora"])
     total = base + sum(leaf.size for leaf in jax.tree.leaves(adapter))
     lora, _ = partition(lora, trainable_mask(state, lora, freeze_A=freeze_A)["lora"])
-    notes = {part.name: f"slice of {part.parent.rpartition('.')[2]}" for part in slices(model)}
+    notes = {part.name: f"slice of {last_part(part.parent)}" for part in slices(model)}
     rows = []
     for name, adapter in lora.items():
         for part in adapter.parts if isinstance(adapter, ByLayer) else (adapter,):

@@ -9,6 +9,7 @@ from flax import nnx
 from phi3_jax.config.lora import LoraConfig, matching_key
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.layers import Embedding, FusedLinear, Linear
+from phi3_jax.system.dotted import last_part
 from phi3_jax.system.errors import InputError
 
 ALL_LINEAR = "all-linear"
@@ -48,7 +49,7 @@ class Module:
     @property
     def suffix(self) -> str:
         """The last part of the name, which no other module has."""
-        return self.name.rpartition(".")[2]
+        return last_part(self.name)
 
     @property
     def is_slice(self) -> bool:
@@ -273,7 +274,7 @@ def _check_overlap(modules: Sequence[Module]) -> None:
     whole = {(module.name, layer): module for module in modules for layer in module.layers if not module.is_slice}
     for module in modules:
         if module.is_slice and any((module.parent, layer) in whole for layer in module.layers):
-            fused = module.parent.rpartition(".")[2]
+            fused = last_part(module.parent)
             raise InputError(f"target_modules names both {fused} and {module.suffix}, a slice of it; leave one out")
 
 
@@ -285,7 +286,7 @@ def _check_whole_slices(model: Phi3ForCausalLM, modules: Sequence[Module]) -> No
             names = ", ".join(p.suffix for p in _siblings(model, part))
             raise InputError(
                 f"use_dora with slices needs all of {names}, in the same layers, since PEFT's DoRA has a magnitude "
-                f"for every row of {part.parent.rpartition('.')[2]}; name them all, or none"
+                f"for every row of {last_part(part.parent)}; name them all, or none"
             )
 
 
@@ -308,7 +309,7 @@ def saved_modules(model: Phi3ForCausalLM, modules_to_save: Sequence[str]) -> lis
         if not matched:
             raise InputError(
                 f"modules_to_save: {wanted} matches nothing; choose from "
-                f"{', '.join(sorted({name.rpartition('.')[2] for name in weights}))}"
+                f"{', '.join(sorted({last_part(name) for name in weights}))}"
             )
         for name, names in weights.items():
             inside = [n for n in names if any(n == m or n.startswith(f"{m}.") for m in matched)]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from phi3_jax.config.lora import FrozenDict, LoraConfig
 from phi3_jax.lora.adapters import DoraLinear
+from phi3_jax.system.dotted import flat_items, nested
 
 
 class Slice(NamedTuple):
@@ -57,32 +58,11 @@ class Lora:
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """(dotted module name, adapter) pairs: `("model.layers.mlp.down_proj", LoraLinear(...))`."""
-        yield from items(self.adapters)
+        yield from flat_items(self.adapters)
 
     def materialise(self) -> dict[str, Any]:
         """The adapters as the model takes them: one for each module, the same for all its layers."""
         return _map(self.adapters, lambda adapter: adapter.materialise() if isinstance(adapter, ByLayer) else adapter)
-
-
-def nested(items: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings of mappings, by the parts of dotted names."""
-    tree: dict[str, Any] = {}
-    for name, value in items.items():
-        *parents, last = name.split(".")
-        level = tree
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = value
-    return tree
-
-
-def items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The reverse: (dotted name, value) pairs."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from items(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _map(tree: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:

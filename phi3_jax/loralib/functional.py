@@ -12,6 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from phi3_jax.loralib.adapters import Config, new_adapter
 from phi3_jax.loralib.kernels import AdaptableLayer, layer_kernel, to_kernel, to_weight, weight_name, weight_shape
 from phi3_jax.loralib.layers import LoRALayer, adapted_class
+from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
 
 Adapters = dict[str, Any]  # dotted name of a layer -> its adapter
@@ -74,7 +75,7 @@ def apply(model: Model, adapters: Adapters, key: PRNGKeyArray | None = None) -> 
 
 def extract(model: nnx.Module) -> Adapters:
     """The adapters of a model that holds some, made by `apply` or of loralib's layers: the reverse of `apply`."""
-    layers = {_dotted(path): module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALayer)}
+    layers = {dotted(path): module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALayer)}
     return {name: layer.adapter() for name, layer in sorted(layers.items()) if layer.adapter() is not None}
 
 
@@ -95,7 +96,7 @@ def unmerge(model: Model, adapters: Adapters) -> Model:
 
 def adaptable_layers(model: nnx.Module) -> Iterator[tuple[str, AdaptableLayer]]:
     """(dotted name, layer) of all layers that can have an adapter and have none, sorted by name."""
-    modules = {_dotted(path): module for path, module in nnx.iter_modules(model)}
+    modules = {dotted(path): module for path, module in nnx.iter_modules(model)}
     adapted = {id(layer.base) for layer in modules.values() if isinstance(layer, LoRALayer) and layer.adapter_kind}
     for name, module in sorted(modules.items()):
         if isinstance(module, AdaptableLayer) and id(module) not in adapted:
@@ -159,10 +160,6 @@ def _matches(pattern: str, name: str) -> bool:
         return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
     except re.error as error:
         raise InputError(f"the pattern {pattern!r} is no regular expression ({error}); correct it") from error
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
 
 
 def _shown(names: Mapping[str, Any]) -> str:

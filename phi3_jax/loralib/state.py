@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from phi3_jax.loralib.layers import LoRALayer, LoraParam
+from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
 
 Bias = Literal["none", "all", "lora_only"]
@@ -31,14 +32,14 @@ def mark_only_lora_as_trainable(model: nnx.Module, bias: Bias = "none") -> nnx.S
     names = {name for name in parameters if "lora_" in name or (bias == "all" and "bias" in name)}
     if bias == "lora_only":
         layers = [path for path, module in nnx.iter_modules(model) if isinstance(module, LoRALayer)]
-        names |= {_dotted((*path, "bias")) for path in layers} & parameters.keys()
+        names |= {dotted((*path, "bias")) for path in layers} & parameters.keys()
     if not names:
         raise InputError(
             "nothing would train: no parameter is named lora_…; give the model adapters (lora.apply) first"
         )
     marked = []
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        trains = _dotted(path) in names
+        trains = dotted(path) in names
         marked.append((path, jax.tree.map(lambda _, trains=trains: trains, leaf)))
     return nnx.from_flat_state(marked)
 
@@ -96,11 +97,7 @@ def _saved(model: nnx.Module, bias: Bias) -> dict[str, Any]:
 def _parameters(model: nnx.Module) -> dict[str, Any]:
     """Dotted name -> variable, of everything that could train."""
     state = nnx.state(model, (nnx.Param, LoraParam))
-    return {_dotted(path): variable for path, variable in nnx.to_flat_state(state)}
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+    return {dotted(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def _check(bias: str) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from phi3_jax.lora import roles
 from phi3_jax.optim.adam8bit import bias_correction
-from phi3_jax.parallel.layout import path_names
+from phi3_jax.system.dotted import dotted, path_names
 from phi3_jax.system.errors import InputError
 
 _DELTA = 1e-8  # PEFT's, added to A Aᵀ
@@ -92,7 +92,7 @@ def _is_adapter(node: Any) -> bool:
 
 
 def _place(path: Any) -> str:
-    return ".".join(path_names(path))
+    return dotted(path_names(path))
 
 
 def _inverse(a: Float[Array, "*stack r in"], scaling: float) -> Float[Array, "*stack r r"]:

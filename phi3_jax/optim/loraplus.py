@@ -11,7 +11,7 @@ import optax
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora import roles
-from phi3_jax.parallel.layout import path_names
+from phi3_jax.system.dotted import path_names
 
 
 def learning_rate_factors(params: Any, training: TrainingSection) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from phi3_jax.parallel.sharding import spec
+from phi3_jax.system.dotted import path_names
 
 # Weights of the model by their module; norms are not cut.
 KEPT: dict[str, tuple[str | None, str | None]] = {
@@ -21,17 +22,6 @@ KEPT: dict[str, tuple[str | None, str | None]] = {
     "o_proj": ("kept", "heads"),
     "down_proj": ("kept", "heads"),
 }
-
-
-def path_names(path: Any) -> tuple[str, ...]:
-    """The parts of a leaf's path: `("lora", "adapters", "model", "layers", …, "qkv_proj", "lora_A")`.
-
-    Keys that are dotted names themselves are parted too; the `value` of a variable is left out.
-    """
-    # jax.tree_util.keystr(simple=True), without the text in between.
-    keys = (getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))) for key in path)
-    parts = tuple(part for key in keys for part in str(key).split("."))
-    return parts[:-1] if parts[-1] == "value" else parts
 
 
 def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

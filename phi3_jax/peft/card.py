@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.lora.describe import suffix
+from phi3_jax.system.dotted import last_part
 
 
 def model_card(config: LoraConfig, count: int, base: str | None) -> str:
@@ -92,7 +92,7 @@ def _modules(config: LoraConfig) -> list[str]:
     names = []
     for name in config.target_modules:
         if name.startswith("model.layers."):
-            layers.setdefault(suffix(name), []).append(int(name.split(".")[2]))
+            layers.setdefault(last_part(name), []).append(int(name.split(".")[2]))
         else:
             names.append(name)
     return sorted(

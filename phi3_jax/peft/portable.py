@@ -10,10 +10,10 @@ import numpy as np
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import LoraLinear
-from phi3_jax.lora.describe import suffix
 from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Lora
 from phi3_jax.peft.tensors import to_peft
+from phi3_jax.system.dotted import last_part
 from phi3_jax.system.errors import InputError
 
 
@@ -46,7 +46,7 @@ def portable(lora: Lora, num_layers: int) -> Lora:
         r=rank,
         lora_alpha=rank,
         lora_dropout=config.lora_dropout,
-        target_modules=tuple(sorted({suffix(name) for name in items})),
+        target_modules=tuple(sorted({last_part(name) for name in items})),
         base_model_name_or_path=config.base_model_name_or_path,
     )
     return Lora.from_items(items, plain)
@@ -59,7 +59,7 @@ def _stacked_name(full: str) -> str:
 
 
 def _refuse(modules: Mapping[str, Any], lora: Lora, config: LoraConfig) -> None:
-    others = sorted({suffix(name) for name, adapter in modules.items() if not isinstance(adapter, LoraLinear)})
+    others = sorted({last_part(name) for name, adapter in modules.items() if not isinstance(adapter, LoraLinear)})
     found = {
         "use_dora": config.use_dora,
         "lora_bias": config.lora_bias,

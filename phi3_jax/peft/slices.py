@@ -14,11 +14,12 @@ from typing import Any
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import TokenRows
-from phi3_jax.lora.describe import RankAndAlpha, alpha_of, suffix
+from phi3_jax.lora.describe import RankAndAlpha, alpha_of
 from phi3_jax.lora.fused import find_blocks, fits, parted, slice_table
 from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Slice
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.dotted import last_part
 from phi3_jax.system.reading import parse_json
 
 ENTRY = "phi3_jax"  # of the file's metadata
@@ -41,7 +42,7 @@ def rank_and_alpha(config: LoraConfig, name: str, adapter: Any) -> RankAndAlpha:
 
 def sibling(full: str, name: str) -> str:
     """The last part of `name` in the place of that of `full`."""
-    return f"{full.rpartition('.')[0]}.{suffix(name)}"
+    return f"{full.rpartition('.')[0]}.{last_part(name)}"
 
 
 def slice_record(config: LoraConfig, parts: Mapping[str, Sequence[tuple[Slice, Any]]]) -> dict[str, str]:
@@ -50,7 +51,7 @@ def slice_record(config: LoraConfig, parts: Mapping[str, Sequence[tuple[Slice, A
     **Arguments**: `parts`, for each fused layer's name in a checkpoint the adapters of its slices.
     """
     record = {
-        whole: {suffix(rows.name): rank_and_alpha(config, sibling(whole, rows.name), one) for rows, one in found}
+        whole: {last_part(rows.name): rank_and_alpha(config, sibling(whole, rows.name), one) for rows, one in found}
         for whole, found in parts.items()
     }
     entry = {"r": config.r, "lora_alpha": config.lora_alpha, "slices": record}
@@ -105,7 +106,7 @@ def _recorded(config: LoraConfig, wholes: Mapping[str, Any], parts: Sequence[Sli
         entry = (record or {}).get(name)
         if not entry:
             continue
-        found = [(part, *entry[suffix(part.name)]) for part in parts if suffix(part.name) in entry]
+        found = [(part, *entry[last_part(part.name)]) for part in parts if last_part(part.name) in entry]
         if not fits(whole, [(part, r) for part, r, _ in found]):
             return {}
         scales = {config.scaling_of(r, alpha) for _, r, alpha in found}

@@ -22,13 +22,14 @@ from phi3_jax.lora.adapters import (
     ResidualLora,
     TokenRows,
 )
-from phi3_jax.lora.describe import described, suffix
+from phi3_jax.lora.describe import described
 from phi3_jax.lora.fused import fused, slice_table
 from phi3_jax.lora.init import token_modules
 from phi3_jax.lora.targets import Module, checkpoint_names
 from phi3_jax.lora.tree import ByLayer, Lora, Slice, stacked, unstacked
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.peft.slices import has_rank, part_slices, rank_and_alpha, sibling, slice_record
+from phi3_jax.system.dotted import last_part
 from phi3_jax.system.errors import InputError
 
 PREFIX = "base_model.model."
@@ -101,7 +102,7 @@ def _source(name: str, array: np.ndarray) -> TensorSource:
 
 
 def _slice_of(lora: Lora, name: str) -> Slice | None:
-    if suffix(name) in _SLICES and name not in lora.slices:
+    if last_part(name) in _SLICES and name not in lora.slices:
         raise InputError(
             f"{name} is a slice of a fused layer, but lora.slices does not say which rows it is; make the Lora with "
             "init_lora, load_adapter or dataclasses.replace"

@@ -15,6 +15,7 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.quant.base import Quantized, is_quantized
 from phi3_jax.quant.int8 import quantize_int8
 from phi3_jax.quant.nf4 import quantize_nf4
+from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
 
 KINDS = ("nf4", "int8")
@@ -62,7 +63,7 @@ def quantize_model(
         for path, leaf in leaves.items():
             value = leaf.get_value()
             if is_quantized(value):
-                raise InputError(f"{'.'.join(map(str, path))} is quantised already; give the unquantised model")
+                raise InputError(f"{dotted(path)} is quantised already; give the unquantised model")
             if not is_quantizable(path, value.shape):
                 continue
             # Sliced before it comes to the host, which so has a layer at a time.
@@ -80,7 +81,7 @@ def is_quantizable(path: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
 
 def layer_name(path: tuple[Any, ...], layer: int) -> str:
     """What a checkpoint calls the module of a layer: `model.layers.3.mlp.down_proj`."""
-    return ".".join(["model.layers", str(layer), *map(str, path[2:-1])])
+    return dotted(("model.layers", layer, *path[2:-1]))
 
 
 def stack_layers(

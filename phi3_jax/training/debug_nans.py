@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from phi3_jax.lora.tree import Lora, items, nested
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.attention import attend
 from phi3_jax.model.phi3 import adapted_logits, precise
 from phi3_jax.model.rope import rope_cos_sin
 from phi3_jax.objectives.cross_entropy import cross_entropy_sums
 from phi3_jax.objectives.next_token import neftune_noise, next_tokens
-from phi3_jax.parallel.layout import path_names
 from phi3_jax.parallel.sharding import constrain
+from phi3_jax.system.dotted import dotted, flat_items, nested, path_names
 
 Batch = Mapping[str, Int[Array, "batch seq"]]
 
@@ -165,7 +165,7 @@ class _Walk:
     def _sliced(self, index: int) -> tuple[dict[str, Any], Any]:
         """A layer's adapters, by module name, and its weights."""
         adapters = self.adapters.get("model", {}).get("layers", {})
-        own = {name: jax.tree.map(lambda x: x[index], adapter) for name, adapter in items(adapters)}
+        own = {name: jax.tree.map(lambda x: x[index], adapter) for name, adapter in flat_items(adapters)}
         return own, jax.tree.map(lambda x: x[index], self.weights)
 
     def _forward(self, index: int, x: Array) -> Array:
@@ -220,7 +220,7 @@ class _Walk:
 
         _, backward = jax.vjp(output, x, trains)
         gradient, gradients = backward(gradient)
-        leaves = [(".".join(path_names(path)), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)]
+        leaves = [(dotted(path_names(path)), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)]
         order = list(MODULES)  # the last ones' gradients are the first to be known
         leaves.sort(
             key=lambda leaf: max((i for i, name in enumerate(order) if name in leaf[0]), default=0), reverse=True

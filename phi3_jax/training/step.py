@@ -15,9 +15,9 @@ from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora.mask import combine
 from phi3_jax.lora.tree import ByLayer
 from phi3_jax.objectives.next_token import loss_sums, row_sums
-from phi3_jax.parallel.layout import path_names
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.quant import is_quantized
+from phi3_jax.system.dotted import path_names
 from phi3_jax.training.nonfinite import Skips, choose
 
 Params = dict[str, Any]  # {"model": the model's state, "lora": Lora | None}; None where a leaf is elsewhere
