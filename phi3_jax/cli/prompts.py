@@ -68,7 +68,7 @@ def prompt_tokens(prompt: Prompt, tokenizer: Any, chat: ChatTokenizer | None, sy
             raise InputError(f"{prompt.where}: has messages, which --raw has no place for; give a prompt")
         text = prompt.turns[0].content
         check_text(text, prompt.where)
-        with telling_panics(prompt.where):
+        with telling_panics(prompt.where, tokenizer.backend_tokenizer, [text]):
             return list(tokenizer(text)["input_ids"])
     turns = prompt.turns
     if system and turns[0].role != "system":

@@ -158,8 +158,10 @@ class ChatTokenizer:
             return []
         for document in documents:
             check_length(document.text, document.where)
-        with telling_panics(documents[0].where if len(documents) == 1 else f"{documents[0].where} and following"):
-            encodings = self._backend.encode_batch([document.text for document in documents], add_special_tokens=False)
+        texts = [document.text for document in documents]
+        where = documents[0].where if len(documents) == 1 else f"{documents[0].where} and following"
+        with telling_panics(where, self._backend, texts):
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         return [
             self._encoded(encoding, document.where) for encoding, document in zip(encodings, documents, strict=True)
         ]

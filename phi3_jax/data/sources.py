@@ -9,13 +9,13 @@ types and go through datasets.
 import csv
 import json
 import re
-import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phi3_jax.system.compat import is_compressed
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import free_memory
 from phi3_jax.system.reading import check_file, check_inside, local_path, read_json
@@ -258,36 +258,11 @@ def _check_arrow(file: Path) -> None:
     check_file(file)
     with pyarrow.memory_map(str(file)) as opened:
         for message in pyarrow.ipc.MessageReader.open_stream(opened):
-            if _is_compressed(message):
+            if is_compressed(message):
                 raise ValueError("its batches are compressed, which save_to_disk does not do")
         opened.seek(0)
         for batch in pyarrow.ipc.open_stream(opened):
             batch.validate(full=True)
-
-
-def _is_compressed(message: Any) -> bool:
-    """Whether an Arrow message holds compressed arrays, by its metadata: a FlatBuffer, see Arrow's Message.fbs."""
-    data = message.metadata.to_pybytes()
-
-    def number(kind: str, place: int) -> int:
-        return int(struct.unpack_from(kind, data, place)[0])
-
-    def field(table: int, index: int) -> int | None:
-        """Where a table's field is; None where it has its default."""
-        names = table - number("<i", table)
-        offset = number("<H", names + 4 + 2 * index) if 4 + 2 * index < number("<H", names) else 0
-        return table + offset if offset else None
-
-    def inner(place: int | None) -> int:
-        assert place is not None
-        return place + number("<I", place)
-
-    header = field(inner(0), 2)
-    if message.type == "dictionary":
-        header = field(inner(header), 1)
-    elif message.type != "record batch":
-        return False
-    return field(inner(header), 3) is not None
 
 
 def _names_beside(names: Any, where: Path) -> list[str]:

@@ -177,7 +177,7 @@ class Phi3JaxLM(TemplateLM):
 
     def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         settings = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        with telling_panics("a text of the task"):
+        with telling_panics("a text of the task", self.tokenizer.backend_tokenizer, [string]):
             ids = self.tokenizer.encode(string, **settings)
         # Not every tokenizer.json says where the BOS goes that is asked for.
         if self.add_bos_token and add_special_tokens and ids[:1] != [self.tokenizer.bos_token_id]:

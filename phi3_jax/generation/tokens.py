@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from phi3_jax.system.compat import step_state
+
 
 def decode(tokenizer: Any, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
     """The text that tokens write, with every blank where the model put it."""
@@ -56,8 +58,7 @@ class TokenBytes:
 
 def _decoder_has(tokenizer: Any, kind: str) -> bool:
     """Whether a step of the tokenizer's decoder is of this type; its state is JSON."""
-    decoder = tokenizer.backend_tokenizer.decoder
-    return decoder is not None and f'"{kind}"'.encode() in decoder.__getstate__()
+    return f"'{kind}'" in repr(step_state(tokenizer.backend_tokenizer.decoder))
 
 
 def _byte_level() -> dict[str, int]:

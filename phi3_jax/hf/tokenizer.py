@@ -1,13 +1,17 @@
 """Tokenizers of checkpoints: transformers', from files that are looked at before it reads them."""
 
 import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from phi3_jax.config.model import LARGEST
 from phi3_jax.hf.hub import TOKENIZER_FILES, first_line, resolve_checkpoint
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.panic import is_panic, silent
+from phi3_jax.system.panic import is_panic
 from phi3_jax.system.reading import check_file, read_json
 from phi3_jax.system.text import shown
 
@@ -62,7 +66,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        with silent():
+        with _without_log():
             if has_fast:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
             else:
@@ -79,6 +83,24 @@ def load_tokenizer(
         if config.get("add_bos_token") is True and tokenizer.bos_token is not None:
             _prepend_bos(tokenizer)
     return tokenizer
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """What transformers logs in this thread is not shown: advice on a model's settings, and what the error says."""
+    thread = threading.get_ident()
+    handlers = logging.getLogger("transformers").handlers
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for handler in handlers:
+        handler.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_other)
 
 
 def _check_files(folder: Path) -> None:

@@ -1,22 +1,50 @@
-"""The Rust library of tokenizers gives up by a panic: no `Exception`, and told to the terminal past Python."""
+"""The Rust library of tokenizers gives up by a panic: no `Exception`, and told to the terminal past Python.
 
-import os
+Rust writes what it has to say of a panic straight to file descriptor 2, and nothing in Python can have it do
+otherwise; descriptors belong to the whole process, so that turning them away would lose what other threads print.
+What panics in practice are a tokenizer's own regular expressions, by going back too often. So the texts for a
+tokenizer that has other expressions than those of Phi's tokenizers are first tried in a process of its own, whose
+words are read and not shown. For the others that is not worth a process, nor is it paid for: should one of them
+panic all the same, Rust's words are on the terminal and the error is still told in one line.
+"""
+
+import json
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from phi3_jax.system.compat import step_state
 from phi3_jax.system.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# How Phi-4 (tiktoken's cl100k_base) and Phi-4-mini (o200k_base) cut a text into words; neither goes back far.
+_TRUSTED = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    rf"{_CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 
 
 @contextmanager
-def telling_panics(what: str) -> Iterator[None]:
-    """Raises a panic within it as `InputError`, and nowhere else is it told.
+def telling_panics(what: str, tokenizer: "Tokenizer", texts: Sequence[str]) -> Iterator[None]:
+    """Raises a panic within it as `InputError`.
 
-    **Arguments**: `what` was to be tokenised.
+    Args:
+        what: How the error names the texts.
+        tokenizer: The one that is used within.
+        texts: What is tokenised with it.
     """
     try:
-        with silent():
-            yield
+        if may_panic(tokenizer):
+            _try(tokenizer, texts)
+        yield
     except BaseException as error:
         if not is_panic(error):
             raise
@@ -31,23 +59,31 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keeps what the Rust library writes to the terminal by itself, past Python, from coming there."""
-    try:
-        before = {number: os.dup(number) for number in (1, 2)}
-    except OSError:  # there is none
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    try:
-        for number in before:
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        for number, kept in before.items():
-            os.dup2(kept, number)
-            os.close(kept)
-        os.close(nowhere)
+class PanicException(Exception):
+    """The library has given up in a process of its own."""
+
+
+def may_panic(tokenizer: "Tokenizer") -> bool:
+    """Whether the tokenizer has regular expressions that nothing is known of."""
+    states = [step_state(step) for step in (tokenizer.normalizer, tokenizer.pre_tokenizer)]
+    return any(expression not in _TRUSTED for expression in _expressions(states))
+
+
+def _expressions(state: object) -> Iterator[object]:
+    if isinstance(state, dict):
+        if "Regex" in state:
+            yield state["Regex"]
+        state = list(state.values())
+    if isinstance(state, list):
+        for part in state:
+            yield from _expressions(part)
+
+
+def _try(tokenizer: "Tokenizer", texts: Sequence[str]) -> None:
+    """Raises `PanicException` where the library gives up, or ends its process, over these texts."""
+    # -P: not the folder of the script, whose modules have other names than what it imports.
+    program = [sys.executable, "-P", str(Path(__file__).with_name("panic_trial.py"))]
+    request = json.dumps([tokenizer.to_str(), list(texts)])
+    done = subprocess.run(program, input=request, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PanicException(done.stdout.strip() or f"its process ended with status {done.returncode}")

@@ -4,16 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
 from phi3_jax import InputError
-from phi3_jax.cli.prompts import Prompt, prompt_tokens
-from phi3_jax.config.sections import DataSection
-from phi3_jax.data.formats import Turn
-from phi3_jax.data.prepare import prepare_data
 from phi3_jax.hf.tokenizer import load_tokenizer
-from phi3_jax.system.panic import telling_panics
-from tests.helpers.tokenizers import phi3_tokenizer
 
 TEXTS = ("Hello world", "<|user|>\nHi <|end|>\n<|assistant|>\n It's", "  two", "a\n\nb", "分析 é", "")
 
@@ -126,22 +120,3 @@ def test_broken_tokenizer(testdata, tmp_path, name, text):
     with pytest.raises(InputError) as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_tokenizer_that_panics_is_told_in_one_line(tmp_path, capfd):
-    """Expressions in tokenizer.json that go back too often end in a panic of the library, which is no `Exception`."""
-    tokenizer = phi3_tokenizer(None)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|a)*$"), "isolated")
-    text = "a" * 40 + "b"
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": text, "completion": "c"}) + "\n")
-    with pytest.raises(InputError, match=r"rows\.jsonl, row 1: the tokenizer gives up"):
-        prepare_data(DataSection(train=str(tmp_path / "rows.jsonl")), tokenizer, seed=0)
-    prompt = Prompt("--prompt", {"prompt": text}, (Turn("user", text),))
-    with pytest.raises(InputError, match="--prompt: the tokenizer gives up"):
-        prompt_tokens(prompt, tokenizer, None, None)
-    assert capfd.readouterr() == ("", "")  # of the library, past Python
-
-
-def test_other_errors_are_not_taken_for_panics():
-    with pytest.raises(KeyError), telling_panics("x"):
-        raise KeyError
