@@ -21,8 +21,9 @@ from phi3_jax.generation.sampling import Sampler, add_seen, choose, seen_tokens,
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
-from phi3_jax.model.layers import Adapters, project
+from phi3_jax.model.layers import Adapters
 from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits, precise
+from phi3_jax.model.products import project
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.system.memory import free_memory
 

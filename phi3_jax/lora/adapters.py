@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from phi3_jax.lora.low_rank import add_low_rank
-from phi3_jax.model.layers import dropout, dropped, look_up, project
+from phi3_jax.model.layers import dropout, dropped, look_up
+from phi3_jax.model.products import precise_matmul, project
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.system.errors import InputError
 
@@ -63,7 +64,7 @@ class LoraLinear:
 
     def delta(self) -> Float[Array, "out in"]:
         """s · B A, in float32."""
-        return self.scaling * _matmul(self.lora_B, self.lora_A)
+        return self.scaling * precise_matmul(self.lora_B, self.lora_A)
 
     def rescaled(self, scaling: float, rank: int) -> Self:
         """The same update with another scale, and zeros in A and B up to another rank.
@@ -141,7 +142,7 @@ class ResidualLora:
     def _delta(self) -> Float[Array, "out in"]:
         # The scale comes last: each product scaled in the same instruction as subtracted, they would not cancel.
         lora = self.lora
-        return self.scaling * (_matmul(lora.lora_B, lora.lora_A) - _matmul(self.start_B, self.start_A))
+        return self.scaling * (precise_matmul(lora.lora_B, lora.lora_A) - precise_matmul(self.start_B, self.start_A))
 
     def rescaled(self, scaling: float, rank: int) -> Self:
         start = LoraLinear(self.start_A, self.start_B, self.scaling).rescaled(scaling, rank)
@@ -184,7 +185,7 @@ class DoraLinear:
         return self.magnitude / jax.lax.stop_gradient(norm)
 
     def _delta(self) -> Float[Array, "out in"]:
-        return self.scaling * _matmul(self.lora_B, self.lora_A)
+        return self.scaling * precise_matmul(self.lora_B, self.lora_A)
 
     def merged(self, weight: Float[Array, "out in"]) -> Float[Array, "out in"]:
         """m ⊙ V / ‖V‖."""
@@ -240,7 +241,7 @@ class LoraEmbedding:
         return weight.astype(jnp.float32) - self._delta()
 
     def _delta(self) -> Array:
-        return self.scaling * _matmul(self.lora_A.T, self.lora_B.T)
+        return self.scaling * precise_matmul(self.lora_A.T, self.lora_B.T)
 
     def rescaled(self, scaling: float, rank: int) -> Self:
         a, b = _padded(self.lora_A, self.lora_B, rank)
@@ -350,8 +351,3 @@ def _padded(a: Array, b: Array, rank: int) -> tuple[Array, Array]:
         return a, b
     lead = [(0, 0)] * (a.ndim - 2)
     return jnp.pad(a, [*lead, (0, more), (0, 0)]), jnp.pad(b, [*lead, (0, 0), (0, more)])
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    # A weight is made once and used for ever: full precision, also on TPUs and with TF32.
-    return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from phi3_jax.model.products import contract
+
 
 @jax.custom_vjp
 def add_low_rank(
@@ -24,28 +26,23 @@ def add_low_rank(
 
 
 def _forward(y: Array, x: Array, a: Array, b: Array, scaling: Array | float) -> tuple[Array, tuple[Array, ...]]:
-    inner = (_dot(x, a, -1, 1) * scaling).astype(x.dtype)  # [*batch, r]
-    out = y + _dot(inner, b, -1, 1).astype(y.dtype)
+    inner = (_times(x, a, 1) * scaling).astype(x.dtype)  # [*batch, r]
+    out = y + _times(inner, b, 1).astype(y.dtype)
     return out, (x, inner, a, b, jnp.asarray(scaling, jnp.float32))
 
 
 def _backward(kept: tuple[Array, ...], g: Array) -> tuple[Array | None, ...]:
     x, inner, a, b, scaling = kept
     batch = tuple(range(g.ndim - 1))
-    d_b = _contract(g, inner, batch).astype(b.dtype)
-    d_inner = (_dot(g, b, -1, 0) * scaling).astype(x.dtype)  # [*batch, r]
-    d_a = _contract(d_inner, x, batch).astype(a.dtype)
-    return g, _dot(d_inner, a, -1, 0).astype(x.dtype), d_a, d_b, None
+    d_b = contract(g, inner, batch, batch).astype(b.dtype)
+    d_inner = (_times(g, b, 0) * scaling).astype(x.dtype)  # [*batch, r]
+    d_a = contract(d_inner, x, batch, batch).astype(a.dtype)
+    return g, _times(d_inner, a, 0).astype(x.dtype), d_a, d_b, None
 
 
 add_low_rank.defvjp(_forward, _backward)
 
 
-def _dot(x: Array, weight: Array, x_axis: int, weight_axis: int) -> Array:
-    axes = (((x_axis % x.ndim,), (weight_axis,)), ((), ()))
-    return jax.lax.dot_general(x, weight.astype(x.dtype), axes, preferred_element_type=jnp.float32)
-
-
-def _contract(x: Array, y: Array, batch: tuple[int, ...]) -> Array:
-    """xᵀ y, summed over all rows."""
-    return jax.lax.dot_general(x, y, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+def _times(x: Array, weight: Array, axis: int) -> Array:
+    """The last axis of x with an axis of the weight, which is rounded to x's type."""
+    return contract(x, weight.astype(x.dtype), (x.ndim - 1,), (axis,))

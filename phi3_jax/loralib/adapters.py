@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear
 from phi3_jax.loralib.kernels import AdaptableLayer, weight_shape
 from phi3_jax.model.layers import dropout
+from phi3_jax.model.products import precise_matmul
 from phi3_jax.system.errors import InputError
 
 
@@ -55,7 +56,7 @@ class LoraMergedLinear:
     def delta(self) -> Float[Array, "*stack out in"]:
         """s · B A, zero in the slices that are not enabled."""
         a, b = self._blocks()
-        blocks = _matmul(b, a)  # [*stack, n, out/slices, in]
+        blocks = precise_matmul(b, a)  # [*stack, n, out/slices, in]
         rows = self._padded(blocks.reshape(*blocks.shape[:-2], -1))
         return self.scaling * rows.reshape(*blocks.shape[:-3], -1, blocks.shape[-1])
 
@@ -102,7 +103,7 @@ class LoraConv:
 
     def delta(self) -> Float[Array, "*stack rows columns"]:
         """s · B A, not yet in the weight's shape."""
-        return self.scaling * _matmul(self.lora_B, self.lora_A)
+        return self.scaling * precise_matmul(self.lora_B, self.lora_A)
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,3 @@ def _start(
     bound = 1 / math.sqrt(a_shape[1])
     a = jax.random.uniform(key, (*stack, *a_shape), jnp.float32, -bound, bound)
     return a, jnp.zeros((*stack, *b_shape), jnp.float32)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    # A weight is made once and used for ever: full precision, also on TPUs and with TF32.
-    return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
+from phi3_jax.model.products import project
 from phi3_jax.model.remat import PRODUCT, checkpoint_name
 from phi3_jax.model.rope import apply_rope
 from phi3_jax.parallel.mesh import platform
@@ -160,43 +161,6 @@ def look_up(
     if padding_idx is None:
         return rows
     return jnp.where((ids == padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
-
-
-def project(
-    x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: jnp.dtype | None = None
-) -> Float[Array, "*batch out"]:
-    """x Wᵀ as `dtype` (default: that of x), summed in float32 where that is a 16-bit type."""
-    return _dot(x, weight, x.ndim - 1, 1) if dtype == jnp.float32 else _product(x, weight)
-
-
-@jax.custom_vjp
-def _product(x: Float[Array, "*batch in"], weight: Float[Array, "out in"]) -> Float[Array, "*batch out"]:
-    """x Wᵀ rounded once, forwards and backwards.
-
-    Asked for in float32, since for 16-bit results XLA's CPU backend has but a slow kernel, and in a
-    backward pass of its own, since JAX's would multiply float32 gradients by 16-bit weights. Other
-    backends round within the product.
-    """
-    return _dot(x, weight, x.ndim - 1, 1).astype(x.dtype)
-
-
-def _product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, weight), (x, weight)
-
-
-def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, weight = kept
-    rows = tuple(range(g.ndim - 1))
-    d_weight = jax.lax.dot_general(g, x, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    return _dot(g, weight, g.ndim - 1, 0).astype(x.dtype), d_weight.astype(weight.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def _dot(x: Array, weight: Array, x_axis: int, weight_axis: int) -> Float[Array, "*batch other"]:
-    axes = (((x_axis,), (weight_axis,)), ((), ()))
-    return jax.lax.dot_general(x, weight, axes, preferred_element_type=jnp.float32)
 
 
 @jax.tree_util.register_dataclass

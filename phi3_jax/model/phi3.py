@@ -26,8 +26,8 @@ from phi3_jax.model.layers import (
     Phi3DecoderLayer,
     RMSNorm,
     layer_weight,
-    project,
 )
+from phi3_jax.model.products import project
 from phi3_jax.model.remat import LAYER_INPUT, checkpoint_name, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
 from phi3_jax.parallel.sharding import constrain

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.lora.mask import combine, partition
-from phi3_jax.model.layers import project
+from phi3_jax.model.products import contract, project
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.parallel.sharding import constrain, spec
 
@@ -270,19 +270,14 @@ def _sums_of_chunk(
         # Products of two 16-bit arrays are several times as quick as those with a float32 one.
         slopes = slopes.astype(x.dtype)
         if trained["head"] is not None:
-            grads = {**grads, "head": grads["head"] + _contract(slopes, x, 0, 0)}
-        dx = (dx + _contract(slopes, head, 1, 0)).astype(x.dtype) if rule.x_trains else None
+            grads = {**grads, "head": grads["head"] + contract(slopes, x, (0,), (0,))}
+        dx = (dx + contract(slopes, head, (1,), (0,))).astype(x.dtype) if rule.x_trains else None
     return sums, (dx, grads)
 
 
 def _precise(x: Array) -> contextlib.AbstractContextManager[Any]:
     """ "float32" means float32, as in the model. Said here, since differentiation calls this from elsewhere."""
     return jax.default_matmul_precision("highest") if x.dtype == jnp.float32 else contextlib.nullcontext()
-
-
-def _contract(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    dimensions = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _cross_entropy(

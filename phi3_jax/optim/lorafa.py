@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from phi3_jax.lora import roles
+from phi3_jax.model.products import precise_matmul
 from phi3_jax.optim.adam8bit import bias_correction
 from phi3_jax.system.dotted import dotted, path_names
 from phi3_jax.system.errors import InputError
@@ -62,7 +63,7 @@ def lorafa(
 
         def projected(path: Any, grad: Array) -> Array:
             inverse = state.inverses.get(_place(path))
-            return grad if inverse is None else jnp.matmul(grad, inverse, precision=jax.lax.Precision.HIGHEST)
+            return grad if inverse is None else precise_matmul(grad, inverse)
 
         grads = jax.tree_util.tree_map_with_path(projected, updates)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
@@ -98,7 +99,7 @@ def _place(path: Any) -> str:
 def _inverse(a: Float[Array, "*stack r in"], scaling: float) -> Float[Array, "*stack r r"]:
     """The pseudo-inverse of A Aᵀ + δ I, divided by s²."""
     a = a.astype(jnp.float32)
-    gram = jnp.matmul(a, a.mT, precision=jax.lax.Precision.HIGHEST)
+    gram = precise_matmul(a, a.mT)
     rank = gram.shape[-1]
     # The cut-off below which torch.linalg.pinv takes singular values for zeros.
     cutoff = rank * jnp.finfo(jnp.float32).eps

@@ -11,7 +11,7 @@ import numpy as np
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.model.layers import project
+from phi3_jax.model.products import project
 from phi3_jax.parallel.hardware import HARDWARE
 from phi3_jax.performance.topology import Topology
 from phi3_jax.training.flops import matmul_parameters, step_flops

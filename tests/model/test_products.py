@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from phi3_jax.model.products import contract, precise_matmul, project
+
+# 1 + 257 · 2⁻⁸ · 2⁻⁸: the second term is lost where sums are in bfloat16.
+HALVES = jnp.full((1, 258), 2.0**-8, jnp.bfloat16).at[0, 0].set(1)
+SUM = 1 + 257 * 2.0**-16
+
+
+def test_sums_of_16_bit_types_are_in_float32():
+    total = contract(HALVES, HALVES, (1,), (1,))
+    assert (total.dtype, float(total[0, 0])) == (jnp.float32, SUM)
+    assert contract(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)), (0, 1), (0, 1)).shape == (4, 5)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(jnp.float32, SUM), (None, 1)])
+def test_a_projection_is_rounded_once(dtype, expected):
+    y = project(HALVES, HALVES, dtype)
+    assert (y.dtype, float(y[0, 0])) == (dtype or jnp.bfloat16, float(jnp.asarray(expected, y.dtype)))
+
+
+def test_gradients_of_a_projection_have_the_types_of_what_they_are_for():
+    weight = jnp.ones((3, 258), jnp.bfloat16)
+    dx, dw = jax.grad(lambda x, w: jnp.sum(project(x, w)), argnums=(0, 1))(HALVES, weight)
+    assert dx.dtype == dw.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(dx.astype(jnp.float32), 3)
+    np.testing.assert_array_equal(dw, jnp.broadcast_to(HALVES, (3, 258)))
+
+
+def test_a_precise_product_widens_first():
+    product = precise_matmul(HALVES, HALVES.T)
+    assert (product.dtype, float(product[0, 0])) == (jnp.float32, SUM)
