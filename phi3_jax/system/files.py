@@ -27,7 +27,11 @@ class StorageError(InputError):
 
 
 def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:
-    """What is said of an `error` at writing `path`. **Arguments**: `needed`, bytes, where that is known."""
+    """What is said of an `error` at writing `path`.
+
+    Args:
+        needed: Bytes, where that is known.
+    """
     if isinstance(error, StorageError):
         return error
     reason = error.strerror or str(error)
@@ -50,7 +54,8 @@ def free_bytes(path: Path) -> int:
 def check_writable(what: str, folder: Path) -> None:
     """Raises `InputError` where a folder to write in cannot be made, or not written to.
 
-    **Arguments**: `folder` is `what`, for the message.
+    Args:
+        folder: Is `what`, for the message.
     """
     local_path(folder, what)
     for part in (folder, *folder.parents):
@@ -85,7 +90,8 @@ def write_text(path: Path, text: str) -> None:
 def append_line(file: FileIO, path: Path, line: str) -> None:
     """Writes the line at the end of the open, unbuffered file, so that it is not lost with the process.
 
-    Raises `StorageError` where not all of it can be written.
+    Raises:
+        StorageError: Where not all of it can be written.
     """
     content = line.encode() + b"\n"
     with storing(path, len(content)):
@@ -112,7 +118,9 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     Those that killed processes left there under the same prefix are removed too. A living process
     holds its own by a lock, so that it stays.
 
-    **Arguments**: `parent`, made where it is missing; `prefix`, of the folder's name.
+    Args:
+        parent: Made where it is missing.
+        prefix: Of the folder's name.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, prefix)

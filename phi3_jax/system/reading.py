@@ -27,10 +27,12 @@ _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 def read_json(path: Path, advice: str = "download it again") -> dict[str, Any]:
     """The object that a JSON file holds.
 
-    **Arguments**: `advice`, what to do about a broken file, for the message.
+    Args:
+        advice: What to do about a broken file, for the message.
 
-    Raises `InputError` as `read_text` does, and for what is no JSON object, is nested more than 50 deep,
-    has a name twice, a number that is not finite or a whole number of more than 40 digits.
+    Raises:
+        InputError: As `read_text` does, and for what is no JSON object, is nested more than 50 deep, has a name twice,
+            a number that is not finite or a whole number of more than 40 digits.
     """
     text = read_text(path, advice)
     try:
@@ -54,8 +56,9 @@ def read_yaml(path: Path, advice: str = "mend it there") -> Any:
 def read_text(path: Path, advice: str = "download it again", *, limit: int = MAX_JSON) -> str:
     """The text of a file.
 
-    Raises `InputError` for what is no file, cannot be read, is larger than `limit` bytes, leads out of its
-    folder or is not UTF-8.
+    Raises:
+        InputError: For what is no file, cannot be read, is larger than `limit` bytes, leads out of its folder or is not
+            UTF-8.
     """
     check_file(path, advice)
     try:
@@ -73,9 +76,11 @@ def read_text(path: Path, advice: str = "download it again", *, limit: int = MAX
 def local_path(name: str | Path, what: str = "") -> Path:
     """The path that a name means here, `~` written out.
 
-    **Arguments**: `what` is named so, for the message.
+    Args:
+        what: Is named so, for the message.
 
-    Raises `InputError` for a name that no path can have, and for folders that may not be looked into.
+    Raises:
+        InputError: For a name that no path can have, and for folders that may not be looked into.
     """
     try:
         path = Path(name).expanduser()
@@ -124,7 +129,7 @@ def _is_cached(target: Path, folder: Path) -> bool:
     return any(target.is_relative_to(place) for place in (repository / "blobs", repository.parent / "blobs"))
 
 
-def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """`object_pairs_hook` for json: a name that stands twice is an error, not the last one's win."""
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -179,17 +184,18 @@ def _whole(text: str) -> int:
 class _Loader(yaml.SafeLoader):
     """Stops at the first bracket that is too deep; looking further takes time with the square of the depth."""
 
-    def fetch_flow_collection_start(self, kind: Any) -> None:
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
         if self.flow_level >= MAX_DEPTH:
             raise ValueError("nested too deep")
         super().fetch_flow_collection_start(kind)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> object:
     """The value of YAML text, `yaml.safe_load`'s, within bounds.
 
-    Raises `ValueError` for what is no YAML, is nested more than 50 deep, has a key twice, a whole number of
-    more than 40 digits, or more than 20,000 nodes once aliases are written out.
+    Raises:
+        ValueError: For what is no YAML, is nested more than 50 deep, has a key twice, a whole number of more than 40
+            digits, or more than 20,000 nodes once aliases are written out.
     """
     try:
         loader = _Loader(text)
@@ -208,7 +214,10 @@ def parse_yaml(text: str) -> Any:
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
     """How many nodes, and how many levels of them, with aliases written out.
 
-    **Arguments**: `known`, of nodes that were measured; `(0, 0)` while they are.
+    Args:
+        node: Of the YAML text.
+        known: The same of nodes that were measured, by their id; `(0, 0)` while they are.
+        depth: How many levels `node` lies below the whole.
     """
     if id(node) in known:
         if known[id(node)] == (0, 0):

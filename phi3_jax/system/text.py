@@ -3,7 +3,6 @@
 import json
 import re
 import reprlib
-from typing import Any
 
 # Characters that steer a terminal, or reorder or hide what stands beside them: controls (line breaks and
 # tabs are fine), lone surrogates, marks of bidirectional text, separators, zero widths, tags.
@@ -25,7 +24,7 @@ def printable(text: str) -> str:
     return INVISIBLE.sub(escape, text)
 
 
-def json_line(value: Any) -> str:
+def json_line(value: object) -> str:
     """JSON on one line, in which what `printable` writes out is written out as JSON does: `\\u001b`."""
     return INVISIBLE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
@@ -53,6 +52,6 @@ class _Short(reprlib.Repr):
 _SHORT = _Short()
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value from a file as an error message quotes it: `repr`, cut short."""
     return _SHORT.repr(value)
