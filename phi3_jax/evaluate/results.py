@@ -1,6 +1,6 @@
 """What an evaluation has found: every figure with its interval, and its difference from the base's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from rich.table import Table
 from phi3_jax.config.names import BASE
 from phi3_jax.evaluate.metrics import Figure, Metric, Row
 from phi3_jax.evaluate.predictions import Prediction
+from phi3_jax.report.figures import Compared
 from phi3_jax.report.statistics import bootstrap_difference, bootstrap_interval, estimate, paired_test
 
 CONFIDENCE = 0.95
@@ -124,14 +125,17 @@ def _cells(figure: Figure, found: Estimate) -> list[str]:
     return [*cells, signed(found.difference), interval, p]
 
 
-def report_rows(results: Results) -> list[Mapping[str, Any]]:
+def report_rows(results: Results) -> list[Compared]:
     """The figures as `write_evaluation_report` takes them."""
-    return [
-        {
-            "name": figure.name,
-            "values": [figures[figure.name].value for figures in results.models.values()],
-            "intervals": [(figures[figure.name].low, figures[figure.name].high) for figures in results.models.values()],
-            "p_values": [figures[figure.name].p_value for figures in results.models.values()],
-        }
-        for figure in results.figures
-    ]
+    rows: list[Compared] = []
+    for figure in results.figures:
+        found = [figures[figure.name] for figures in results.models.values()]
+        rows.append(
+            {
+                "name": figure.name,
+                "values": [each.value for each in found],
+                "intervals": [(each.low, each.high) for each in found],
+                "p_values": [each.p_value for each in found],
+            }
+        )
+    return rows

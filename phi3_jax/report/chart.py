@@ -1,21 +1,39 @@
-"""Charts as SVG text, for a page that loads nothing. Colours come from the page's style."""
+"""Charts: where each point, bar and tick of a picture lies. `templates/charts.html` draws them as SVG."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-WIDTH, HEIGHT = 480, 250
-LEFT, RIGHT, TOP, BOTTOM = 62, 26, 12, 48  # margins, for the tick labels
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture's size and the edges of its plot, in SVG's units; the margins are for the tick labels."""
+
+    width: int = 480
+    height: int = 250
+    left: int = 62
+    right: int = 454
+    top: int = 12
+    bottom: int = 202
+
+
+PLOT = Plot()
 MARKERS = 40  # lines of up to so many points show each of them
 WIDE = 100.0  # largest over smallest value, from where a line is told apart from zero on a log scale only
 
 Place = Callable[[float], float]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. **Fields**: `style`, its class in the page's style; `points`, (x, y) pairs."""
+    """A named line.
+
+    Attributes:
+        name: What the line shows.
+        style: Its class in the style sheet.
+        points: (x, y) pairs.
+    """
 
     name: str
     style: str
@@ -24,7 +42,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from `low` to `high`. **Fields**: `style`, its class; `title`, what pointing at it shows."""
+    """A bar from `low` to `high`.
+
+    Attributes:
+        low: Where it begins.
+        high: Where it ends.
+        count: How high it is.
+        style: Its class in the style sheet.
+        title: What pointing at it shows.
+    """
 
     low: float
     high: float
@@ -33,69 +59,177 @@ class Bar:
     title: str
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, log: bool = False) -> str:
-    """An `<svg>` of the lines with axes, ticks and labels, or "" where there is nothing to draw.
+@dataclass(frozen=True)
+class Tick:
+    """A mark of an axis: its place and its label."""
 
-    Points that are not finite (a diverged loss) are left out. With `log` the y axis is logarithmic,
-    where all values are positive and the largest is at least `WIDE` times the smallest.
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: What the line shows.
+        style: Its class in the style sheet.
+        points: (x, y, what pointing at it shows) of each.
+        is_dotted: Whether each of its points is shown.
     """
-    lines = [Series(s.name, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
-    points = [point for line in lines for point in line.points]
+
+    name: str
+    style: str
+    points: list[tuple[float, float, str]]
+    is_dotted: bool
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a chart, by its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    style: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Axes and what they frame.
+
+    Attributes:
+        x: The ticks of the horizontal axis.
+        y: The ticks of the vertical axis.
+        x_label: What the horizontal axis measures.
+        label: What the picture shows, in words.
+        lines: Of a line chart.
+        boxes: Of a bar chart.
+        is_log: Whether the vertical axis is logarithmic.
+    """
+
+    x: list[Tick]
+    y: list[Tick]
+    x_label: str
+    label: str
+    lines: Sequence[Line] = ()
+    boxes: Sequence[Box] = ()
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a bar of shares."""
+
+    x: float
+    width: float
+    style: str
+    label: str
+
+
+@dataclass(frozen=True)
+class ShareBar:
+    """One bar of parts that sum up to 1, and what it shows in words."""
+
+    shares: list[Share]
+    label: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value on its interval; places from 6 to 194."""
+
+    at: float
+    interval: Interval | None
+    style: str
+
+
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, log: bool = False) -> Chart | None:
+    """Lines with axes and ticks, or None where there is nothing to draw.
+
+    Points that are not finite (a diverged loss) are left out.
+
+    Args:
+        series: The lines.
+        x_label: What the horizontal axis measures.
+        y_label: What the vertical axis measures.
+        log: Make the vertical axis logarithmic, where all values are positive and the largest is at least `WIDE`
+            times the smallest.
+    """
+    finite = [Series(s.name, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
+    points = [point for line in finite for point in line.points]
     if not points:
-        return ""
+        return None
     lowest, highest = min(y for _, y in points), max(y for _, y in points)
     log = log and lowest > 0 and highest >= WIDE * lowest
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
     y_ticks = log_ticks(lowest, highest) if log else ticks(lowest, highest)
-    x_at = _scale(x_ticks, LEFT, WIDTH - RIGHT)
-    y_at = _scale(y_ticks, HEIGHT - BOTTOM, TOP, log=log)
+    x_at = _scale(x_ticks, PLOT.left, PLOT.right)
+    y_at = _scale(y_ticks, PLOT.bottom, PLOT.top, log=log)
+    lines = [
+        Line(
+            line.name,
+            line.style,
+            [(x_at(x), y_at(y), f"{x_label} {x:,.6g}: {line.name} {y:.5g}") for x, y in line.points],
+            is_dotted=len(line.points) <= MARKERS,
+        )
+        for line in finite
+    ]
     names = ", ".join(line.name for line in lines if line.points)
     scale = ", on a logarithmic scale" if log else ""
-    parts = _frame(x_ticks, y_ticks, x_at, y_at, x_label, f"{y_label} by {x_label}{scale}: {names}")
-    for line in lines:
-        where = [(f"{x_at(x):.1f}", f"{y_at(y):.1f}") for x, y in line.points]
-        parts.append(f'<polyline class="{line.style}" points="{" ".join(",".join(p) for p in where)}"/>')
-        if len(where) <= MARKERS:
-            for (x, y), (x_text, y_text) in zip(line.points, where, strict=True):
-                title = escape(f"{x_label} {x:,.6g}: {line.name} {y:.5g}")
-                parts.append(
-                    f'<circle class="{line.style}" cx="{x_text}" cy="{y_text}" r="3"><title>{title}</title></circle>'
-                )
-    return "\n".join([*parts, "</svg>"])
+    label = f"{y_label} by {x_label}{scale}: {names}"
+    return Chart(_ticks(x_ticks, x_at), _ticks(y_ticks, y_at), x_label, label, lines=lines, is_log=log)
 
 
-def bar_chart(bars: Sequence[Bar], *, x_label: str, y_label: str) -> str:
-    """An `<svg>` of bars side by side over a numeric axis, or "" without bars."""
+def bar_chart(bars: Sequence[Bar], *, x_label: str, y_label: str) -> Chart | None:
+    """Bars side by side over a numeric axis, or None without bars."""
     if not bars:
-        return ""
+        return None
     low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
     x_ticks = ticks(low, high, whole=True)
     y_ticks = ticks(0, max(1, *(bar.count for bar in bars)), whole=True)
-    x_at = _scale(x_ticks, LEFT, WIDTH - RIGHT)
-    y_at = _scale(y_ticks, HEIGHT - BOTTOM, TOP)
-    parts = _frame(x_ticks, y_ticks, x_at, y_at, x_label, f"{y_label} by {x_label}, from {low:,} to {high:,}")
+    x_at = _scale(x_ticks, PLOT.left, PLOT.right)
+    y_at = _scale(y_ticks, PLOT.bottom, PLOT.top)
+    boxes = []
     for bar in bars:
         left, right, top = x_at(bar.low), x_at(bar.high), y_at(bar.count)
         gap = min(1.0, (right - left) / 4)
-        parts.append(
-            f'<rect class="{bar.style}" x="{left + gap / 2:.1f}" y="{top:.1f}" width="{right - left - gap:.1f}" '
-            f'height="{HEIGHT - BOTTOM - top:.1f}"><title>{escape(bar.title)}</title></rect>'
-        )
-    return "\n".join([*parts, "</svg>"])
+        boxes.append(Box(left + gap / 2, top, right - left - gap, PLOT.bottom - top, bar.style, bar.title))
+    label = f"{y_label} by {x_label}, from {low:,} to {high:,}"
+    return Chart(_ticks(x_ticks, x_at), _ticks(y_ticks, y_at), x_label, label, boxes=boxes)
 
 
-def share_bar(shares: Sequence[tuple[str, float]], label: str) -> str:
-    """One bar of parts that sum up to 1, each a (class, share)."""
-    parts = [f'<svg class="shares" viewBox="0 0 {WIDTH} 18" role="img" aria-label="{escape(label)}">']
+def share_bar(parts: Sequence[tuple[str, str, float]], label: str) -> ShareBar:
+    """One bar of parts that sum up to 1, each a (style, name, share)."""
+    shares: list[Share] = []
     left = 0.0
-    for style, share in shares:
-        parts.append(f'<rect class="{style}" x="{left:.1f}" y="0" width="{share * WIDTH:.1f}" height="18"/>')
-        left += share * WIDTH
-    return "\n".join([*parts, "</svg>"])
+    for style, name, share in parts:
+        shares.append(Share(left, share * PLOT.width, style, f"{name} {share:.1%}"))
+        left += share * PLOT.width
+    return ShareBar(shares, label)
+
+
+def dots(marks: Sequence[tuple[float, Interval | None, str]], low: float, high: float) -> list[Dot]:
+    """Each (value, interval, style) as a dot on its interval, between `low` and `high`."""
+
+    def at(x: float) -> float:
+        return round(6 + 188 * (min(max(x, low), high) - low) / (high - low), 1)
+
+    return [
+        Dot(at(value), (at(ends[0]), at(ends[1])) if ends and all(map(math.isfinite, ends)) else None, style)
+        for value, ends, style in marks
+    ]
 
 
 def ticks(low: float, high: float, *, count: int = 5, whole: bool = False) -> list[float]:
-    """About `count` round numbers, evenly apart, that enclose `low` and `high`."""
+    """About `count` round numbers, evenly apart, that enclose `low` and `high`.
+
+    Example:
+        >>> ticks(10, 990)
+        [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
+    """
     if high <= low:
         spread = abs(low) * 0.1 or 1.0
         low, high = low - spread, high + spread
@@ -116,11 +250,15 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """ "1,200", "0.25", "8e-5" """
+    """A tick's value: "1,200", "0.25", "8e-5"."""
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
         mantissa, exponent = f"{value:e}".split("e")
         return f"{float(mantissa):.4g}e{int(exponent)}"
     return f"{value:,.6g}"
+
+
+def _ticks(values: Sequence[float], at: Place) -> list[Tick]:
+    return [Tick(at(value), tick_label(value)) for value in values]
 
 
 def _scale(marks: Sequence[float], start: float, end: float, *, log: bool = False) -> Place:
@@ -131,20 +269,3 @@ def _scale(marks: Sequence[float], start: float, end: float, *, log: bool = Fals
 
     first, last = along(marks[0]), along(marks[-1])
     return lambda value: start + (along(value) - first) / (last - first) * (end - start)
-
-
-def _frame(
-    x_ticks: Sequence[float], y_ticks: Sequence[float], x_at: Place, y_at: Place, x_label: str, label: str
-) -> list[str]:
-    """The picture without its contents, to be closed by `</svg>`."""
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for y in y_ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y_at(y) + 4:.1f}" text-anchor="end">{tick_label(y)}</text>')
-    axis = HEIGHT - BOTTOM
-    for x in x_ticks:
-        parts.append(f'<text x="{x_at(x):.1f}" y="{axis + 20}" text-anchor="middle">{tick_label(x)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{axis}" y2="{axis}"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
-    return parts

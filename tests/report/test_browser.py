@@ -126,7 +126,7 @@ def test_what_a_reader_looks_for_is_there_to_see(browser, pages, size):
             *seen.page.locator("section > article del").all(),
         ):
             assert text.is_visible()
-        assert seen.page.locator(".number").all_inner_texts() == ["0.0098", "1.01", "99.8%", "94.0%"]
+        assert seen.page.locator(".number").all_inner_texts() == ["0.0098", "1.0098", "99.8%", "94.0%"]
         assert "5,767,168" in seen.page.inner_text("main")
 
 

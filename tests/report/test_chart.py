@@ -4,7 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from phi3_jax.report.chart import Bar, Series, bar_chart, line_chart, log_ticks, tick_label, ticks
+from phi3_jax.report.chart import Bar, Series, log_ticks, tick_label, ticks
+from tests.helpers.rendered import bar_chart, line_chart
 
 
 def points(svg: str, style: str) -> list[tuple[float, float]]:

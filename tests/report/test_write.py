@@ -2,11 +2,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
 
-from phi3_jax.report.answers import marked
-from phi3_jax.report.parts import text
+from phi3_jax.report.answers import compared
+from phi3_jax.report.page import environment
 from phi3_jax.report.write import write_evaluation_report, write_report
 from tests.helpers.pages import HOSTILE, evaluation_report, run_report
+from tests.helpers.rendered import macro
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -55,7 +57,7 @@ def test_it_tells_what_was_run_and_what_came_of_it(tmp_path):
         "LoRA fine-tuning",
         "rank 16, α 32 on qkv_proj, o_proj · 5,767,268 trainable parameters",
         "0.0098[0.0070, 0.0120]↓ before 11.3491[11.1000, 11.6000] · p\u00a0=\u00a00.031",
-        "1.01↓ before 84,892",
+        "1.0098↓ before 84,892",
         "99.8%↑ before 26.8%",
         "94.0%[90.0%, 97.0%]↑ before 0.0%[0.0%, 1.8%] · p\u00a0<\u00a00.001",
         "12 red mugs to Oslo?",
@@ -112,10 +114,36 @@ def test_hostile_text_stays_text(tmp_path, write, arguments):
     assert r"\x00\x1b\x9f\ud800\u202e" in hostile.text
 
 
+def text(value: object) -> str:
+    """As a template writes it."""
+    return environment().from_string("{{ value }}").render(value=value)
+
+
+def marked(a: str, b: str, tag: str) -> tuple[str, str]:
+    """Both texts as a page shows them."""
+    first, second = (macro("answers.html", "marked", runs, tag) for runs in compared(a, b))
+    return first, second
+
+
 def test_what_moves_or_hides_text_is_shown_and_other_scripts_are_left_alone():
     assert text("a\u2067b\u200bc\u2028d\U000e0041e\ufeff\x7f") == (r"a\u2067b\u200bc\u2028d\U000e0041e\ufeff\x7f")
     for kept in ("שלום עולם", "क्षि", "👩\u200d👩\u200d👧", "a\tb\nc", "می\u200cخواهم"):
         assert text(kept) == kept
+
+
+def test_tokens_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
+    name = "https://me:a-secret@host/a-token-of-no-known-form/data"
+    report(tmp_path, command=f"phi3-jax train --data.train {name}", versions={name: name})
+    html = (tmp_path / "report.html").read_text()
+    assert "a-token-of" not in html
+    assert "a-secret" not in html
+    assert "REDACTED@host/REDACTED/data" in html
+
+
+def test_a_name_that_a_template_does_not_get_is_an_error():
+    with pytest.raises(UndefinedError, match="'absent' is undefined"):
+        environment().from_string("{{ absent }}").render()
 
 
 @pytest.mark.parametrize("after", [None, {}, {"eval_loss": 1.5, "eval_perplexity": 4.48, "eval_token_accuracy": 0.7}])
