@@ -72,8 +72,8 @@ def test_a_run_is_resumed_to_the_end_that_the_version_before_gave_it(before, nam
     losses = [row["eval_loss"] for row in map(json.loads, metrics) if "eval_loss" in row]
     assert losses[-1] == pytest.approx(eval_loss(name), rel=1e-5)
     ours, theirs = before / name / "adapter" / ADAPTER, BEFORE / "finished" / name / ADAPTER
-    # A start from anew instead of the checkpoint is further off than 0.1.
-    assert distance(load_file(ours), load_file(theirs)) < 1e-3
+    # Compiled without optimizations, for SSE4.2 alone, it ends 1e-7 from there.
+    assert distance(load_file(ours), load_file(theirs)) < 1e-5
     if made_here():
         assert ours.read_bytes() == theirs.read_bytes()
 

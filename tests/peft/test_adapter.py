@@ -282,18 +282,20 @@ def test_an_adapter_of_another_model(saved):
 
 @pytest.mark.parametrize("name", [f"{HEAD}.base_layer.weight", f"{HEAD}.weight"])
 def test_the_bases_own_tables_may_lie_beside_but_not_changed(model, saved, name):
+    before = load_adapter(saved, model)
     weight = np.array(model.lm_head.weight[...])
     edit_tensors(saved, **{name: weight})
-    load_adapter(saved, model)
+    assert_equal(load_adapter(saved, model), before)
     weight[0, 0] += 1e-3
     edit_tensors(saved, **{name: weight})
     assert f"1 not the base's, though modules_to_save does not name them ({name})" in error_of(saved, model)
 
 
 def test_names_in_full_as_peft_writes_them_for_small_models(model, saved):
+    before = load_adapter(saved, model)
     names = [f"model.layers.{i}.mlp.down_proj" for i in range(3)]
     edit_config(saved, target_modules=["lm_head", *names])
-    load_adapter(saved, model)
+    assert_equal(load_adapter(saved, model), before)
     edit_config(saved, target_modules=["lm_head", *names[:2]])
     assert "2 unknown (base_model.model.model.layers.2.mlp.down_proj.lora_A.weight" in error_of(saved, model)
 
@@ -344,11 +346,13 @@ def test_starts_that_changed_the_base_are_refused(model, saved, start, way):
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
 def test_starts_that_left_the_base_alone(model, saved, start):
+    before = load_adapter(saved, model)
     edit_config(saved, init_lora_weights=start, eva_config={"rho": 1.0}, corda_config={"a": 1}, loftq_config={"b": 2})
-    load_adapter(saved, model)
+    assert_equal(load_adapter(saved, model), before)
 
 
 def test_entries_that_change_nothing_are_let_pass(model, saved):
+    before = load_adapter(saved, model)
     edit_config(
         saved,
         a_feature_of_next_year=None,
@@ -361,7 +365,7 @@ def test_entries_that_change_nothing_are_let_pass(model, saved):
         task_type=None,
         auto_mapping={"base_model_class": "Phi3ForCausalLM"},
     )
-    load_adapter(saved, model)
+    assert_equal(load_adapter(saved, model), before)
 
 
 def test_what_pefts_defaults_are(model, saved):
