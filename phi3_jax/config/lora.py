@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.expressions import check_expression
+from phi3_jax.system.expressions import check_expression, matches
 from phi3_jax.system.numbers import is_number, is_whole
 
 # Starts that need nothing but a key, and those that are computed from the base's weights.
@@ -225,11 +225,11 @@ class LoraConfig:
 
 def matching_key(pattern: Mapping[str, Any] | None, name: str) -> str | None:
     """The first key of a rank or α pattern that is the end of `name`, as a regular expression."""
-    return next((key for key in pattern or {} if re.match(_end_of_name(key), name)), None)
+    return next((key for key in pattern or {} if matches("the pattern", _end_of_name(key), name)), None)
 
 
 def _end_of_name(key: str) -> str:
-    return rf"(.*\.)?({key})$"
+    return rf"(.*\.)?({key})"
 
 
 def _look_up(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:

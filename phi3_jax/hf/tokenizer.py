@@ -11,7 +11,7 @@ from typing import Any
 from phi3_jax.config.model import LARGEST
 from phi3_jax.hf.hub import TOKENIZER_FILES, first_line, resolve_checkpoint
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.panic import is_panic
+from phi3_jax.system.panic import PanicException, attempt, is_panic, may_panic_when_read
 from phi3_jax.system.reading import check_file, read_json
 from phi3_jax.system.text import shown
 
@@ -121,15 +121,21 @@ def _check_files(folder: Path) -> None:
 
 def _check_tables(file: Path) -> None:
     """Raises `InputError` for what the library would take any amount of memory for: tokens whose numbers no model
-    has, for it makes tables of that length, and replacements that make a long text of a short one."""
+    has, for it makes tables of that length, and replacements that make a long text of a short one. And for what it
+    gives up over."""
     try:
-        raw = json.loads(file.read_bytes())
+        content = file.read_bytes()
+        raw = json.loads(content)
         vocabulary = raw["model"].get("vocab")
         numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
         largest = max([*numbers, *(token["id"] for token in raw.get("added_tokens", ()))], default=0)
         growth = max(_growth(raw.get("normalizer")), _growth(raw.get("decoder")))
         if largest < LARGEST["vocab_size"] and growth <= MAX_GROWTH:
+            if may_panic_when_read(raw):
+                attempt(content.decode(), ["a"])
             return
+    except PanicException as error:
+        raise InputError(f"{file}: this tokenizer cannot be read ({first_line(error)})") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return  # the library says what is wrong
     if growth > MAX_GROWTH:

@@ -1,6 +1,5 @@
 """Which modules of a model an adapter is for, by PEFT's rules, without PEFT's silences."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.layers import Embedding, FusedLinear, Linear
 from phi3_jax.system.dotted import last_part
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.expressions import matches
 
 ALL_LINEAR = "all-linear"
 
@@ -194,8 +194,7 @@ def _narrowed(module: Module, matched: set[str]) -> Module | None:
 
 
 def _match_pattern(pattern: str, everything: Sequence[str], modules: Sequence[Module]) -> set[str]:
-    regex = _compiled("target_modules", pattern)
-    matched = {name for name in everything if regex.fullmatch(name)}
+    matched = {name for name in everything if matches("target_modules", pattern, name)}
     if matched:
         # `.*_proj` fits a fused layer and its slices; PEFT's meaning, the layer, goes first.
         covered = {
@@ -230,8 +229,7 @@ def _match_names(targets: Sequence[str], everything: Sequence[str], modules: Seq
 def _without(modules: Sequence[Module], exclude: Names) -> list[Module]:
     names = [name for module in modules for name in module.names]
     if isinstance(exclude, str):
-        regex = _compiled("exclude_modules", exclude)
-        excluded = {name for name in names if regex.fullmatch(name)}
+        excluded = {name for name in names if matches("exclude_modules", exclude, name)}
         idle = [] if excluded else [exclude]
     else:
         found = {target: {name for name in names if _is_named(name, target)} for target in exclude}
@@ -321,13 +319,6 @@ def saved_modules(model: Phi3ForCausalLM, modules_to_save: Sequence[str]) -> lis
                     "not supported; name the module in all layers"
                 )
     return sorted(found)
-
-
-def _compiled(field: str, pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{field} {pattern!r} is no regular expression ({error}); correct it") from error
 
 
 def _is_named(name: str, target: str) -> bool:

@@ -1,6 +1,5 @@
 """Adapters beside any Flax model: made, applied, read off again and merged, without a change to it."""
 
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from phi3_jax.loralib.kernels import AdaptableLayer, layer_kernel, to_kernel, to
 from phi3_jax.loralib.layers import LoRALayer, adapted_class
 from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.expressions import check_expression, matches
 
 Adapters = dict[str, Any]  # dotted name of a layer -> its adapter
 Model = TypeVar("Model", bound=nnx.Module)
@@ -36,7 +36,8 @@ def init(model: nnx.Module, patterns: Mapping[str, Config], key: PRNGKeyArray) -
     layers = dict(adaptable_layers(model))
     adapters: Adapters = {}
     for pattern, config in patterns.items():
-        names = [name for name in layers if _matches(pattern, name)]
+        check_expression("the pattern", pattern)
+        names = [name for name in layers if matches("the pattern", rf"(.*\.)?({pattern})", name)]
         free = [name for name in names if name not in adapters]
         if not free:
             why = "only layers that an earlier pattern took" if names else "no layer that can have an adapter"
@@ -153,13 +154,6 @@ def _dropout_key(key: PRNGKeyArray | None, number: int, layer: AdaptableLayer) -
     stack, _ = weight_shape(layer)
     key = jax.random.fold_in(key, number)
     return nnx.RngKey(jax.random.split(key, stack) if stack else key, tag="dropout")
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
-    except re.error as error:
-        raise InputError(f"the pattern {pattern!r} is no regular expression ({error}); correct it") from error
 
 
 def _shown(names: Mapping[str, Any]) -> str:

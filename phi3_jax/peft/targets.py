@@ -1,11 +1,10 @@
 """Which modules the adapters of a PEFT file belong to."""
 
-import re
-
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.targets import Module, adaptable_modules, match_targets, saved_modules
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.expressions import matches
 
 
 def peft_modules(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
@@ -39,7 +38,7 @@ def _chosen(module: Module, config: LoraConfig) -> Module | None:
 def _is_chosen(name: str, layer: int | None, config: LoraConfig) -> bool:
     exclude = config.exclude_modules or ()
     if isinstance(exclude, str):
-        if re.fullmatch(exclude, name):
+        if matches("peft.exclude_modules", exclude, name):
             return False
     elif any(_ends(name, excluded) for excluded in exclude):
         return False

@@ -2,19 +2,19 @@
 
 Rust writes what it has to say of a panic straight to file descriptor 2, and nothing in Python can have it do
 otherwise; descriptors belong to the whole process, so that turning them away would lose what other threads print.
-What panics in practice are a tokenizer's own regular expressions, by going back too often. So the texts for a
-tokenizer that has other expressions than those of Phi's tokenizers are first tried in a process of its own, whose
-words are read and not shown. For the others that is not worth a process, nor is it paid for: should one of them
-panic all the same, Rust's words are on the terminal and the error is still told in one line.
+What panics in practice are a tokenizer's own regular expressions, by going back too often, and models of other
+kinds than Phi's when they are read. So what is not like Phi's tokenizers is first tried in a process of its own,
+whose words are read and not shown. For the others that is not worth a process, nor is it paid for: should one of
+them panic all the same, Rust's words are on the terminal and the error is still told in one line.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phi3_jax.system.compat import step_state
 from phi3_jax.system.errors import InputError
@@ -43,7 +43,7 @@ def telling_panics(what: str, tokenizer: "Tokenizer", texts: Sequence[str]) -> I
     """
     try:
         if may_panic(tokenizer):
-            _try(tokenizer, texts)
+            attempt(tokenizer.to_str(), texts)
         yield
     except BaseException as error:
         if not is_panic(error):
@@ -64,8 +64,18 @@ class PanicException(Exception):
 
 
 def may_panic(tokenizer: "Tokenizer") -> bool:
-    """Whether the tokenizer has regular expressions that nothing is known of."""
-    states = [step_state(step) for step in (tokenizer.normalizer, tokenizer.pre_tokenizer)]
+    """Whether a tokenizer has regular expressions that nothing is known of."""
+    return _has_unknown([step_state(step) for step in (tokenizer.normalizer, tokenizer.pre_tokenizer)])
+
+
+def may_panic_when_read(spec: Mapping[str, Any]) -> bool:
+    """Whether what a tokenizer.json holds is unlike Phi's tokenizers."""
+    model = spec["model"]
+    is_usual = model["type"] == "BPE" and not model.get("continuing_subword_prefix")
+    return not is_usual or _has_unknown([spec.get("normalizer"), spec.get("pre_tokenizer")])
+
+
+def _has_unknown(states: list[object]) -> bool:
     return any(expression not in _TRUSTED for expression in _expressions(states))
 
 
@@ -79,11 +89,15 @@ def _expressions(state: object) -> Iterator[object]:
             yield from _expressions(part)
 
 
-def _try(tokenizer: "Tokenizer", texts: Sequence[str]) -> None:
-    """Raises `PanicException` where the library gives up, or ends its process, over these texts."""
+def attempt(tokenizer: str, texts: Sequence[str]) -> None:
+    """Has texts tokenised in another process, by what a tokenizer.json holds.
+
+    Raises:
+        PanicException: Where the library gives up, or ends that process.
+    """
     # -P: not the folder of the script, whose modules have other names than what it imports.
     program = [sys.executable, "-P", str(Path(__file__).with_name("panic_trial.py"))]
-    request = json.dumps([tokenizer.to_str(), list(texts)])
+    request = json.dumps([tokenizer, list(texts)])
     done = subprocess.run(program, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PanicException(done.stdout.strip() or f"its process ended with status {done.returncode}")

@@ -57,19 +57,19 @@ CASES = [
     (
         "an expression without end",
         "generate adapter",
-        entries(ADAPTER, target_modules="(\\w+)+!"),
+        entries(ADAPTER, target_modules="(\\w|.)+[!?]"),
         "adapter_config.json | for ever",
     ),
     (
         "an exclusion without end",
         "train on",
-        entries(ADAPTER, exclude_modules="(a|a)*b"),
+        entries(ADAPTER, exclude_modules="(.|\\w)*b"),
         "adapter_config.json | exclude_modules | for ever",
     ),
     (
         "a pattern without end",
         "evaluate adapter",
-        entries(ADAPTER, rank_pattern={"(.*)*x": 2}),
+        entries(ADAPTER, rank_pattern={"(?:.{1,9}){1,99}[!?]": 2}),
         "adapter_config.json | rank_pattern | for ever",
     ),
     ("a pattern of lists", "export", entries(ADAPTER, rank_pattern=[[1]]), "adapter_config.json | rank_pattern"),

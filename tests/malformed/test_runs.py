@@ -37,7 +37,7 @@ FILES = [
     ("rows of -1 tokens", "data: {max_length: -1}", "data.max_length"),
     ("columns of lists", "data: {columns: [a]}", "data.columns"),
     ("flags of text", "training: {bf16: '[[['}", "training.bf16"),
-    ("targets without end", "peft: {target_modules: '(a+)+$'}", "peft.target_modules | for ever"),
+    ("targets without end", "peft: {target_modules: '(\\w|.)+[!?]'}", "peft.target_modules | for ever"),
     ("a rank of 10^400", f"peft: {{lora_alpha: 1{'0' * 38}e400}}", "peft.lora_alpha"),
     ("a mesh of 0", "parallel: {data: 0}", "parallel.data"),
 ]

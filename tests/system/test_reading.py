@@ -14,7 +14,6 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.data.formats import Conversation, Prerendered, read_row
 from phi3_jax.hf.safetensors_io import read_header
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.expressions import check_expression
 from phi3_jax.system.reading import local_path, parse_json, parse_yaml, read_json, read_text
 from phi3_jax.system.text import INVISIBLE, json_line, one_line, printable, shown
 
@@ -166,28 +165,6 @@ class TestPaths:
         with pytest.raises(InputError, match="^model ") as caught:
             local_path(name, "model")
         assert len(str(caught.value)) < 500
-
-
-class TestExpressions:
-    @pytest.mark.parametrize(
-        "expression",
-        [
-            r".*\.(layers|blocks)\.(1[0-9]|2[0-9])\.(self_attn|mlp)\..*(q|k|v|o)_proj",
-            r"model\.layers\.\d+\.(self_attn|mlp)\.(o_proj|qkv_proj|down_proj)",
-            r"^(?!.*lm_head).*(qkv|o)_proj$",
-            r"(.*\.)?(qkv_proj)$",
-            "qkv_proj",
-        ],
-    )
-    def test_those_in_use_pass(self, expression):
-        check_expression("x", expression)
-
-    @pytest.mark.parametrize(
-        "expression", [r"(a+)+b", r"(a|a)+b", r"(\w*)*!", ".*" * 6, r"(a?){40}a{40}", "a?" * 60, "(" * 5000]
-    )
-    def test_those_without_end_do_not(self, expression):
-        with pytest.raises(InputError, match="for ever|no regular expression"):
-            check_expression("x", expression)
 
 
 class TestText:
