@@ -322,8 +322,8 @@ def _load(run: RunConfig, task: Task, model: _Model) -> Runner:
         model.folder,
         dtype=run.model.dtype,
         quantization=run.model.quantization,
-        shardings=None if mesh is None else partial(weight_sharding, mesh=mesh),
-        parts=mesh is not None and mesh.shape["tensor"] > 1,
+        shardings=partial(weight_sharding, mesh=mesh),
+        parts=mesh.shape["tensor"] > 1,
     )
     return Runner(loaded, task.devices)
 

@@ -97,7 +97,7 @@ class Engine:
         layers = nnx.state(model.model.layers)
         # XLA's CPU backend copies a layer's weights out of the stack for every token, three times the work.
         # Once for the whole answer is little, where there is room for it.
-        is_alone = platform() == "cpu" and ambient_mesh() is None
+        is_alone = platform() == "cpu" and ambient_mesh().size == 1
         is_worth_it = is_alone and 2 * _bytes(layers) < free_memory()
         return cls(graph, state, lora, _unstack(graph, state, lora) if is_worth_it else None)
 

@@ -120,11 +120,8 @@ def run_kind(
 ) -> Float[Array, "batch seq heads head_dim"]:
     """`attend` by the one kind named, whether or not the device is made for it."""
     mesh, (batch, length) = ambient_mesh(), q.shape[:2]
-    shards = 1 if mesh is None else mesh.shape["context"]
-    rows = 1
-    if mesh is not None:
-        check_tensor_axis(mesh.shape["tensor"], {"attention heads": q.shape[2], "key-value heads": k.shape[2]})
-        rows = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    check_tensor_axis(mesh.shape["tensor"], {"attention heads": q.shape[2], "key-value heads": k.shape[2]})
+    shards, rows = mesh.shape["context"], math.prod(mesh.shape[axis] for axis in RULES["batch"])
     # Rows and positions of padding, which see but themselves, up to what mesh and kernel can cut.
     missing = -batch % rows, -length % (shards * (_SPLASH_BLOCK if kind == "splash" else 1))
     if any(missing):
@@ -135,10 +132,8 @@ def run_kind(
     if kind == "splash":
         from phi3_jax.model.splash import splash_attention, splash_kernel  # Pallas takes a second to load
 
-        heads = q.shape[2] // (1 if mesh is None else mesh.shape["tensor"])
-        kernel = splash_kernel(q.shape[1], heads, shards, sliding_window, interpret)
-        if mesh is not None:
-            kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, "context")))
+        kernel = splash_kernel(q.shape[1], q.shape[2] // mesh.shape["tensor"], shards, sliding_window, interpret)
+        kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, "context")))
 
     def local(kernel: Any, q: Array, k: Array, v: Array, q_ids: Array, kv_ids: Array, q_start: Array | int) -> Array:
         if kind == "splash":
@@ -151,7 +146,7 @@ def run_kind(
         causal = kind == "cudnn" and shards == 1
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
 
-    if mesh is None:
+    if mesh.size == 1:
         return local(kernel, q, k, v, segment_ids, segment_ids, 0)[:, :length]
     return _over_mesh(local, mesh, kernel, kernel_spec, q, k, v, segment_ids)[:batch, :length]
 

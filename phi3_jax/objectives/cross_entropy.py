@@ -135,8 +135,8 @@ def token_losses(
 
 def chunk_tokens(tokens: int, vocab: int) -> int:
     """How many of a device's `tokens` a chunk holds."""
-    mesh = ambient_mesh()
-    shards = 1 if mesh is None or vocab % mesh.shape["tensor"] else mesh.shape["tensor"]
+    tensor = ambient_mesh().shape["tensor"]
+    shards = 1 if vocab % tensor else tensor
     chunks = math.ceil(tokens / max(LEAST_TOKENS, CHUNK_LOGITS[platform()] * shards // vocab))
     even = math.ceil(tokens / chunks)
     return even if chunks == 1 else math.ceil(even / 8) * 8
@@ -197,8 +197,7 @@ def _over_mesh(
 
 def _token_axes(shape: tuple[int, ...]) -> tuple[PartitionSpec, tuple[str, ...]]:
     """How the ambient mesh cuts `[batch, seq]`, and by which of its axes."""
-    mesh = ambient_mesh()
-    cut = PartitionSpec() if mesh is None else spec(shape, ("batch", "seq"), mesh)
+    cut = spec(shape, ("batch", "seq"), ambient_mesh())
     return cut, tuple(axis for part in cut if part for axis in ([part] if isinstance(part, str) else part))
 
 

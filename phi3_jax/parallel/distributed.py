@@ -301,8 +301,12 @@ def place(
 
     A device gets its rows, and its positions of them.
 
-    **Arguments**: `sharding`, of every array in the batch; `batch_size`, rows of the global batch.
+    Args:
+        sharding: that of every array in the batch.
+        batch_size: rows of the global batch.
     """
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), sharding)
     return {name: _place(array, sharding, batch_size) for name, array in batch.items()}
 
 

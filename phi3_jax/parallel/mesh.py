@@ -15,6 +15,9 @@ from phi3_jax.system.memory import total_memory
 # tensor: devices that share each matrix product; context: devices that share each row's positions.
 AXES = ("data", "fsdp", "tensor", "context")
 
+# What a program for a single device is traced for.
+ALONE = AbstractMesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES))
+
 
 def mesh_shape(parallel: Mapping[str, int], devices: int) -> dict[str, int]:
     """The size of every axis, -1 made the number of devices that the others leave.
@@ -57,20 +60,20 @@ def make_mesh(parallel: Mapping[str, int], devices: Sequence[Any] | None = None)
     return Mesh(np.array(devices[:used]).reshape(sizes), AXES, axis_types=types)
 
 
-def describe_mesh(mesh: Mesh | None) -> str:
+def describe_mesh(mesh: Mesh) -> str:
     """A line that says what a run uses, and what it leaves idle."""
     there = jax.device_count()
     kind = jax.devices()[0].device_kind
-    used = 1 if mesh is None else mesh.size
-    axes = "" if mesh is None else f" ({', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)})"
-    idle = f"; {there - used} more are idle: parallel.fsdp -1 takes them all" if used < there else ""
-    return f"on {used} {kind} device{'s' if used > 1 else ''}{axes}{idle}"
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    devices = f"devices ({axes})" if axes else "device"
+    idle = f"; {there - mesh.size} more are idle: parallel.fsdp -1 takes them all" if mesh.size < there else ""
+    return f"on {mesh.size} {kind} {devices}{idle}"
 
 
-def ambient_mesh() -> AbstractMesh | None:
-    """The mesh of `jax.set_mesh`, None where there is none or it is of a single device."""
+def ambient_mesh() -> AbstractMesh:
+    """The mesh of `jax.set_mesh`; where none is set, or one of a single device, `ALONE`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else mesh
+    return ALONE if mesh.empty or mesh.size == 1 else mesh
 
 
 def platform() -> str:
@@ -91,8 +94,7 @@ def auto_dtype(dtype: str) -> str:
 
 def devices_memory() -> int:
     """Bytes that arrays may take on the devices in use: of `jax.set_mesh`'s mesh all, else of one."""
-    mesh = ambient_mesh()
     stats = jax.local_devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:  # a CPU's devices share the main memory
         return total_memory()
-    return stats["bytes_limit"] * (1 if mesh is None else mesh.size)
+    return stats["bytes_limit"] * ambient_mesh().size

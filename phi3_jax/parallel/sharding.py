@@ -51,9 +51,9 @@ def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Any) -> Par
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """`x` laid out over the ambient mesh by its logical axes; as it is without one."""
+    """`x` laid out over the ambient mesh by its logical axes; as it is where that is of one device."""
     mesh = ambient_mesh()
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(x.shape, axes, mesh))
+    return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec(x.shape, axes, mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

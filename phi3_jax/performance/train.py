@@ -146,7 +146,7 @@ def benchmark_train(
         "loss": loss,
         "steps": steps,
         "device_kind": jax.devices()[0].device_kind,
-        "devices": workload.job.devices.number,
+        "devices": workload.job.devices.mesh.size,
         "trainable_parameters": job.table.trainable,
         "versions": {
             "python": platform.python_version(),
@@ -168,7 +168,7 @@ def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: in
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds,
         "flops_per_token": flops / tokens,
-        "mfu": None if peaks is None else flops / seconds / (peaks.flops * workload.job.devices.number),
+        "mfu": None if peaks is None else flops / seconds / (peaks.flops * workload.job.devices.mesh.size),
     }
 
 
@@ -200,5 +200,5 @@ def _settings(run: RunConfig, workload: Workload, documents: int) -> dict[str, A
         "remat": training.remat,
         "rank": None if run.peft.full_finetuning else run.peft.r,
         "optim": training.optim,
-        "parallel": None if mesh is None else dict(mesh.shape),
+        "parallel": dict(mesh.shape) if mesh.size > 1 else None,
     }

@@ -55,15 +55,12 @@ class Job:
 
     def first_state(self, tx: optax.GradientTransformation) -> TrainState:
         """The state before the first step, which takes `trainable` with it."""
-        mesh = self.devices.mesh
-        if mesh is None:
-            return TrainState.create(self.trainable, tx, self.step_key)
 
         def create(trainable: Params, key: PRNGKeyArray) -> TrainState:
             return TrainState.create(trainable, tx, key)
 
         key = self.devices.replicate(self.step_key)
-        layout = shardings(jax.eval_shape(create, self.trainable, key), mesh)
+        layout = shardings(jax.eval_shape(create, self.trainable, key), self.devices.mesh)
         return jax.jit(create, out_shardings=layout, donate_argnums=0)(self.trainable, key)
 
     def model_and_lora(self, trainable: Params) -> tuple[Phi3ForCausalLM, Lora | None]:
@@ -139,7 +136,7 @@ def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
     """
     mesh = make_mesh(asdict(run.parallel))
     check_mesh(run, config, mesh.shape)
-    return Devices(None if mesh.size == 1 else mesh)
+    return Devices(mesh)
 
 
 def _prompts(run: RunConfig, data: Any, positions: int) -> list[Prompt]:

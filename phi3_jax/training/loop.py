@@ -317,7 +317,7 @@ class Trainer:
                 int(window.tokens),
                 float(window.attended),
             )
-            row["mfu"] = flops / progress.window_seconds / (peaks.flops * self.job.devices.number)
+            row["mfu"] = flops / progress.window_seconds / (peaks.flops * self.job.devices.mesh.size)
         progress.window_seconds, progress.logged_step = 0.0, progress.step
         self._write(row)
         if is_over:

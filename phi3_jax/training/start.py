@@ -33,12 +33,12 @@ EVA_EPOCHS = 10
 
 
 def load_model_and_lora(
-    run: RunConfig, folder: Path, config: Phi3Config, rows: TokenizedRows, key: PRNGKeyArray, mesh: Mesh | None
+    run: RunConfig, folder: Path, config: Phi3Config, rows: TokenizedRows, key: PRNGKeyArray, mesh: Mesh
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
     """The base of the checkpoint in `folder`, and the adapter to train: fresh, or `peft.init_from`'s.
 
     **Arguments**: `config`, the checkpoint's; `rows`, to train on, which some starts look at; `key`, what
-    is drawn from; `mesh`, the devices that share the base's weights, None for a single one.
+    is drawn from; `mesh`, the devices that share the base's weights.
 
     Raises `InputError` for what is wrong with the checkpoint, the adapter or the settings of `peft`.
     """
@@ -63,11 +63,10 @@ def load_model_and_lora(
     return model, fresh_lora(model, run.peft, key, mesh)
 
 
-def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, mesh: Mesh | None) -> Lora:
+def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, mesh: Mesh) -> Lora:
     """`init_lora`; on several hosts in one program that they all run, since some starts see the weights."""
     if jax.process_count() == 1:
         return init_lora(model, config, key)
-    assert mesh is not None
     graph, state = nnx.split(model)
     bits: Any = np.asarray(jax.random.key_data(key))
 
@@ -78,13 +77,13 @@ def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, me
         return jax.jit(start, out_shardings=replicated(mesh))(state)
 
 
-def _load_base(run: RunConfig, folder: Path, mesh: Mesh | None, quantizer: Quantizer | None = None) -> Phi3ForCausalLM:
+def _load_base(run: RunConfig, folder: Path, mesh: Mesh, quantizer: Quantizer | None = None) -> Phi3ForCausalLM:
     return load_model(
         folder,
         attention=run.model.attention,
-        shardings=None if mesh is None else partial(weight_sharding, mesh=mesh),
+        shardings=partial(weight_sharding, mesh=mesh),
         # So that every device has its heads of q, k and v each.
-        parts=mesh is not None and mesh.shape["tensor"] > 1,
+        parts=mesh.shape["tensor"] > 1,
         dtype=run.model.dtype,
         quantization=run.model.quantization,
         double_quant=run.model.double_quant,
@@ -92,7 +91,7 @@ def _load_base(run: RunConfig, folder: Path, mesh: Mesh | None, quantizer: Quant
     )
 
 
-def _load_whole(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh | None) -> Phi3ForCausalLM:
+def _load_whole(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh) -> Phi3ForCausalLM:
     if read_bnb_config(config, folder / "config.json") is not None:
         raise InputError(
             f"{folder}: its weights are quantised, and peft.full_finetuning trains them, which rounded ones cannot; "
@@ -100,11 +99,11 @@ def _load_whole(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh | N
         )
     # Weights that train are kept in float32 and rounded to model.dtype for every step's arithmetic:
     # in bfloat16 an update of less than 1/256 of a weight would be lost.
-    shardings = None if mesh is None else partial(weight_sharding, mesh=mesh)
+    shardings = partial(weight_sharding, mesh=mesh)
     return load_model(folder, dtype=jnp.float32, attention=run.model.attention, shardings=shardings)
 
 
-def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh | None) -> tuple[Phi3ForCausalLM, Lora]:
+def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh) -> tuple[Phi3ForCausalLM, Lora]:
     if read_bnb_config(config, folder / "config.json") is not None:
         raise InputError(
             f"{folder}: its weights are quantised, and peft.init_lora_weights loftq starts from what quantising "
