@@ -1,13 +1,13 @@
 """`phi3-jax lm-eval`: lm-evaluation-harness's own command, with a model of ours."""
 
+import argparse
 import contextlib
 import io
-import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
 
 from phi3_jax.cli.parser import Parser, add_model_arguments
+from phi3_jax.system.compat import HarnessCommand, harness_command
 from phi3_jax.system.errors import InputError
 
 BATCH_SIZE = "8"  # the harness's own default is 1
@@ -53,20 +53,14 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(str(error)) from error
 
 
-def _parse(rest: Sequence[str]) -> tuple[Any, Any]:
+def _parse(rest: Sequence[str]) -> tuple[HarnessCommand, argparse.Namespace]:
     """The harness's command and what its parser makes of the options that are not ours.
 
     Raises `InputError` with the parser's last line, which says what is wrong; usage precedes it.
     """
-    from lm_eval._cli import HarnessCLI
-
-    command = HarnessCLI()
-    before, said = sys.argv, io.StringIO()
-    sys.argv = ["lm-eval", "run", "--model", "phi3_jax", *rest]  # the only way in
+    said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return command, command.parse_args()
+            return harness_command(["run", "--model", "phi3_jax", *rest])
     except SystemExit as leaving:
         raise InputError(said.getvalue().strip().splitlines()[-1]) from leaving
-    finally:
-        sys.argv = before

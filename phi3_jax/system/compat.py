@@ -1,7 +1,12 @@
 """What leans on the insides of other libraries, each with the reason; a test of each fails when the inside changes."""
 
+import argparse
 import json
 import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 
@@ -63,3 +68,100 @@ def is_compressed(message: ArrowMessage) -> bool:
     elif message.type != "record batch":
         return False
     return field(inner(header), 3) is not None
+
+
+class _Scored(Protocol):
+    score: float
+
+
+class SetScorer(Protocol):
+    """sacrebleu's `BLEU` or `CHRF`."""
+
+    def _extract_corpus_statistics(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> list[list[int]]: ...
+
+    def _compute_score_from_stats(self, stats: list[int]) -> _Scored: ...
+
+
+def ngram_counts(scorer: SetScorer, answers: Sequence[str], references: Sequence[str]) -> list[list[int]]:
+    """The n-gram counts of each answer, whose sums over a set give the set's score.
+
+    sacrebleu resamples them for its own significance tests, but gives them out for BLEU's sentences alone, not for
+    chrF's.
+    """
+    return scorer._extract_corpus_statistics(answers, [references])
+
+
+def score_of_counts(scorer: SetScorer, sums: list[int]) -> float:
+    """The score of a set of answers, of the sums of its `ngram_counts`."""
+    return scorer._compute_score_from_stats(sums).score
+
+
+class HarnessCommand(Protocol):
+    """lm-evaluation-harness's command."""
+
+    def execute(self, args: argparse.Namespace) -> None: ...
+
+
+def harness_command(arguments: Sequence[str]) -> tuple[HarnessCommand, argparse.Namespace]:
+    """lm-evaluation-harness's command, and what its parser makes of the arguments.
+
+    The harness has a function for the whole command only, which takes `sys.argv` and can be given no model; the
+    command's class parses first and then executes.
+
+    Raises:
+        SystemExit: The arguments are wrong, as the parser has said on standard error.
+    """
+    from lm_eval._cli import HarnessCLI
+
+    command = HarnessCLI()
+    before = sys.argv
+    sys.argv = ["lm-eval", *arguments]
+    try:
+        return command, command.parse_args()
+    finally:
+        sys.argv = before
+
+
+class EventFile:
+    """A new file of TensorBoard's events, each in the file by the time `flush` returns.
+
+    tensorboardX's documented writer leaves the writing to a thread, which a full disk ends without a word to anybody;
+    what it writes with does not.
+
+    Args:
+        path: The file, whose name has to contain "tfevents".
+
+    Raises:
+        OSError: The file cannot be written, as in all that follows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # tensorboardX brings PyTorch along where that is installed: seconds
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        self._event, self._session, self._scalar = Event, SessionLog, scalar
+        self._file = RecordWriter(str(path))
+        self._add(file_version="brain.Event:2")
+
+    def _add(self, **fields: object) -> None:
+        self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def restart(self, step: int) -> None:
+        """Has what earlier files of the folder say of this step and all later ones left out."""
+        self._add(step=step, session_log=self._session(status=self._session.START))
+
+    def scalar(self, step: int, name: str, value: float) -> None:
+        """A point of a curve."""
+        self._add(step=step, summary=self._scalar(name, value))
+
+    def flush(self) -> None:
+        """Has what was added in the file."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """The end of the file."""
+        self._file.close()

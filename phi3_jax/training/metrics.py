@@ -10,11 +10,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.system.compat import EventFile
 from phi3_jax.system.files import append_line, storing, write_text
+from phi3_jax.system.numbers import is_number
 
 
 class Stopwatch:
@@ -93,36 +94,26 @@ class MetricsLog:
 
 
 class TensorBoard:
-    """An event file in `folder`, written line by line: tensorboardX's own writer leaves that to a thread,
-    which a full disk ends without a word to anybody.
+    """An event file in `folder`, written row by row.
 
     **Arguments**: `step`, the last one that earlier files in the folder hold and that counts.
     """
 
     def __init__(self, folder: Path, step: int):
-        # tensorboardX brings PyTorch along where that is installed: seconds
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-        from tensorboardX.summary import scalar
-
-        self._folder, self._event, self._scalar = folder, Event, scalar
+        self._folder = folder
         with storing(folder):
             folder.mkdir(exist_ok=True)
-            self._file = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}"))
-            self._add(file_version="brain.Event:2")
-            if step:  # what stands behind it in earlier files is left out
-                self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._file = EventFile(folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}")
+            if step:
+                self._file.restart(step + 1)
 
-    def _add(self, **fields: Any) -> None:
-        self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, object]) -> None:
         """Raises `StorageError` where it cannot."""
         with storing(self._folder):
             for name, value in values.items():
-                if np.isscalar(value):
+                if is_number(value):
                     place = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-                    self._add(step=step, summary=self._scalar(place, value))
+                    self._file.scalar(step, place, value)
             self._file.flush()
 
     def close(self) -> None:

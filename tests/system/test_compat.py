@@ -1,10 +1,19 @@
 """The insides of other libraries are still as this package takes them to be."""
 
+import sys
+
 import pyarrow
 import pytest
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-from phi3_jax.system.compat import is_compressed, step_state
+from phi3_jax.system.compat import (
+    EventFile,
+    harness_command,
+    is_compressed,
+    ngram_counts,
+    score_of_counts,
+    step_state,
+)
 
 
 class TestTokenizers:
@@ -41,3 +50,52 @@ class TestArrow:
             "record batch": compression is not None,
             **({"dictionary": compression is not None} if coded else {}),
         }
+
+
+class TestSacrebleu:
+    @pytest.mark.parametrize("name", ["BLEU", "CHRF"])
+    def test_summed_counts_give_the_score_of_the_set(self, name):
+        metrics = pytest.importorskip("sacrebleu.metrics")
+        scorer = getattr(metrics, name)()
+        answers, references = ["the cat sat on a mat", "no", ""], ["the cat sat on the mat", "yes and no", "a"]
+        counts = ngram_counts(scorer, answers, references)
+        assert len(counts) == 3
+        score = score_of_counts(scorer, [sum(column) for column in zip(*counts, strict=True)])
+        assert score == pytest.approx(scorer.corpus_score(answers, [references]).score)
+        assert score > 0
+
+
+class TestLmEval:
+    def test_the_command_parses_and_is_not_yet_executed(self, capsys):
+        pytest.importorskip("lm_eval")
+        before = list(sys.argv)
+        command, arguments = harness_command(["run", "--model", "a", "--tasks", "b", "--limit", "2"])
+        assert (arguments.model, arguments.limit) == ("a", 2)
+        assert callable(command.execute)
+        # What is not given is left for the harness's own configuration to fill in.
+        assert not hasattr(arguments, "batch_size")
+        with pytest.raises(SystemExit):
+            harness_command(["run", "--no-such-option"])
+        assert "--no-such-option" in capsys.readouterr().err.splitlines()[-1]
+        assert sys.argv == before
+
+
+class TestTensorBoard:
+    def test_events_are_in_the_file_once_flushed(self, tmp_path):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        path = tmp_path / "events.out.tfevents.1.host"
+        file = EventFile(path)
+        file.restart(8)
+        file.scalar(8, "train/loss", 0.25)
+        file.flush()
+        data, events = path.read_bytes(), []
+        while data:  # length, its checksum, the event, its checksum
+            end = 12 + int.from_bytes(data[:8], "little")
+            events.append(Event.FromString(data[12:end]))
+            data = data[end + 4 :]
+        version, restart, point = events
+        assert version.file_version == "brain.Event:2"
+        assert (restart.step, restart.session_log.status) == (8, SessionLog.START)
+        assert (point.step, point.summary.value[0].tag, point.summary.value[0].simple_value) == (8, "train/loss", 0.25)
+        file.close()
