@@ -8,7 +8,6 @@ import importlib
 import logging
 import os
 import platform
-import re
 import sys
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from phi3_jax.config.names import nearest
+from phi3_jax.system.compat_xla import is_out_of_memory
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import one_line
@@ -83,17 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no reader
         return 141
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = one_line(str(error).partition("\n")[0])[:200]
         print(f"phi3-jax: out of memory ({reason}); `phi3-jax plan` says what fits", file=sys.stderr)
         return 1
     return 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is the device that cannot hold what the program asks for, as XLA says it."""
-    return type(error).__name__ == "JaxRuntimeError" and bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -70,6 +70,14 @@ class RunConfig:
                 "peft": peft_config,
             }
         )
+
+    def changed(self, changes: Mapping[str, object]) -> RunConfig:
+        """The run with other values, by `section.key`. Raises `InputError` where they contradict the rest."""
+        sections: dict[str, dict[str, object]] = {}
+        for name, value in changes.items():
+            section, _, key = name.partition(".")
+            sections.setdefault(section, {})[key] = value
+        return replace(self, **{name: replace(getattr(self, name), **values) for name, values in sections.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""

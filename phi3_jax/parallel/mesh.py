@@ -19,6 +19,9 @@ AXES = ("data", "fsdp", "tensor", "context")
 ALONE = AbstractMesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES))
 
 
+AnyMesh = Mesh | AbstractMesh
+
+
 def mesh_shape(parallel: Mapping[str, int], devices: int) -> dict[str, int]:
     """The size of every axis, -1 made the number of devices that the others leave.
 

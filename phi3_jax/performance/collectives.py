@@ -23,8 +23,13 @@ _LAYERS = re.compile(r' while\(.*op_name="[^"]*?(transpose\()?jvp\(jit\(_forward
 
 @dataclass(frozen=True)
 class Collective:
-    """**Fields**: `kind`, one of `KINDS`; `arrays`, what it gives on each device, as `bf16[1,9216,3072]`;
-    `operation`, what of the program it belongs to."""
+    """What devices send one another at one place of a program.
+
+    Attributes:
+        kind: One of `KINDS`.
+        arrays: What it gives on each device, as `bf16[1,9216,3072]`.
+        operation: What of the program it belongs to.
+    """
 
     kind: str
     arrays: tuple[str, ...]
@@ -37,7 +42,8 @@ def layer_collectives(hlo: str) -> dict[str, list[Collective]]:
     One that the compiler has cut into a start, steps and an end counts once; so does one that it makes
     of several permutations, overlapped with the product that they belong to.
 
-    **Arguments**: `hlo`, `as_text()` of a compiled step (`training.step.make_train_step`).
+    Args:
+        hlo: `as_text()` of a compiled step (`training.step.make_train_step`).
     """
     computations = dict(_computations(hlo))
     loops: dict[str, list[Collective]] = {"forward": [], "backward": []}

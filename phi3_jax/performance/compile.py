@@ -7,27 +7,28 @@ may take its process with it: a request as JSON on standard input, the answer as
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Protocol
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.system.compat_xla import bytes_needed
 from phi3_jax.system.errors import InputError
-
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# How XLA says that a program does not fit: "Used 17.41G of 15.75G hbm", or, where it need not compile to
-# know, "the total memory required for HLO temporaries (29.50G) exceeds available HBM (15.75G)".
-_EXHAUSTED = re.compile(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT])(?: of|\))")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """**Fields**: `bytes_per_device`, that the program takes; `host_bytes_per_device`, of the host's memory;
-    `fits`, whether the compiler placed it; `seconds`, to compile; `collectives`, in a layer of the forward and
-    of the backward pass, each with how often; empty where it does not fit.
+    """What a compiler said of a step.
+
+    Attributes:
+        bytes_per_device: That the program takes.
+        host_bytes_per_device: Of the host's memory.
+        fits: Whether the compiler placed it.
+        seconds: To compile.
+        collectives: In a layer of the forward and of the backward pass, each with how often; empty where it does not
+            fit.
     """
 
     bytes_per_device: int
@@ -37,6 +38,16 @@ class Compiled:
     collectives: dict[str, dict[str, int]]
 
 
+class MemoryStats(Protocol):
+    """What XLA says of a program's memory, each also as `host_…`; the two that are named here of the device alone."""
+
+    @property
+    def peak_memory_in_bytes(self) -> int: ...
+
+    @property
+    def generated_code_size_in_bytes(self) -> int: ...
+
+
 def has_libtpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
@@ -44,7 +55,9 @@ def has_libtpu() -> bool:
 def compile_elsewhere(run: RunConfig, topology: str) -> Compiled:
     """The step of such a run, compiled in a process of its own for the topology of that name.
 
-    Raises `InputError` for what is wrong with the run, and `RuntimeError` where the compiler fails.
+    Raises:
+        InputError: For what is wrong with the run.
+        RuntimeError: Where the compiler fails.
     """
     request = json.dumps({"run": run.to_dict(), "topology": topology})
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -82,7 +95,7 @@ def compile_here(run: RunConfig, topology: str) -> Compiled:
     try:
         compiled = step.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
+        needed = bytes_needed(error)
         if needed is None:
             raise
         return Compiled(needed, 0, False, time.perf_counter() - start, {})
@@ -92,7 +105,7 @@ def compile_here(run: RunConfig, topology: str) -> Compiled:
     return Compiled(*_used(compiled.memory_analysis(), where.platform), True, seconds, collectives)
 
 
-def _used(memory: Any, platform: str) -> tuple[int, int]:
+def _used(memory: MemoryStats, platform: str) -> tuple[int, int]:
     """Bytes of the device and of the host.
 
     On TPUs the most that is live at once, arguments included, and the program, which is what XLA holds against
@@ -101,22 +114,16 @@ def _used(memory: Any, platform: str) -> tuple[int, int]:
     """
 
     def total(prefix: str) -> int:
-        sizes = {name: getattr(memory, f"{prefix}{name}_size_in_bytes") for name in ("argument", "output", "temp")}
-        return sum(sizes.values()) - getattr(memory, f"{prefix}alias_size_in_bytes")
+        sizes = {"argument": 1, "output": 1, "temp": 1, "alias": -1}
+        return sum(sign * int(getattr(memory, f"{prefix}{name}_size_in_bytes")) for name, sign in sizes.items())
 
     on_device = memory.peak_memory_in_bytes if platform == "tpu" else total("")
     return on_device + memory.generated_code_size_in_bytes, total("host_")
 
 
-def _needed(message: str) -> int | None:
-    """Bytes that the program would take, of XLA's complaint that it does not fit; None for another one."""
-    found = _EXHAUSTED.search(message) if "RESOURCE_EXHAUSTED" in message else None
-    return round(float(found[1]) * UNITS[found[2]]) if found else None
-
-
 def main() -> None:
     request = json.load(sys.stdin)
-    answer: dict[str, Any]
+    answer: dict[str, object]
     try:
         answer = asdict(compile_here(RunConfig.from_dict(request["run"]), request["topology"]))
     except InputError as error:

@@ -4,7 +4,6 @@ import platform
 import statistics
 import time
 from importlib.metadata import version
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +22,19 @@ from phi3_jax.system.errors import InputError
 
 def benchmark_generate(
     model: Phi3ForCausalLM, lora: Lora | None, *, batch: int, prompt: int, new_tokens: int, rounds: int, seed: int = 0
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Times greedy answers of `new_tokens` tokens to `batch` random prompts, `rounds` times after a first one.
 
-    **Returns** what `phi3-jax benchmark generate` prints as JSON: `tokens_per_second`, of the whole batch, at the
-    median round, all tokens but each answer's first, which comes out of the prompt's pass; `token_seconds`, for
-    one step of all rows; `prompt_seconds`, from the prompts on the host to each answer's first token, with all
-    that `generate` does before it decodes; `compile_seconds`, the first round's time beyond the median's;
-    `bytes_per_step`, the weights, adapters and cache that a step reads, dequantisation aside;
-    `bandwidth_utilisation`, these bytes a second over the device's peak, None where that is not known;
-    `device_kind`, `versions` and `settings`.
+    Returns:
+        What `phi3-jax benchmark generate` prints as JSON: `tokens_per_second`, of the whole batch, at the median round,
+        all tokens but each answer's first, which comes out of the prompt's pass; `token_seconds`, for one step of all
+        rows; `prompt_seconds`, from the prompts on the host to each answer's first token, with all that `generate` does
+        before it decodes; `compile_seconds`, the first round's time beyond the median's; `bytes_per_step`, the weights,
+        adapters and cache that a step reads, dequantisation aside; `bandwidth_utilisation`, these bytes a second over
+        the device's peak, None where that is not known; `device_kind`, `versions` and `settings`.
 
-    Raises `InputError` for a prompt and answer beyond the model's positions, and for an answer of one token.
+    Raises:
+        InputError: For a prompt and answer beyond the model's positions, and for an answer of one token.
     """
     config = model.config
     if new_tokens < 2:
@@ -99,7 +99,7 @@ def _bytes_per_step(model: Phi3ForCausalLM, lora: Lora | None, batch: int, lengt
     are not looked up, the adapters, and the keys and values of so many tokens."""
     from flax import nnx
 
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves((nnx.state(model), lora)))
+    weights: int = sum(leaf.nbytes for leaf in jax.tree.leaves((nnx.state(model), lora)))
     if model.lm_head is not None:
         weights -= model.model.embed_tokens.weight[...].nbytes
     return weights + cache_bytes(model.config, batch, length, model.dtype)

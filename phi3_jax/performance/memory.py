@@ -1,13 +1,14 @@
 """What a step keeps in a device's memory: counted where it can be, estimated where a compiler decides."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr
+from jax.core import ShapedArray
+from jax.sharding import AbstractMesh
+from jaxtyping import PyTree
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
@@ -15,6 +16,7 @@ from phi3_jax.model import attention
 from phi3_jax.objectives.cross_entropy import chunk_tokens
 from phi3_jax.performance.abstract import AbstractStep, abstract_mesh, abstract_step
 from phi3_jax.performance.topology import Topology
+from phi3_jax.system.compat_xla import scans, stacked_outputs
 from phi3_jax.training.flops import matmul_parameters
 
 # What going back through a layer takes, by what all of the layer's values do: as one gradient comes, a value
@@ -26,10 +28,14 @@ WORKING_SET = 1.1
 class Memory:
     """Bytes on each device.
 
-    **Fields**: `weights`, of the base, trained ones too; `adapter`; `optimizer`, its state;
-    `activations`, kept from the forward for the backward pass; `temporaries`, all else: gradients, a
-    layer's and the loss's working set, gathered and dequantised weights, the last good adapter; `host`,
-    activations that wait in the host's memory, not part of `total`.
+    Attributes:
+        weights: Of the base, trained ones too.
+        adapter: Its parameters.
+        optimizer: Its state.
+        activations: Kept from the forward for the backward pass.
+        temporaries: All else: gradients, a layer's and the loss's working set, gathered and dequantised weights, the
+            last good adapter.
+        host: Activations that wait in the host's memory, not part of `total`.
     """
 
     weights: int
@@ -100,16 +106,18 @@ class Estimator:
         length = run.data.max_length if kind == "xla" else 1024 * context
         # cuDNN's kernel can only be traced where it is, and splash takes a while; both keep what `chunked` does.
         kind = "chunked" if kind in ("cudnn", "splash") else kind
-        row: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
-        row["gradient_checkpointing"] = policy != "none"
-        if policy != "none":
-            row["remat_policy"] = policy
-        traced = replace(
-            run,
-            model=replace(run.model, attention=cast(Any, kind)),
-            data=replace(run.data, max_length=length),
-            training=replace(run.training, **row),
-            parallel=replace(run.parallel, data=1, fsdp=1, context=context),
+        traced = run.changed(
+            {
+                "model.attention": kind,
+                "data.max_length": length,
+                "training.per_device_train_batch_size": 1,
+                "training.gradient_accumulation_steps": 1,
+                "training.gradient_checkpointing": policy != "none",
+                "training.remat_policy": run.training.remat_policy if policy == "none" else policy,
+                "parallel.data": 1,
+                "parallel.fsdp": 1,
+                "parallel.context": context,
+            }
         )
         key = topology.platform + traced.to_yaml()
         if key not in self._traced:
@@ -119,10 +127,10 @@ class Estimator:
         return self._traced[key]
 
 
-def attention_of(run: RunConfig, config: Phi3Config, mesh: Any) -> str:
+def attention_of(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> str:
     """The attention kernel that the run has on the mesh's devices. Raises `InputError` where they lack it."""
     shape = (1, run.data.max_length, config.num_attention_heads, config.head_dim)
-    q: Any = jax.ShapeDtypeStruct(shape, jnp.dtype(run.model.dtype))
+    q = jax.eval_shape(partial(jnp.zeros, shape, run.model.dtype))
     with jax.sharding.use_abstract_mesh(mesh):
         return attention.kernel_for(q, run.model.attention)
 
@@ -137,12 +145,12 @@ def state_bytes(step: AbstractStep) -> dict[str, int]:
     }
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     """Of a device's share."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _size(tree: Any) -> int:
+def _size(tree: PyTree) -> int:
     """Bytes of whole arrays."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -151,44 +159,29 @@ def _kept(step: AbstractStep, config: Phi3Config) -> int:
     """Bytes that the scan over the layers hands to the backward pass, on each device."""
     sizes = step.mesh.shape
     rows = sizes["data"] * sizes["fsdp"] * sizes["context"]
-    with jax.sharding.use_abstract_mesh(step.mesh):
+    with jax.sharding.use_abstract_mesh(step.mesh.abstract_mesh):
         jaxpr = jax.make_jaxpr(step.function)(step.state, step.frozen, step.batch).jaxpr
     passes = [
-        _stacked(equation)
-        for equation in _scans(jaxpr)
+        stacked_outputs(equation)
+        for equation in scans(jaxpr)
         if equation.params["length"] == config.num_hidden_layers and not equation.params["reverse"]
     ]
 
-    def of_device(value: Any) -> int:
+    def of_device(value: ShapedArray) -> int:
         # What has the model's width is whole on all of `tensor`; heads and hidden units are cut.
         cut = rows if value.shape[-1] == config.hidden_size else rows * sizes["tensor"]
-        return value.size * value.dtype.itemsize // cut
+        return int(value.size * value.dtype.itemsize // cut)
 
     return max(sum(map(of_device, outputs)) for outputs in passes)
 
 
-def _stacked(scan: Any) -> list[Any]:
-    """What a scan gives for each of its turns; what it carries has the same shape within it and after it."""
-    inner, outer = ([variable.aval for variable in jaxpr.outvars] for jaxpr in (scan.params["jaxpr"].jaxpr, scan))
-    return [whole for one, whole in zip(inner, outer, strict=True) if one.shape != whole.shape]
-
-
-def _scans(jaxpr: Jaxpr) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            if hasattr(inner, "eqns"):
-                yield from _scans(inner)
-
-
-def _pairs(run: RunConfig, config: Phi3Config, mesh: Any, kind: str) -> int:
+def _pairs(run: RunConfig, config: Phi3Config, mesh: AbstractMesh, kind: str) -> int:
     """What attention makes of pairs of positions in one layer, and of keys that devices of `context` share."""
     length, rows = run.data.max_length, run.training.per_device_train_batch_size
-    queries = length // mesh.shape["context"]
-    heads = config.num_attention_heads // mesh.shape["tensor"]
+    queries = length // int(mesh.shape["context"])
+    heads = config.num_attention_heads // int(mesh.shape["tensor"])
     pairs = rows * queries * length
-    gathered = 0
+    gathered: int = 0
     if mesh.shape["context"] > 1:  # k and v of whole rows, and their gradients until they are summed
         gathered = 4 * rows * length * config.qkv_sizes[1] * jnp.dtype(run.model.dtype).itemsize
         gathered //= mesh.shape["tensor"]
@@ -202,24 +195,24 @@ def _layer_numbers(config: Phi3Config) -> int:
     return (matmul_parameters(config) - config.vocab_size * config.hidden_size) // config.num_hidden_layers
 
 
-def _weight_shards(mesh: Any) -> int:
+def _weight_shards(mesh: AbstractMesh) -> int:
     """Devices that share a weight and gather it for use."""
-    return mesh.shape["fsdp"] * mesh.shape["context"]
+    return int(mesh.shape["fsdp"] * mesh.shape["context"])
 
 
-def _layer_weights(run: RunConfig, config: Phi3Config, mesh: Any) -> int:
+def _layer_weights(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> int:
     """A layer's weights as they are multiplied with, where a device does not keep them so."""
     if _weight_shards(mesh) == 1 and not (run.model.quantization or run.peft.full_finetuning):
         return 0
-    return _layer_numbers(config) * jnp.dtype(run.model.dtype).itemsize // mesh.shape["tensor"]
+    return int(_layer_numbers(config) * jnp.dtype(run.model.dtype).itemsize // mesh.shape["tensor"])
 
 
-def _loss(run: RunConfig, config: Phi3Config, mesh: Any) -> int:
+def _loss(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> int:
     """A chunk's logits, their gradient and what is between, and the gradient of the hidden states."""
     tokens = run.training.per_device_train_batch_size * run.data.max_length // mesh.shape["context"]
     with jax.sharding.use_abstract_mesh(mesh):
         chunk = chunk_tokens(tokens, config.vocab_size)
-    return 3 * chunk * config.vocab_size * 4 // mesh.shape["tensor"] + 2 * tokens * config.hidden_size * 4
+    return int(3 * chunk * config.vocab_size * 4 // mesh.shape["tensor"] + 2 * tokens * config.hidden_size * 4)
 
 
 def _gradients(step: AbstractStep) -> int:

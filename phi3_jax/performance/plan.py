@@ -29,9 +29,16 @@ JAX_GPU_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Plan:
-    """**Fields**: `run`, with what the checkpoint says beside it; `mesh`, the size of each axis; `parameters`,
-    of the base; `memory`, of each device; `compiled`, None where it is estimated; `alternatives`, with which
-    it would fit; `notes`, lines that a user should see.
+    """What is planned of a run, for the devices of a topology.
+
+    Attributes:
+        run: With what the checkpoint says beside it.
+        mesh: The size of each axis.
+        parameters: Of the base.
+        memory: Of each device.
+        compiled: None where it is estimated.
+        alternatives: With which it would fit.
+        notes: Lines that a user should see.
     """
 
     run: RunConfig
@@ -49,7 +56,7 @@ class Plan:
     def fits(self) -> bool:
         return (self.compiled is None or self.compiled.fits) and self.memory.total <= self.topology.hbm
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What `phi3-jax plan --json` prints."""
         time = self.time
         return {
@@ -84,7 +91,8 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
     For TPUs, where libtpu is installed, and for this machine's CPU the step is compiled; else, and with
     `estimate`, its memory is estimated. Of the checkpoint only config.json is read, or downloaded.
 
-    Raises `InputError`, before anything is compiled, where model, rows, mesh and devices do not go together.
+    Raises:
+        InputError: Before anything is compiled, where model, rows, mesh and devices do not go together.
     """
     topology = parse_topology(topology_name)
     run, config = _with_checkpoint(run)
@@ -201,5 +209,5 @@ def _print_alternatives(plan: Plan) -> None:
         print(f"  {options}  ({alternative.bytes_per_device / GiB:.2f} GiB)")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -27,9 +27,14 @@ CPU_UTILISATION = (0.2, 0.7)
 
 @dataclass(frozen=True)
 class StepTime:
-    """**Fields**: `flops_per_token`, of the mathematics; `computed_per_token`, with what is computed twice;
-    `tokens`, in a step, over all devices; `seconds`, of a step, the least and the most, None where there
-    is nothing to tell it from; `basis`, what that is.
+    """What a step computes, and how long that takes.
+
+    Attributes:
+        flops_per_token: Of the mathematics.
+        computed_per_token: With what is computed twice.
+        tokens: In a step, over all devices.
+        seconds: Of a step, the least and the most, None where there is nothing to tell it from.
+        basis: What that is.
     """
 
     flops_per_token: float
@@ -49,7 +54,9 @@ def step_time(
 ) -> StepTime:
     """The time of one optimizer step, with full rows of a single document each.
 
-    **Arguments**: `mesh`, the size of each axis; `trainable`, how many parameters train.
+    Args:
+        mesh: The size of each axis.
+        trainable: How many parameters train.
     """
     length, training = run.data.max_length, run.training
     rows = training.gradient_accumulation_steps * training.per_device_train_batch_size

@@ -1,8 +1,7 @@
 """What to change where a run does not fit, each change checked by the estimate."""
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model.remat import POLICIES
@@ -12,14 +11,19 @@ from phi3_jax.performance.topology import Topology, larger, parse_topology
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.checks import check_mesh
 
-Changes = dict[str, Any]  # section.key -> value; `topology` -> name
+Changes = dict[str, bool | int | str]  # section.key -> value; `topology` -> name
 
 SHORTEST = 256  # tokens in a row; shorter ones are not proposed
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """**Fields**: `changes`, by key of the run, and `topology`; `bytes_per_device`, as estimated."""
+    """Changes of a run with which it fits.
+
+    Attributes:
+        changes: By key of the run, and `topology`.
+        bytes_per_device: As estimated.
+    """
 
     changes: Changes
     bytes_per_device: int
@@ -29,7 +33,8 @@ def alternatives(run: RunConfig, topology: Topology, estimator: Estimator, facto
     """The changes with which the run fits, of every sort the smallest; where none is enough by itself, as many
     of them together as it takes. Empty where even all of them are not enough.
 
-    **Arguments**: `factor`, how much more than estimated the run itself was found to take.
+    Args:
+        factor: How much more than estimated the run itself was found to take.
     """
     sorts = [sort for sort in _sorts(run, topology) if sort]
     found = [_first(run, topology, estimator, factor, sort) for sort in sorts]
@@ -48,9 +53,9 @@ def _first(
 ) -> Alternative | None:
     """The first of the changes with which the run fits."""
     for changes in tried:
-        where = parse_topology(changes["topology"]) if "topology" in changes else topology
+        where = parse_topology(str(changes["topology"])) if "topology" in changes else topology
         try:
-            other = changed(run, changes)
+            other = run.changed({name: value for name, value in changes.items() if name != "topology"})
             check_mesh(other, estimator.config, mesh_shape(asdict(other.parallel), where.devices))
             needed = round(factor * estimator(other, where).total)
         except InputError:  # not for this model, mesh or device
@@ -58,16 +63,6 @@ def _first(
         if needed <= where.hbm:
             return Alternative(changes, needed)
     return None
-
-
-def changed(run: RunConfig, changes: Changes) -> RunConfig:
-    """The run with other values. Raises `InputError` where they contradict the rest."""
-    sections: dict[str, Changes] = {}
-    for name, value in changes.items():
-        section, dot, key = name.partition(".")
-        if dot:
-            sections.setdefault(section, {})[key] = value
-    return replace(run, **{name: replace(getattr(run, name), **values) for name, values in sections.items()})
 
 
 def _sorts(run: RunConfig, topology: Topology) -> list[list[Changes]]:

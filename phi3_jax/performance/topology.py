@@ -1,20 +1,32 @@
 """The devices that a run is planned for, by name."""
 
+from __future__ import annotations
+
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from phi3_jax.parallel.hardware import HARDWARE, GiB
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import total_memory
 
+if TYPE_CHECKING:
+    from jax import Device
+
 
 @dataclass(frozen=True)
 class Topology:
-    """**Fields**: `name`, as given; `platform`, `cpu`, `gpu` or `tpu`; `device_kind`, jax's name for one
-    device; `devices`, how many; `hbm`, bytes of memory that each has; `bounds`, of a TPU slice: chips along
-    each axis.
+    """Devices of one kind, which need not be here.
+
+    Attributes:
+        name: As given.
+        platform: `cpu`, `gpu` or `tpu`.
+        device_kind: JAX's name for one device.
+        devices: How many.
+        hbm: Bytes of memory that each has.
+        bounds: Of a TPU slice: chips along each axis.
     """
 
     name: str
@@ -56,7 +68,8 @@ THREE_DIMENSIONS = ("v4", "v5p")
 def parse_topology(name: str) -> Topology:
     """The topology of that name: `cpu`, `gpu:h100`, `gpu:h100:8` (or `gpu:h100x8`), `v5e:2x2`, `v5p:2x2x4`.
 
-    Raises `InputError` for what is none, with a list of those that there are.
+    Raises:
+        InputError: For what is none, with a list of those that there are.
     """
     text = name.strip().lower()
     if text == "cpu":
@@ -99,12 +112,12 @@ def larger(topology: Topology) -> list[tuple[str, int]]:
     return [(name, number) for name, number in found if number > topology.devices]
 
 
-def tpu_devices(topology: Topology) -> list[Any]:
+def tpu_devices(topology: Topology) -> Sequence[Device]:
     """The devices of a TPU slice that is not here, for libtpu to compile for. Needs libtpu."""
     from jax.experimental import topologies
 
     bounds = (*topology.bounds, 1)[:3]
-    options: dict[str, Any] = {}
+    options: dict[str, str | tuple[int, ...]] = {}
     if topology.devices == 1:
         options["chips_per_host_bounds"] = bounds
     tpu = _tpu(topology)

@@ -5,7 +5,6 @@ import statistics
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +29,11 @@ from phi3_jax.training.step import TrainState, TrainStep, make_train_step
 class Workload:
     """A step that is ready to run, on `job.devices`.
 
-    **Fields**: `job`, as of a run, without tokenizer and data; `state`, which each step takes and gives back;
-    `train_step`, not compiled yet; `rows`, of a micro-batch over all devices.
+    Attributes:
+        job: As of a run, without tokenizer and data.
+        state: Which each step takes and gives back.
+        train_step: Not compiled yet.
+        rows: Of a micro-batch over all devices.
     """
 
     job: Job
@@ -43,10 +45,13 @@ class Workload:
 def prepare(run: RunConfig, config: Phi3Config, *, steps: int) -> Workload:
     """The step as `training.job` and `training.loop` make it, for a model with random weights.
 
-    **Arguments**: `run`, whose `model.name_or_path` and `data` but for `max_length` are not read; `config`, the
-    model's shape; `steps`, over which the learning rate has its course.
+    Args:
+        run: Whose `model.name_or_path` and `data` but for `max_length` are not read.
+        config: The model's shape.
+        steps: Over which the learning rate has its course.
 
-    Raises `InputError` where devices, model and rows do not go together.
+    Raises:
+        InputError: Where devices, model and rows do not go together.
     """
     training, full = run.training, run.peft.full_finetuning
     devices = job_devices(run, config)
@@ -103,17 +108,19 @@ def check_workload(run: RunConfig, config: Phi3Config, *, documents: int) -> Non
 
 def benchmark_train(
     run: RunConfig, config: Phi3Config, *, steps: int, warmup: int, documents: int = 1
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Times `steps` steps after `warmup` others, each from rows on the host to its end on the device.
 
-    **Returns** what `phi3-jax benchmark train` prints as JSON: `tokens_per_second`, of all devices, at the median
-    step; `step_seconds`, that median; `compile_seconds`, with tracing; `peak_memory_gb` (10⁹ bytes, the fullest
-    device's) and `memory_kind`, `device`, or `process` where the backend does not count: the process's peak of
-    resident memory, with all that was loaded and compiled; `flops_per_token`, see `training.flops.step_flops`;
-    `mfu`, None where the device's peak is not known; `loss`, of all steps taken; `steps`, devices, versions and
-    settings.
+    Returns:
+        What `phi3-jax benchmark train` prints as JSON: `tokens_per_second`, of all devices, at the median step;
+        `step_seconds`, that median; `compile_seconds`, with tracing; `peak_memory_gb` (10⁹ bytes, the fullest device's)
+        and `memory_kind`, `device`, or `process` where the backend does not count: the process's peak of resident
+        memory, with all that was loaded and compiled; `flops_per_token`, see `training.flops.step_flops`; `mfu`, None
+        where the device's peak is not known; `loss`, of all steps taken; `steps`, devices, versions and settings.
 
-    Raises `InputError` for settings that do not go together, and `FloatingPointError` where the loss is not finite.
+    Raises:
+        InputError: For settings that do not go together.
+        FloatingPointError: Where the loss is not finite.
     """
     check_workload(run, config, documents=documents)
     workload = prepare(run, config, steps=warmup + steps)
@@ -156,7 +163,7 @@ def benchmark_train(
     }
 
 
-def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: int, seconds: float) -> dict[str, Any]:
+def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: int, seconds: float) -> dict[str, object]:
     rows = workload.rows * run.training.gradient_accumulation_steps
     tokens = rows * run.data.max_length
     positions = random_batch(np.random.default_rng(0), run, config, rows=1, documents=documents)["positions"][0]
@@ -172,7 +179,7 @@ def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: in
     }
 
 
-def _memory() -> dict[str, Any]:
+def _memory() -> dict[str, object]:
     """The most that a device had in use; where the backend does not count, the process's resident memory."""
     peak = peak_memory()
     if peak["device_peak_bytes"] is not None:
@@ -181,7 +188,7 @@ def _memory() -> dict[str, Any]:
     return {"peak_memory_gb": peak["host_peak_bytes"] / 1e9, "memory_kind": "process"}
 
 
-def _settings(run: RunConfig, workload: Workload, documents: int) -> dict[str, Any]:
+def _settings(run: RunConfig, workload: Workload, documents: int) -> dict[str, object]:
     config, training, mesh = workload.job.config, run.training, workload.job.devices.mesh
     return {
         "hidden": config.hidden_size,

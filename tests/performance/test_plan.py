@@ -6,12 +6,11 @@ import pytest
 
 from phi3_jax.cli import main
 from phi3_jax.parallel.mesh import AXES
-from phi3_jax.performance import compile as compiling
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.memory import Estimator, state_bytes
 from phi3_jax.performance.plan import make_plan
 from phi3_jax.performance.step_time import step_time
-from phi3_jax.performance.suggest import alternatives, changed
+from phi3_jax.performance.suggest import alternatives
 from phi3_jax.performance.topology import parse_topology
 from tests.helpers.plans import MINI, SMALL, checkpoint, run_of
 
@@ -207,7 +206,7 @@ def test_alternatives_keep_the_batch_and_use_what_is_idle():
     found = [a.changes for a in alternatives(run, parse_topology("gpu:l4:4"), Estimator(config))]
     for changes in found:
         if "training.per_device_train_batch_size" in changes:
-            other = changed(run, changes).training
+            other = run.changed(changes).training
             assert other.per_device_train_batch_size * other.gradient_accumulation_steps == 8
             break
     else:
@@ -234,7 +233,7 @@ def test_several_changes_together_where_one_is_not_enough():
     estimator, topology = Estimator(config), parse_topology("gpu:l4")
     (found,) = alternatives(run, topology, estimator)
     assert len(found.changes) > 2
-    assert estimator(changed(run, found.changes), topology).total <= topology.hbm
+    assert estimator(run.changed(found.changes), topology).total <= topology.hbm
 
 
 @pytest.mark.parametrize(
@@ -274,20 +273,6 @@ def test_a_compiler_that_fails_leaves_an_estimate_and_a_word(monkeypatch, small)
     found = make_plan(run, "cpu")
     assert found.compiled is None
     assert "status -9" in found.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("message", "needed"),
-    [
-        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (29.50G) exceeds "
-         "available HBM (15.75G).", 29.5 * GiB),
-        ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent error. Ran out of memory in memory "
-         "space hbm. Used 215.17G of 31.25G hbm. Exceeded hbm capacity by 183.92G.", 215.17 * GiB),
-        ("INVALID_ARGUMENT: Used 3.00G of it", None),
-    ],
-)  # fmt: skip
-def test_what_xla_says_it_needs(message, needed):
-    assert compiling._needed(message) == (None if needed is None else round(needed))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""What leans on the insides of JAX's programs and on XLA's words; a test of each fails when the inside changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jax.core import ShapedArray
+    from jax.extend.core import Jaxpr, JaxprEqn
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# How XLA says that a program does not fit: "Used 17.41G of 15.75G hbm", or, where it need not compile to
+# know, "the total memory required for HLO temporaries (29.50G) exceeds available HBM (15.75G)".
+_NEEDED = re.compile(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT])(?: of|\))")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of XLA's says that a device's memory does not suffice; it has one class for all errors."""
+    return type(error).__name__ == "JaxRuntimeError" and bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))
+
+
+def bytes_needed(error: BaseException) -> int | None:
+    """The bytes that a program would take, of XLA's complaint that it does not fit; None for another complaint."""
+    found = _NEEDED.search(str(error)) if is_out_of_memory(error) else None
+    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def scans(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """The scans in a traced program, and in the programs that its equations hold, by the primitive's name."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns"):
+                    yield from scans(inner)
+
+
+def stacked_outputs(scan: JaxprEqn) -> list[ShapedArray]:
+    """What a scan gives for each of its turns; what it carries has the same shape within it and after it."""
+    from jax.core import ShapedArray
+
+    turns = scan.params["jaxpr"].jaxpr.outvars
+    shapes = [(inner.aval.shape, outer.aval) for inner, outer in zip(turns, scan.outvars, strict=True)]
+    return [whole for shape, whole in shapes if isinstance(whole, ShapedArray) and shape != whole.shape]
