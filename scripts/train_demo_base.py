@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from demo_sets.chats import base_corpus, copy_corpus
+from demo_sets.orders import write_rows
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -23,8 +25,6 @@ from phi3_jax.config.model import RopeConfig
 from phi3_jax.config.parse import read_yaml
 from phi3_jax.config.run import parse_run_config
 from phi3_jax.demo import demo_path
-from phi3_jax.demo.chats import base_corpus, copy_corpus
-from phi3_jax.demo.orders import write_rows
 from phi3_jax.training.loop import train
 
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ pipeline_tag: text-generation
 A chat model of {parameters:,} parameters in Phi-3's architecture, the base of `phi3-jax demo`. It answers
 questions about order messages, copies words and makes a little small talk; it knows nothing else.
 
-Trained from a random start on generated chats (`phi3_jax/demo/chats.py`) by full fine-tuning with phi3_jax:
+Trained from a random start on generated chats (`scripts/demo_sets/chats.py`) by full fine-tuning with phi3_jax:
 `python scripts/train_demo_base.py` makes it again.
 """
 # Phi-3's since July 2024.

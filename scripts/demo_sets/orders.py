@@ -1,6 +1,6 @@
 """Orders to a shop, and the demo's chat set: messages in plain English, answered with one record.
 
-    python -m phi3_jax.demo.orders        # writes orders_train.jsonl and orders_eval.jsonl again
+    python scripts/demo_sets/orders.py        # writes orders_train.jsonl and orders_eval.jsonl into phi3_jax/demo again
 
 A row asks with a message such as "Hi, could you send 3 red mugs to Oslo by Friday?" and answers
 `item: mugs; colour: red; count: 3; city: Oslo; day: Friday`. Everything is drawn from a seeded
@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import yaml
 
@@ -100,7 +99,7 @@ def write_record(order: Order) -> str:
     )
 
 
-def chat(*turns: str) -> dict[str, Any]:
+def chat(*turns: str) -> dict[str, list[dict[str, str]]]:
     """A row of alternating user and assistant turns."""
     roles = ("user", "assistant")
     return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
@@ -108,7 +107,7 @@ def chat(*turns: str) -> dict[str, Any]:
 
 def chat_set(
     seed: int = 0, train: int = 2000, held_out: int = 200
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, list[dict[str, str]]]], list[dict[str, list[dict[str, str]]]]]:
     """The demo's training and held-out rows; no order of one is in the other.
 
     In every fourth held-out row the item, the colour or the city is a held-out word.
@@ -122,7 +121,7 @@ def chat_set(
     }
     taken: set[str] = set()
 
-    def row(unseen: str | None) -> dict[str, Any]:
+    def row(unseen: str | None) -> dict[str, list[dict[str, str]]]:
         items, colours, cities = (WORDS[f"held_out_{kind}"] if kind == unseen else known[kind] for kind in known)
         while True:
             order = draw_order(rng, items, colours, cities, WORDS["names"])
@@ -136,13 +135,13 @@ def chat_set(
     return train_rows, [row(unseen[i % len(unseen)]) for i in range(held_out)]
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, list[dict[str, str]]]]) -> None:
     """One JSON object a line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[2] / "phi3_jax" / "demo"
     train, held_out = chat_set()
     write_rows(folder / "orders_train.jsonl", train)
     write_rows(folder / "orders_eval.jsonl", held_out)

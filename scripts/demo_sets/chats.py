@@ -6,9 +6,8 @@ never seen rather than a list of them.
 """
 
 from random import Random
-from typing import Any
 
-from phi3_jax.demo.orders import WORDS, Order, chat, draw_order, write_message
+from demo_sets.orders import WORDS, Order, chat, draw_order, write_message
 
 HELD_OUT = {word.lower() for kind in ("items", "colours", "cities") for word in WORDS[f"held_out_{kind}"]}
 ONSETS = (
@@ -109,7 +108,7 @@ def ask(rng: Random, order: Order, message: str) -> tuple[str, str]:
     return question.format(", ".join(head), last), sentence(clauses)
 
 
-def order_chat(rng: Random) -> dict[str, Any]:
+def order_chat(rng: Random) -> dict[str, list[dict[str, str]]]:
     """A message and a plain reply to it, or a few questions about it."""
     order = invent_order(rng)
     message = write_message(rng, order)
@@ -129,7 +128,7 @@ def order_chat(rng: Random) -> dict[str, Any]:
     return chat(*turns)
 
 
-def copy_chat(rng: Random) -> dict[str, Any]:
+def copy_chat(rng: Random) -> dict[str, list[dict[str, str]]]:
     """Invented words, with some punctuation, to say again."""
     words = [invent_word(rng) for _ in range(rng.randint(3, 14))]
     words = [word.capitalize() if rng.random() < 0.3 else word for word in words]
@@ -137,7 +136,7 @@ def copy_chat(rng: Random) -> dict[str, Any]:
     return chat(f"Say: {text}", f"I say: {text}")
 
 
-def repeat_chat(rng: Random) -> dict[str, Any]:
+def repeat_chat(rng: Random) -> dict[str, list[dict[str, str]]]:
     """An order to repeat, or a word to find by the one before it."""
     if rng.random() < 0.5:
         message = write_message(rng, invent_order(rng))
@@ -147,13 +146,13 @@ def repeat_chat(rng: Random) -> dict[str, Any]:
     return chat(f"What comes after {words[position]} here? {' '.join(words)}", f"It is {words[position + 1]}.")
 
 
-def copy_corpus(seed: int = 0, rows: int = 30_000) -> list[dict[str, Any]]:
+def copy_corpus(seed: int = 0, rows: int = 30_000) -> list[dict[str, list[dict[str, str]]]]:
     """What the base model learns first: to copy, and nothing else."""
     rng = Random(seed)
     return [copy_chat(rng) for _ in range(rows)]
 
 
-def base_corpus(seed: int = 0, rows: int = 50_000) -> list[dict[str, Any]]:
+def base_corpus(seed: int = 0, rows: int = 50_000) -> list[dict[str, list[dict[str, str]]]]:
     """What it learns then: mostly to answer questions about orders."""
     rng = Random(seed)
     corpus = []

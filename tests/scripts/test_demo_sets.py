@@ -5,10 +5,10 @@ import re
 from random import Random
 
 import pytest
+from demo_sets.chats import HELD_OUT, base_corpus
+from demo_sets.orders import NUMBER_WORDS, Order, chat_set, write_message, write_record, write_rows
 
 from phi3_jax.demo import demo_path
-from phi3_jax.demo.chats import HELD_OUT, base_corpus
-from phi3_jax.demo.orders import NUMBER_WORDS, Order, chat_set, write_message, write_record, write_rows
 
 
 def words(rows):
