@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Float
@@ -20,14 +21,22 @@ from numpy import ndarray
 
 from phi3_jax.config.names import nearest
 from phi3_jax.report.statistics import Statistic, mean
+from phi3_jax.system.compat import SetScorer, ngram_counts, score_of_counts
 from phi3_jax.system.errors import InputError
 
 Scores = dict[str, float]  # of one row
+Columns = Float[ndarray, "rows columns"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """An evaluated row. **Fields**: `answer`, the model's; `reference`, the data's; `scores`, its metrics'."""
+    """An evaluated row.
+
+    Attributes:
+        answer: The model's.
+        reference: The data's.
+        scores: Its metrics', by name.
+    """
 
     answer: str
     reference: str
@@ -36,38 +45,66 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number about a set of rows.
+    """A number about a set of rows; how it is written, `phi3_jax.report.forms` says.
 
-    **Fields**: `form`, how it is written; `statistic`, what makes it of the sums of the rows' columns.
+    Attributes:
+        name: What it is called.
+        statistic: What makes it of the sums of the rows' columns.
     """
 
     name: str
-    form: str = "{:.1%}"
     statistic: Statistic = mean
-    less_is_better: bool = False
 
 
 class Metric:
-    """A way to judge rows: one figure, the mean of a score of each answer, unless a subclass says otherwise.
+    """A way to judge rows: the mean of a score of each answer for each figure, unless a subclass says otherwise.
 
-    **Fields**: `figures`, what it tells about a set of rows; `needs_answers`, whether the model has to answer.
+    Attributes:
+        figures: What it tells about a set of rows.
+        needs_answers: Whether the model has to answer.
     """
 
     figures: tuple[Figure, ...]
     needs_answers = True
 
     def prepare(self, references: Sequence[str]) -> None:
-        """Looks at all rows' references; raises `InputError` for one that the metric cannot use."""
+        """Looks at all rows' references.
+
+        Raises:
+            InputError: The metric cannot use one of them.
+        """
 
     def score(self, answer: str, reference: str) -> Scores:
         """What the metric says of a single row, by name; of a metric of the set alone nothing."""
         del answer, reference
         return {}
 
-    def columns(self, rows: Sequence[Row]) -> dict[str, Float[ndarray, "rows columns"]]:
+    def columns(self, rows: Sequence[Row]) -> dict[str, Columns]:
         """For each figure what its statistic takes the sums of."""
         names = [figure.name for figure in self.figures]
         return {name: np.array([[row.scores[name], 1.0] for row in rows]) for name in names}
+
+
+class Share(Metric):
+    """The share of answers that are right.
+
+    Args:
+        name: The figure's.
+        is_right: Whether an answer is, by its reference.
+    """
+
+    def __init__(self, name: str, is_right: Callable[[str, str], bool]) -> None:
+        self.figures = (Figure(name),)
+        self._is_right = is_right
+
+    def score(self, answer: str, reference: str) -> Scores:
+        """1 for a right answer, 0 for a wrong one."""
+        return {self.figures[0].name: float(self._is_right(answer, reference))}
+
+
+def _perplexity(sums: Float[ndarray, "samples 2"]) -> Float[ndarray, "samples"]:
+    values: Float[ndarray, "samples"] = np.exp(np.minimum(mean(sums), 700.0))  # e**700 is near what a float holds
+    return values
 
 
 class TokenLoss(Metric):
@@ -75,19 +112,15 @@ class TokenLoss(Metric):
 
     needs_answers = False
 
-    def __init__(self) -> None:
-        self.figures = (
-            Figure("loss", "{:.4f}", less_is_better=True),
-            Figure("perplexity", "{:,.5g}", _perplexity, less_is_better=True),
-            Figure("token_accuracy"),
-        )
+    figures = (Figure("loss"), Figure("perplexity", _perplexity), Figure("token_accuracy"))
 
     @staticmethod
     def of_sums(loss: float, target_tokens: int, right_tokens: int) -> Scores:
         """A row's scores, of its sums over target tokens."""
         return {"loss": loss / target_tokens, "target_tokens": target_tokens, "right_tokens": right_tokens}
 
-    def columns(self, rows: Sequence[Row]) -> dict[str, Float[ndarray, "rows columns"]]:
+    def columns(self, rows: Sequence[Row]) -> dict[str, Columns]:
+        """Sums over target tokens, and their number."""
         tokens = np.array([row.scores["target_tokens"] for row in rows], np.float64)
         losses = tokens * np.array([row.scores["loss"] for row in rows])
         right = np.array([row.scores["right_tokens"] for row in rows], np.float64)
@@ -95,62 +128,44 @@ class TokenLoss(Metric):
         return {"loss": loss, "perplexity": loss, "token_accuracy": np.stack([right, tokens], axis=1)}
 
 
-def _perplexity(sums: Float[ndarray, "samples 2"]) -> Float[ndarray, "samples"]:
-    return np.exp(np.minimum(mean(sums), 700.0))  # e**700 is near what a float holds
-
-
 class Rouge(Metric):
     """ROUGE-1, 2, L and Lsum: F-measure with Porter's stemmer; Lsum takes lines for sentences."""
 
     def __init__(self) -> None:
         names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-        self.figures = tuple(Figure(name, "{:.4f}") for name in names)
+        self.figures = tuple(Figure(name) for name in names)
         self._scorer = _library("rouge_score.rouge_scorer", "rouge").RougeScorer(names, use_stemmer=True)
 
     def score(self, answer: str, reference: str) -> Scores:
+        """The four F-measures."""
         return {name: score.fmeasure for name, score in self._scorer.score(reference, answer).items()}
 
 
 class SacreBleu(Metric):
-    """BLEU or chrF of the whole set, in sacrebleu's default settings.
-
-    Its rows' statistics are n-gram counts, which sacrebleu sums for its own significance tests in the
-    same way.
-    """
+    """BLEU or chrF of the whole set, in sacrebleu's default settings, from n-gram counts of its rows."""
 
     def __init__(self, name: str) -> None:
         metrics = _library("sacrebleu.metrics", name)
-        self._scorer = {"bleu": metrics.BLEU, "chrf": metrics.CHRF}[name]()
-        self.figures = (Figure(name, "{:.2f}", self._of_sums),)
+        self._scorer: SetScorer = {"bleu": metrics.BLEU, "chrf": metrics.CHRF}[name]()
+        self.figures = (Figure(name, self._of_sums),)
 
-    def columns(self, rows: Sequence[Row]) -> dict[str, Float[ndarray, "rows columns"]]:
-        answers, references = [row.answer for row in rows], [row.reference for row in rows]
-        counts = self._scorer._extract_corpus_statistics(answers, [references])
+    def columns(self, rows: Sequence[Row]) -> dict[str, Columns]:
+        """The n-gram counts."""
+        counts = ngram_counts(self._scorer, [row.answer for row in rows], [row.reference for row in rows])
         return {self.figures[0].name: np.array(counts, np.float64)}
 
     def _of_sums(self, sums: Float[ndarray, "samples counts"]) -> Float[ndarray, "samples"]:
-        whole = np.rint(sums).astype(np.int64).tolist()
-        return np.array([self._scorer._compute_score_from_stats(row).score for row in whole])
+        return np.array([score_of_counts(self._scorer, row) for row in np.rint(sums).astype(np.int64).tolist()])
 
 
-class ExactMatch(Metric):
-    """Share of answers that are the reference, surrounding space left out."""
-
-    def __init__(self) -> None:
-        self.figures = (Figure("exact_match"),)
-
-    def score(self, answer: str, reference: str) -> Scores:
-        return {"exact_match": float(answer.strip() == reference.strip())}
+def same(answer: str, reference: str) -> bool:
+    """Whether the answer is the reference, surrounding space left out."""
+    return answer.strip() == reference.strip()
 
 
-class NormalizedMatch(Metric):
-    """Exact match after SQuAD's normalisation: lower case, no punctuation, no articles, single blanks."""
-
-    def __init__(self) -> None:
-        self.figures = (Figure("normalized_match"),)
-
-    def score(self, answer: str, reference: str) -> Scores:
-        return {"normalized_match": float(_squad(answer) == _squad(reference))}
+def same_normalized(answer: str, reference: str) -> bool:
+    """The same after SQuAD's normalisation: lower case, no punctuation, no articles, single blanks."""
+    return _squad(answer) == _squad(reference)
 
 
 def _squad(text: str) -> str:
@@ -166,6 +181,7 @@ class _Labels(Metric):
     """
 
     def prepare(self, references: Sequence[str]) -> None:
+        """Learns the labels."""
         self._labels = sorted({reference.strip() for reference in references})
         self._folded: dict[str, str | None] = {}
         for label in self._labels:
@@ -185,10 +201,10 @@ def _fold(label: str) -> str:
 class Accuracy(_Labels):
     """Share of answers with the right label; one that is no label is wrong."""
 
-    def __init__(self) -> None:
-        self.figures = (Figure("accuracy"),)
+    figures = (Figure("accuracy"),)
 
     def score(self, answer: str, reference: str) -> Scores:
+        """Whether the answer's label is the reference."""
         return {"accuracy": float(self.label(answer) == reference.strip())}
 
 
@@ -201,9 +217,10 @@ class MacroF1(_Labels):
     """
 
     def __init__(self) -> None:
-        self.figures = (Figure("macro_f1", "{:.4f}", _macro_f1),)
+        self.figures = (Figure("macro_f1", _macro_f1),)
 
-    def columns(self, rows: Sequence[Row]) -> dict[str, Float[ndarray, "rows columns"]]:
+    def columns(self, rows: Sequence[Row]) -> dict[str, Columns]:
+        """For each label how often it was right, answered, and the reference."""
         labels = np.array(self._labels)
         answers = np.array([self.label(row.answer) or "" for row in rows])[:, None] == labels
         references = np.array([row.reference.strip() for row in rows])[:, None] == labels
@@ -214,15 +231,16 @@ class MacroF1(_Labels):
 def _macro_f1(sums: Float[ndarray, "samples counts"]) -> Float[ndarray, "samples"]:
     right, answered, referred = np.moveaxis(sums.reshape(len(sums), -1, 3), -1, 0)
     f1 = 2 * right / np.maximum(answered + referred, 1)
-    return np.sum(f1, axis=1, where=referred > 0) / np.sum(referred > 0, axis=1)
+    means: Float[ndarray, "samples"] = np.sum(f1, axis=1, where=referred > 0) / np.sum(referred > 0, axis=1)
+    return means
 
 
-# A number as people write it: sign, dollars, thousands parted by commas, decimals. A minus after a word,
+# A number as people write it: sign, dollars, commas between thousands, decimals. A minus after a word,
 # a number or a bracket is a subtraction or a hyphen.
 _NUMBER = re.compile(r"(?:(?<![\w)\]])-\$?|\$-?|)(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+)(?:\.\d+)?|(?:(?<![\w)\]])-)?\.\d+")
 
 
-class NumericMatch(Metric):
+class NumericMatch(Share):
     """Share of answers whose final number is the reference's, as for GSM8K.
 
     The final number stands after `####`, where there is one with a number, and otherwise is the last
@@ -230,9 +248,10 @@ class NumericMatch(Metric):
     """
 
     def __init__(self) -> None:
-        self.figures = (Figure("numeric_match"),)
+        super().__init__("numeric_match", lambda answer, reference: final_number(answer) == final_number(reference))
 
     def prepare(self, references: Sequence[str]) -> None:
+        """Raises `InputError` for a reference without a number."""
         for index, reference in enumerate(references):
             if final_number(reference) is None:
                 raise InputError(
@@ -240,44 +259,40 @@ class NumericMatch(Metric):
                     "'#### 72', or leave the metric out"
                 )
 
-    def score(self, answer: str, reference: str) -> Scores:
-        return {"numeric_match": float(final_number(answer) == final_number(reference))}
-
 
 def final_number(text: str) -> Decimal | None:
-    """The number that an answer arrives at, None where it holds none."""
+    """The number that an answer arrives at, None where it holds none.
+
+    Example:
+        >>> final_number("48/2 = 24, and so it is $1,072.00 in all.")
+        Decimal('1072.00')
+    """
     text = text.replace("\N{MINUS SIGN}", "-")
     marked = _NUMBER.search(text.rpartition("####")[2]) if "####" in text else None
     found = marked.group() if marked else next(reversed(_NUMBER.findall(text)), None)
     return None if found is None else Decimal(re.sub("[$,]", "", found))
 
 
-class RegexMatch(Metric):
+def regex_match(pattern: str) -> Share:
     """Share of answers in which Python's `re.search` finds the pattern."""
-
-    def __init__(self, pattern: str) -> None:
-        self.figures = (Figure("regex_match"),)
-        try:
-            self._pattern = re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise InputError(f"metric regex: {pattern!r} is no regular expression ({error}); mend it") from error
-
-    def score(self, answer: str, reference: str) -> Scores:
-        del reference
-        return {"regex_match": float(self._pattern.search(answer) is not None)}
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"metric regex: {pattern!r} is no regular expression ({error}); mend it") from error
+    return Share("regex_match", lambda answer, reference: compiled.search(answer) is not None)
 
 
 _FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
 
 
-class JsonSchema(Metric):
+class JsonSchema(Share):
     """Share of answers that are JSON, bare or in a ```json fence, and valid by a JSON Schema.
 
     References that lead out of the schema are not followed: nothing is fetched.
     """
 
     def __init__(self, file: str) -> None:
-        self.figures = (Figure("json_schema"),)
+        super().__init__("json_schema", self._is_valid)
         jsonschema = _library("jsonschema", "json_schema")
         registry = _library("referencing", "json_schema").Registry()
         self._unresolvable = _library("referencing.exceptions", "json_schema").Unresolvable
@@ -297,22 +312,22 @@ class JsonSchema(Metric):
             raise InputError(f"metric json_schema: {file} is no JSON Schema ({error.message}); mend it") from error
         self._validator = kind(schema, registry=registry)
 
-    def score(self, answer: str, reference: str) -> Scores:
+    def _is_valid(self, answer: str, reference: str) -> bool:
         del reference
         fenced = _FENCE.fullmatch(answer.strip())
         try:
             value = json.loads(fenced[1] if fenced else answer, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            return {"json_schema": 0.0}
+            return False
         try:
-            return {"json_schema": float(self._validator.is_valid(value))}
+            return bool(self._validator.is_valid(value))
         except self._unresolvable as error:
             raise InputError(
                 f"metric json_schema: {self._file} refers to {error.ref}, which is not in it; put it under $defs"
             ) from error
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")  # NaN and Infinity, which Python's parser takes
 
 
@@ -321,21 +336,26 @@ PLAIN: dict[str, Callable[[], Metric]] = {
     "rouge": Rouge,
     "bleu": lambda: SacreBleu("bleu"),
     "chrf": lambda: SacreBleu("chrf"),
-    "exact_match": ExactMatch,
-    "normalized_match": NormalizedMatch,
+    "exact_match": lambda: Share("exact_match", same),
+    "normalized_match": lambda: Share("normalized_match", same_normalized),
     "accuracy": Accuracy,
     "f1": MacroF1,
     "gsm8k": NumericMatch,
 }
 WITH_VALUE: dict[str, tuple[Callable[[str], Metric], str]] = {
-    "regex": (RegexMatch, "PATTERN"),
+    "regex": (regex_match, "PATTERN"),
     "json_schema": (JsonSchema, "FILE"),
 }
 NAMES = (*PLAIN, *(f"{name}={value}" for name, (_, value) in WITH_VALUE.items()))
 
 
 def split_metrics(text: str) -> list[str]:
-    """The metrics of an option: parted by commas, but `regex=` and `json_schema=` have the rest to themselves."""
+    """The metrics of an option: between commas, but `regex=` and `json_schema=` have the rest to themselves.
+
+    Example:
+        >>> split_metrics("loss, rouge,regex=a{1,2},f1")
+        ['loss', 'rouge', 'regex=a{1,2},f1']
+    """
     specs: list[str] = []
     while text:
         if text.partition("=")[0].strip() in WITH_VALUE:
@@ -348,8 +368,8 @@ def split_metrics(text: str) -> list[str]:
 def make_metrics(specs: Sequence[str]) -> dict[str, Metric]:
     """The metrics of specifications such as `rouge` and `regex=PATTERN`, by name, in their order.
 
-    Raises `InputError` for an unknown or repeated name, a missing or needless value, what is wrong
-    with the value, and a library that is not installed.
+    Raises:
+        InputError: A name is unknown or repeated, a value is missing, needless or wrong, or a library is not installed.
     """
     metrics: dict[str, Metric] = {}
     for spec in specs:
@@ -373,7 +393,7 @@ def make_metrics(specs: Sequence[str]) -> dict[str, Metric]:
     return metrics
 
 
-def _library(module: str, metric: str) -> Any:
+def _library(module: str, metric: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
