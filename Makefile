@@ -9,7 +9,7 @@ NEWEST := .venv-newest/bin
 
 ## The main job on the built-in model and chat set, on a CPU.
 demo: .venv/installed
-	$(BIN)/phi3-jax demo --output_dir out/demo
+	$(BIN)/phi3-jax demo --output out/demo
 
 ## Lint, format, types and layering, then every test but the slow ones.
 test: .venv/installed-dev

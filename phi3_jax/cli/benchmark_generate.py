@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phi3_jax.cli.benchmark import SHAPE, add_shape_arguments, random_shape
 from phi3_jax.cli.parser import Parser, positive
-from phi3_jax.system.errors import InputError
+from phi3_jax.cli.shape import add_shape_arguments, print_figures, random_shape, refuse_shape
 
 DESCRIPTION = """Measure greedy decoding with a cache, on one device. The prompt's pass and compilation are measured
 apart. The model is that of --model, whose weights are read where the folder has any and drawn at random where it has
@@ -21,8 +20,7 @@ settings."""
 
 
 def run(argv: Sequence[str]) -> None:
-    parser = Parser("benchmark generate", DESCRIPTION)
-    parser.epilog = EPILOG
+    parser = Parser("benchmark generate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("--model", metavar="PATH", help="checkpoint folder, or a folder with config.json alone")
     add("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
@@ -40,12 +38,8 @@ def run(argv: Sequence[str]) -> None:
     add("--quantization", choices=("nf4", "int8"), help="what the linear layers of the base are kept in")
     add("--json", action="store_true", help="print the JSON object alone")
     options = parser.parse(argv)
-    given = [name for name in SHAPE if getattr(options, name) is not None]
-    if options.model is not None and given:
-        raise InputError(
-            f"--{given[0].replace('_', '-')} is given, but --model says what the model's shape is; "
-            "leave one of them out"
-        )
+    if options.model is not None:
+        refuse_shape(options, "--model")
 
     from phi3_jax.peft.adapter import load_adapter
     from phi3_jax.performance.generate import benchmark_generate
@@ -79,7 +73,7 @@ def _model(options: argparse.Namespace) -> Any:
 
 def _print_table(result: dict[str, Any]) -> None:
     used = result["bandwidth_utilisation"]
-    rows = {
+    figures = {
         "settings": ", ".join(f"{name} {value}" for name, value in result["settings"].items()),
         "device": result["device_kind"],
         "tokens per second": f"{result['tokens_per_second']:,.1f}",
@@ -89,5 +83,4 @@ def _print_table(result: dict[str, Any]) -> None:
         "read in a step": f"{result['bytes_per_step'] / 1e9:.3f} GB",
         "of peak bandwidth": "device's peak not known" if used is None else f"{used:.1%}",
     }
-    for name, value in rows.items():
-        print(f"{name:<19} {value}")
+    print_figures(figures)

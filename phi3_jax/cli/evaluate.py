@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     )
     parallel = ParallelSection(**{f.name: getattr(arguments, f"parallel.{f.name}") for f in fields(ParallelSection)})
     # One model and no more said: its figures alone.
-    is_plain = not (arguments.metrics or arguments.merged or arguments.output_dir) and len(arguments.adapter) < 2
+    is_plain = not (arguments.metrics or arguments.merged or arguments.output) and len(arguments.adapter) < 2
 
     from phi3_jax.evaluate import evaluate
     from phi3_jax.evaluate.metrics import split_metrics
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         adapters=arguments.adapter,
         merged=arguments.merged,
         metrics=specs,
-        output_dir=arguments.output_dir,
+        output_dir=arguments.output,
         include_base=not (is_plain and arguments.adapter),
         dtype=arguments.dtype,
         quantization=arguments.quantization,
@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
     elif arguments.json:
         print(json.dumps(results.to_dict()))
     else:
-        _print_table(results, arguments.output_dir)
+        _print_table(results, arguments.output)
 
 
 def _print_plain(results: Any, as_json: bool) -> None:
@@ -113,8 +113,7 @@ def _parser() -> Parser:
         "--metrics", action="append", metavar="NAME,...", help="what to measure (default: loss); see below"
     )
     parser.add_argument(
-        "--output_dir",
-        "--output-dir",
+        "--output",
         metavar="DIR",
         help="folder for predictions, results.json and report.html; what was interrupted there goes on",
     )

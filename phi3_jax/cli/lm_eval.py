@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> None:
         "--gen_kwargs, --include_path, --output_path, --log_samples and --batch_size (here 8 where it is not given); "
         "`lm-eval run --help` lists them."
     )
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(parser.spelt(argv))
 
     import phi3_jax.harness  # noqa: F401  registers the model, and says how to install what is missing
 

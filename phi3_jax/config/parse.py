@@ -1,6 +1,7 @@
 """From nested dictionaries to the sections of a run: names, types, and errors of one line.
 
-jsonargparse knows the types and writes the help from the sections' docstrings.
+jsonargparse knows the types and writes the help from the sections' docstrings. A section is a dataclass,
+and which sections there are, the caller says.
 """
 
 import argparse
@@ -16,62 +17,57 @@ from jsonargparse import ArgumentParser
 
 from phi3_jax.config import foreign
 from phi3_jax.config.names import nearest
-from phi3_jax.config.sections import SECTIONS, PeftSection
 from phi3_jax.system import reading
+from phi3_jax.system.compat import hide_options
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
 
-
-def field_names(section: type) -> list[str]:
-    """The keys of a section."""
-    return [f.name for f in fields(section)]
+Classes = Mapping[str, type]
+Raw = dict[str, object]  # a run's sections, with nothing checked
 
 
-def add_sections(parser: ArgumentParser) -> None:
+def add_sections(parser: ArgumentParser, classes: Classes) -> None:
     """Adds `--section.key` for every key of a run, typed and with its help text."""
-    for name, section in SECTIONS.items():
+    for name, section in classes.items():
         parser.add_class_arguments(section, name)
-    for action in parser._actions:
-        if action.dest in SECTIONS:  # jsonargparse's own "--model CONFIG"; there is one --config
-            action.help = argparse.SUPPRESS
+    hide_options(parser, classes)  # there is one --config
 
 
-@cache
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    add_sections(parser)
-    return parser
-
-
-def parse_sections(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def parse_sections(raw: Mapping[str, object], classes: Classes) -> tuple[dict[str, Any], list[str]]:
     """Makes a run's sections of nested values, typed or the text of a command line.
 
-    Returns them by name, with lines to print about names of other libraries that were ignored. Raises
-    `InputError` for the first thing that is wrong.
+    Args:
+        raw: The values of each section.
+        classes: The dataclass of each section.
+
+    Returns:
+        The sections by name, and lines to print about names of other libraries that were ignored.
+
+    Raises:
+        InputError: For the first thing that is wrong.
     """
-    sections: dict[str, Mapping[str, Any]] = {}
+    sections: dict[str, Mapping[str, object]] = {}
     for name, values in raw.items():
-        if name not in SECTIONS:
-            raise InputError(f"unknown section {name}; did you mean {nearest(str(name), list(SECTIONS))}?")
+        if name not in classes:
+            raise InputError(f"unknown section {name}; did you mean {nearest(str(name), list(classes))}?")
         values = {} if values is None else values  # an empty section in YAML
         if not isinstance(values, Mapping):
             raise InputError(f"{name} is {values!r}, expected a section of keys and values")
         sections[name] = values
     translated, notices = foreign.translate(sections)
     for section, values in translated.items():
-        _check_keys(section, values)
+        _check_keys(section, values, classes)
     if not translated.get("model", {}).get("name_or_path"):
         raise InputError("model.name_or_path is not given; give a checkpoint folder or a hub id")
-    parser = _parser()
     try:
-        parsed = parser.parse_object(translated, defaults=True).as_dict()
+        parsed = _parser(tuple(classes.items())).parse_object(translated, defaults=True).as_dict()
     except argparse.ArgumentError as error:
-        raise InputError(_type_error(str(error), parser, translated)) from error
-    _check_nulls(parsed)
-    return {name: cls(**parsed[name]) for name, cls in SECTIONS.items()}, notices
+        raise InputError(_type_error(str(error), translated, classes)) from error
+    _check_nulls(parsed, classes)
+    return {name: cls(**parsed[name]) for name, cls in classes.items()}, notices
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> Raw:
     """A configuration file's contents; `InputError` where it cannot be read or is no mapping."""
     raw = reading.read_yaml(local_path(path), "give a YAML file of a run")
     if raw is None:
@@ -81,48 +77,69 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def _check_keys(section: str, values: Mapping[str, Any]) -> None:
-    own = field_names(SECTIONS[section])
+def merged(*layers: Mapping[str, object]) -> Raw:
+    """The sections of all layers, a later one's keys over an earlier one's."""
+    raw: Raw = {}
+    for layer in layers:
+        for section, values in layer.items():
+            below = raw.get(section)
+            if isinstance(values, Mapping) and isinstance(below, Mapping):
+                raw[section] = {**below, **values}
+            elif values is not None or section not in raw:
+                raw[section] = values
+    return raw
+
+
+@cache
+def _parser(classes: tuple[tuple[str, type], ...]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    add_sections(parser, dict(classes))
+    return parser
+
+
+def _check_keys(section: str, values: Mapping[str, object], classes: Classes) -> None:
+    keys = {name: [field.name for field in fields(cls)] for name, cls in classes.items()}
     for key in values:
-        if key in own:
+        if key in keys[section]:
             continue
-        elsewhere = [f"{other}.{key}" for other, cls in SECTIONS.items() if key in field_names(cls)]
-        near = elsewhere[0] if elsewhere else f"{section}.{nearest(str(key), own + foreign.known_names(section))}"
-        raise InputError(f"unknown key {section}.{key}; did you mean {near}?")
+        elsewhere = [f"{other}.{key}" for other, names in keys.items() if key in names]
+        near = nearest(str(key), keys[section] + foreign.known_names(section))
+        raise InputError(f"unknown key {section}.{key}; did you mean {(elsewhere or [f'{section}.{near}'])[0]}?")
 
 
-def _check_nulls(parsed: Mapping[str, Mapping[str, Any]]) -> None:
-    # jsonargparse lets null pass for every type. LoraConfig looks at its own.
-    for section, cls in SECTIONS.items():
-        hints = get_type_hints(cls) if cls is not PeftSection else {}
-        for key, value in parsed[section].items():
-            if value is None and key in hints and type(None) not in get_args(hints[key]):
-                raise InputError(f"{section}.{key} is null, expected {_describe(hints[key])}; leave it out")
+def _check_nulls(parsed: Mapping[str, Mapping[str, object]], classes: Classes) -> None:
+    # jsonargparse lets null pass for every type.
+    for section, cls in classes.items():
+        for key, hint in get_type_hints(cls).items():
+            if parsed[section][key] is None and type(None) not in get_args(hint):
+                raise InputError(f"{section}.{key} is null, expected {_describe(hint)}; leave it out")
 
 
-def _type_error(message: str, parser: ArgumentParser, values: Mapping[str, Mapping[str, Any]]) -> str:
+def _type_error(message: str, values: Mapping[str, Mapping[str, object]], classes: Classes) -> str:
     found = re.search(r'"(\w+)\.(\w+)', message)
     if not found or found[2] not in values.get(found[1], {}):
-        return _one_line(message)
-    key = f"{found[1]}.{found[2]}"
-    hints = {action.dest: getattr(action, "_typehint", None) or action.type for action in parser._actions}
-    return f"{key} is {values[found[1]][found[2]]!r}, expected {_describe(hints.get(key))}"
+        return message
+    hint = get_type_hints(classes[found[1]])[found[2]]
+    return f"{found[1]}.{found[2]} is {values[found[1]][found[2]]!r}, expected {_describe(hint)}"
 
 
-def _describe(hint: Any) -> str:
+def _describe(hint: object) -> str:
     """A type in words."""
     arguments = get_args(hint)
-    if get_origin(hint) is Literal:
+    origin = get_origin(hint)
+    if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(str(a) for a in arguments)
-    if get_origin(hint) in (Union, types.UnionType):
+    if origin in (Union, types.UnionType):
         return " or ".join(_describe(a) for a in arguments)
-    if get_origin(hint) in (tuple, list):
+    if origin in (tuple, list):
         return "a list of whole numbers" if arguments[0] is int else "a list of names"
-    if get_origin(hint) is dict:
+    if origin is dict:
         return "a mapping of names"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    words: dict[object, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        type(None): "null",
+    }
     return words.get(hint, str(hint))
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

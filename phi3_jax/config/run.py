@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -90,13 +90,16 @@ class RunConfig:
         return redact(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
+SECTIONS: dict[str, type] = get_type_hints(RunConfig)
+
+
 def parse_run_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
     """Makes a run of nested values, typed or the text of a command line.
 
     Returns it with lines to print about names of other libraries that were ignored. Raises
     `InputError` for the first thing that is wrong.
     """
-    sections, notices = parse_sections(raw)
+    sections, notices = parse_sections(raw, SECTIONS)
     return RunConfig(**sections), notices
 
 

@@ -334,13 +334,3 @@ class LoggingSection:
     wandb_project: str = "phi3_jax"
     run_name: str | None = None
     progress: bool = True
-
-
-SECTIONS: dict[str, type] = {
-    "model": ModelSection,
-    "peft": PeftSection,
-    "data": DataSection,
-    "training": TrainingSection,
-    "parallel": ParallelSection,
-    "logging": LoggingSection,
-}

@@ -5,7 +5,7 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -165,3 +165,23 @@ class EventFile:
     def close(self) -> None:
         """The end of the file."""
         self._file.close()
+
+
+def option_strings(parser: argparse.ArgumentParser) -> list[str]:
+    """The names of a parser's options, such as `--help`, in the order in which they were added.
+
+    argparse tells them nowhere but in its help text, and its own `suggest_on_error` (Python 3.14) is for
+    choices and subcommands alone.
+    """
+    return list(parser._option_string_actions)
+
+
+def hide_options(parser: argparse.ArgumentParser, names: Container[str]) -> None:
+    """Leaves the options whose value is stored under one of `names` out of the help.
+
+    `jsonargparse.ArgumentParser.add_class_arguments` adds `--model CONFIG` before the options of a
+    section `model`, and has no argument that leaves it out.
+    """
+    for action in parser._actions:
+        if action.dest in names:
+            action.help = argparse.SUPPRESS

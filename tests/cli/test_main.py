@@ -183,14 +183,19 @@ def test_data_without_anything_to_learn_is_refused(rows, words, base, tmp_path, 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train", "--training.learnin_rate", "1"], ["training.learnin_rate", "did you mean training.learning_rate?"]),
+        (["train", "--training.learnin_rate", "1"], ["--training.learnin_rate", "mean --training.learning_rate?"]),
+        (["train", "--lr", "1"], ["--lr", "did you mean --training.learning_rate?"]),
+        (["train", "--trainig.seed", "1"], ["--trainig.seed", "did you mean --training.seed?"]),
         (["train", "--learning_rate", "1"], ["--learning_rate", "did you mean --training.learning_rate?"]),
         (["train", "--confg", "x"], ["--confg", "did you mean --config?"]),
         (["train", "--config", "absent.yaml"], ["absent.yaml", "cannot be read"]),
-        (["train", "absent.yaml"], ["unexpected argument 'absent.yaml'"]),
-        (["train", "--training.max_steps"], ["--training.max_steps needs a value"]),
-        (["train", "--training.max_steps", "--data.train", "x"], ["--training.max_steps needs a value"]),
-        (["train", "--training.max_steps", "1", "--training.max_steps.x", "1"], ["--training.max_steps.x", "already"]),
+        (["train", "absent.yaml"], ["unrecognized arguments: absent.yaml", "options look like --training"]),
+        (["train", "--training.max_steps"], ["--training.max_steps: expected one argument"]),
+        (["train", "--training.max_steps", "--data.train", "x"], ["--training.max_steps: expected one argument"]),
+        (
+            ["train", "--training.max_steps", "1", "--training.max_steps.x", "1"],
+            ["--training.max_steps.x", "did you mean --training.max_steps?"],
+        ),
         (["train"], ["model.name_or_path is not given"]),
         (["train", "--model.name_or_path", "x"], ["data.train is not set"]),
         (["trian"], ["unknown command trian", "did you mean train?"]),
@@ -387,7 +392,7 @@ def test_export_writes_what_base_and_adapter_do_together(base, adapter, chats, t
     assert str(merged) in line
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "chat", "export_peft"])
+@pytest.mark.parametrize("name", ["train", "export_peft"])
 def test_scripts_are_doors_to_the_commands(name):
     script = Path(__file__).parents[2] / "scripts" / f"{name}.py"
     text = script.read_text()

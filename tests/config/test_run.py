@@ -10,8 +10,8 @@ import yaml
 from phi3_jax import InputError
 from phi3_jax.config import foreign
 from phi3_jax.config.parse import read_yaml
-from phi3_jax.config.run import RunConfig, parse_run_config
-from phi3_jax.config.sections import SECTIONS, DataSection, ModelSection, PeftSection, TrainingSection
+from phi3_jax.config.run import SECTIONS, RunConfig, parse_run_config
+from phi3_jax.config.sections import DataSection, ModelSection, PeftSection, TrainingSection
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -181,7 +181,7 @@ def test_a_pasted_adapter_config_is_a_peft_section(testdata):
         assert word in error(peft=json.loads(file.read_text()))
     (file,) = (folder / "peft_official").glob("lora__*dora.adapter_config.json")
     dora = json.loads(file.read_text())
-    assert "peft.target_modules is None" in error(peft=dora)  # PEFT has no default for Phi-3 either
+    assert "peft.target_modules is null" in error(peft=dora)  # PEFT has no default for Phi-3 either
     run, _ = parse(peft={**dora, "target_modules": ["qkv_proj"]})
     assert (run.peft.use_dora, run.peft.r) == (True, 32)
     for kind in ("ia3", "vera", "loha"):

@@ -192,9 +192,9 @@ def test_a_configuration_brings_its_models_shape_without_weights(monkeypatch, ca
         ("train --seq 8 --data.max_length 9", "--data.max_length and the short option"),
         ("train --remat most", "training.remat_policy is 'most'"),
         ("train --peft.init_lora_weights eva", "peft.init_lora_weights is eva"),
-        ("train --training.gradient_checkpoint true", "unknown key training.gradient_checkpoint"),
+        ("train --training.gradient_checkpoint true", "unknown option --training.gradient_checkpoint; did you mean"),
         ("train --parallel.fsdp 3", "parallel"),
-        ("train --peft.r", "--peft.r needs a value"),
+        ("train --peft.r", "--peft.r: expected one argument"),
     ],
 )
 def test_bad_values_are_one_line_and_status_2(capsys, arguments, complaint):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from phi3_jax.cli.main import COMMANDS, main
-from phi3_jax.cli.train import read_arguments
+from phi3_jax.cli.run_options import RunParser, read_run
 from phi3_jax.config.run import parse_run_config
 
 ROOT = Path(__file__).parents[2]
@@ -268,8 +268,8 @@ def test_the_skypilot_task_runs_a_configuration_that_parses():
 
 def check_run(arguments: list[str]) -> None:
     """That `phi3-jax train` would take these arguments, in a clone's root."""
-    raw, _ = read_arguments([str(ROOT / a) if a.startswith("configs/") else a for a in arguments])
-    run, _ = parse_run_config(raw)
+    options = RunParser("train", "").parse([str(ROOT / a) if a.startswith("configs/") else a for a in arguments])
+    run, _ = parse_run_config(read_run(options))
     assert run.data.train is not None
 
 
@@ -304,8 +304,8 @@ def test_every_command_of_the_guide_exists():
     for name, *arguments in commands:
         assert name in COMMANDS, name
         for key in (word for word in arguments if re.match(r"--\w+\.\w+$", word)):
-            raw, _ = read_arguments([key, "1", "--model.name_or_path", "x"])
-            assert raw[key[2:].split(".")[0]]
+            section, option = key[2:].split(".")
+            assert option in read_run(RunParser("train", "").parse([key, "1"]))[section]
     for path in re.findall(r"(?:scripts|configs)/[\w./]+\w", GUIDE):
         assert (ROOT / path).exists(), path
 

@@ -1,7 +1,10 @@
 """The insides of other libraries are still as this package takes them to be."""
 
+import argparse
 import sys
+from dataclasses import dataclass
 
+import jsonargparse
 import pyarrow
 import pytest
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
@@ -9,8 +12,10 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from phi3_jax.system.compat import (
     EventFile,
     harness_command,
+    hide_options,
     is_compressed,
     ngram_counts,
+    option_strings,
     score_of_counts,
     step_state,
 )
@@ -99,3 +104,31 @@ class TestTensorBoard:
         assert (restart.step, restart.session_log.status) == (8, SessionLog.START)
         assert (point.step, point.summary.value[0].tag, point.summary.value[0].simple_value) == (8, "train/loss", 0.25)
         file.close()
+
+
+@dataclass
+class Section:
+    """A section.
+
+    Args:
+        key: What it holds.
+    """
+
+    key: str = "x"
+
+
+@pytest.mark.parametrize("kind", [argparse.ArgumentParser, jsonargparse.ArgumentParser])
+def test_a_parser_knows_the_names_of_its_options(kind):
+    parser = kind()
+    parser.add_argument("--one", "-o")
+    parser.add_mutually_exclusive_group().add_argument("--two")
+    assert option_strings(parser) == ["-h", "--help", "--one", "-o", "--two"]
+
+
+def test_an_option_for_a_whole_section_can_be_hidden():
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(Section, "model")
+    assert "--model CONFIG" in parser.format_help()
+    hide_options(parser, {"model"})
+    assert "--model CONFIG" not in parser.format_help()
+    assert "--model.key KEY" in parser.format_help()

@@ -1,0 +1,61 @@
+"""`--config` and `--section.key`: what becomes of them, and what wins."""
+
+import pytest
+
+from phi3_jax import InputError
+from phi3_jax.cli.run_options import RunParser, read_run
+from phi3_jax.config.parse import merged
+
+
+def read(*argv: str):
+    return read_run(RunParser("train", "").parse(argv))
+
+
+def test_values_stay_text_under_the_names_of_other_libraries_too():
+    assert read("--training.max_steps", "-1", "--training.bf16=true", "--model.name_or_path", "007") == {
+        "model": {"name_or_path": "007"},
+        "training": {"max_steps": "-1", "bf16": "true"},
+    }
+
+
+def test_entries_of_a_mapping_may_be_given_one_by_one():
+    assert read("--data.columns.prompt", "q", "--data.columns.answer=a")["data"] == {
+        "columns": {"prompt": "q", "answer": "a"}
+    }
+    given = ["--training.gradient_checkpointing_kwargs.use_reentrant", "false"]
+    assert read(*given)["training"] == {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+
+
+def test_the_last_of_two_wins_and_nothing_given_is_nothing():
+    assert read("--training.seed", "1", "--training.seed", "null") == {"training": {"seed": "null"}}
+    assert read() == {}
+
+
+def test_own_options_have_their_defaults():
+    parser = RunParser("plan", "")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse(["--data.train", "x"])
+    assert (options.steps, options.json, options.config) == (10, False, [])
+    assert parser.parse(["--steps=3"]).steps == 3
+
+
+def test_no_key_of_a_run_stands_in_the_help_of_another_command():
+    assert "--training" not in RunParser("plan", "").format_help()
+
+
+def test_sections_are_merged_key_by_key():
+    under = {"model": {"dtype": "float32", "revision": "a"}, "data": None, "peft": {"r": 1}}
+    over = {"model": {"revision": "b"}, "data": {"train": "x"}, "peft": None}
+    assert merged(under, over) == {
+        "model": {"dtype": "float32", "revision": "b"},
+        "data": {"train": "x"},
+        "peft": {"r": 1},
+    }
+    assert under["model"] == {"dtype": "float32", "revision": "a"}
+
+
+@pytest.mark.parametrize("given", ["--training.max_steps.x=1", "--nothing.x=1", "--training.learnin_rate=1"])
+def test_a_key_that_there_is_not_is_refused(given):
+    with pytest.raises(InputError, match=f"unknown option {given[:-2]}; did you mean --"):
+        read(given)
