@@ -8,3 +8,5 @@ from jaxtyping import Array, Int
 # `input_ids` `[batch, seq]` and what else of `attention_mask`, `segment_ids`, `positions`, `loss_mask` and
 # `labels` applies, of the same shape; with a leading `accumulation` axis where micro-batches are stacked.
 Batch = Mapping[str, Int[Array, "*accumulation batch seq"] | Int[np.ndarray, "*accumulation batch seq"]]
+# The same in this process's memory, as the pipeline makes it.
+HostBatch = dict[str, Int[np.ndarray, "*accumulation batch seq"]]

@@ -17,7 +17,7 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -25,8 +25,12 @@ from numpy import ndarray
 
 from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
 from phi3_jax.data.template import render_chat
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 MAX_TEXT = 2**23  # characters of a document, whose tokens take 1 GB while they are made; models have 131,072 positions
 
@@ -39,7 +43,14 @@ def check_length(text: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class Span:
-    """Characters `[start, end)` of an assistant's turn with its end token; `content` without it."""
+    """An assistant's turn in a rendered text.
+
+    Attributes:
+        start: Its first character.
+        end: The end of the token that ends it.
+        content: Its words, without that token.
+        trained: Whether it is to be learnt from.
+    """
 
     start: int
     end: int
@@ -49,7 +60,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A document for `ChatTokenizer.encode`. `dropped`: turns that the template left out."""
+    """A document for `ChatTokenizer.encode`.
+
+    Attributes:
+        where: Its name in error messages.
+        text: Its characters, special tokens under their secret names.
+        spans: The assistant's turns.
+        dropped: How many turns the template left out.
+        is_prerendered: Whether the row was text already.
+    """
 
     where: str
     text: str
@@ -60,7 +79,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of a document, the characters `[starts, ends)` that each covers, and which are special."""
+    """Tokens of a document.
+
+    Attributes:
+        ids: The tokens.
+        starts: The first character that each covers.
+        ends: The end of the last one.
+        special: Which of them are special tokens.
+    """
 
     ids: Int[ndarray, "tokens"]
     starts: Int[ndarray, "tokens"]
@@ -85,9 +111,11 @@ class Encoded:
 class _Frame:
     """What a template writes around the contents of turns with given roles.
 
-    `literals[i]` precedes the content of turn `order[i]`; the last one ends the document. `named` is
-    the same with special tokens under their secret names, each split in what closes the turn before
-    it (empty for all but the assistant's) and the rest.
+    Attributes:
+        literals: Each precedes the content of the turn with its number in `order`; the last one ends the document.
+        order: The turns that the template writes.
+        named: The literals with special tokens under their secret names, each split in what closes the turn before
+            it (empty for all but the assistant's) and the rest.
     """
 
     literals: tuple[str, ...]
@@ -98,11 +126,15 @@ class _Frame:
 class ChatTokenizer:
     """Renders and tokenises with a transformers tokenizer, keeping track of the assistant's turns.
 
-    Raises `InputError` for a tokenizer without a fast (Rust) implementation: only these tell which
-    characters a token covers.
+    Attributes:
+        has_template: Whether messages can be rendered.
+
+    Raises:
+        InputError: For a tokenizer without a fast (Rust) implementation: only these tell which characters a token
+            covers.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"the tokenizer is a {type(tokenizer).__name__} without a tokenizer.json; "
@@ -113,7 +145,7 @@ class ChatTokenizer:
         # Digits, which no template changes. No text can hold them: nobody knows them beforehand.
         self._nonce = str(secrets.randbits(80))
         self._copy_backend()
-        self._eos = self._names.get(tokenizer.eos_token, "")
+        self._eos = self._names.get(tokenizer.eos_token or "", "")
         self._frames: dict[tuple[tuple[str, str | None], ...], _Frame] = {}
         probe = self._probe() if self.has_template else None
         self._opening, self._end = _markers(probe) if probe else ("", self._eos)
@@ -135,11 +167,17 @@ class ChatTokenizer:
         return shown if self._opening else "nothing: no chat template tells the markers"
 
     def render(self, example: Example, where: str) -> Rendered:
-        """Renders one row; `where` is its name in error messages.
+        """Renders one row.
 
-        Raises `InputError` for a conversation that the template refuses, rewrites beyond trimming or
-        has no place for, and for messages without a template. A system turn that the template
-        leaves out is counted in `dropped`. Blank assistant turns have no span.
+        A system turn that the template leaves out is counted in `dropped`. Blank assistant turns have no span.
+
+        Args:
+            example: The row.
+            where: Its name in error messages.
+
+        Raises:
+            InputError: For a conversation that the template refuses, rewrites beyond trimming or has no place for,
+                and for messages without a template.
         """
         if isinstance(example, Prerendered):
             return self._locate(example.text, where)
@@ -153,7 +191,12 @@ class ChatTokenizer:
         )
 
     def encode(self, documents: list[Rendered]) -> list[Encoded]:
-        """Tokenises, with one BOS in front where the template or the tokenizer wants one."""
+        """Tokenises, with one BOS in front where the template or the tokenizer wants one.
+
+        Raises:
+            InputError: For texts that are too long or that the tokenizer gives up over, and for those that the
+                tokenizer cannot write but as a special token.
+        """
         if not documents:
             return []
         for document in documents:
@@ -172,7 +215,7 @@ class ChatTokenizer:
         encoded = self.encode([document])[0]
         return encoded.ids[: encoded.first(document.spans[-1])]
 
-    def _encoded(self, encoding: Any, where: str) -> Encoded:
+    def _encoded(self, encoding: "Encoding", where: str) -> Encoded:
         ids = np.array(encoding.ids, np.int64)
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         if self._forged[ids].any():
@@ -187,7 +230,7 @@ class ChatTokenizer:
 
     def _copy_backend(self) -> None:
         """The copy with secret names, and arrays from its ids to the original's."""
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer as Backend
 
         spec = json.loads(self._tokenizer.backend_tokenizer.to_str())
         self._names: dict[str, str] = {}
@@ -200,7 +243,7 @@ class ChatTokenizer:
                 self._names[token["content"]] = name
                 token["content"] = name
             original_ids[token["content"]] = token["id"]
-        self._backend = Tokenizer.from_str(json.dumps(spec))
+        self._backend = Backend.from_str(json.dumps(spec))
         self._backend.no_padding()
         self._backend.no_truncation()
 

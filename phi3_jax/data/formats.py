@@ -4,12 +4,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.numbers import is_number
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
 ROLES = {
     "system": "system",
@@ -43,8 +42,10 @@ class Turn:
 class Conversation:
     """Turns to be rendered with the chat template.
 
-    `is_prompt_completion` marks rows that are one prompt and one answer by their very format:
-    they make sense also for a tokenizer without a chat template.
+    Attributes:
+        turns: In order.
+        is_prompt_completion: Whether the row is one prompt and one answer by its very format, which makes sense also
+            for a tokenizer without a chat template.
     """
 
     turns: tuple[Turn, ...]
@@ -64,14 +65,22 @@ Example = Conversation | Prerendered
 def read_row(row: Row, where: str, *, format: str = "auto", columns: Mapping[str, str] | None = None) -> Example:
     """Reads one row.
 
-    **Arguments**
-    - `row`: columns and their values. `where`: its name in error messages.
-    - `format`: a key of `FORMATS`, or `auto`: the first of them whose columns the row has.
-    - `columns`: which column plays which part, such as `{"prompt": "question", "completion": "answer"}`.
-      Parts that are not named are the columns of their own name.
+    Args:
+        row: Columns and their values.
+        where: The row's name in error messages.
+        format: A key of `FORMATS`, or `auto`: the first of them whose columns the row has.
+        columns: Which column plays which part, such as `{"prompt": "question", "completion": "answer"}`. Parts that
+            are not named are the columns of their own name.
 
-    Raises `InputError`, naming the row, for columns that fit no format, unknown roles and values
-    of the wrong type.
+    Raises:
+        InputError: Naming the row, for columns that fit no format, unknown roles and values of the wrong type.
+
+    Example:
+        >>> columns = {"prompt": "question", "completion": "answer"}
+        >>> read_row({"question": "2 + 2?", "answer": 4}, "row 1", columns=columns)
+        Conversation(turns=(Turn(role='user', content='2 + 2?', trained=True),
+                            Turn(role='assistant', content='4', trained=True)),
+                     is_prompt_completion=True)
     """
     parts = _map_columns(row, columns or {}, where)
     if format == "auto":
@@ -113,12 +122,8 @@ def _names(row: Row) -> str:
     return ", ".join(str(name) for name in row) or "(none)"
 
 
-def _read_messages(parts: Row, where: str) -> Example:
-    return Conversation((*_system(parts, where), *_turns(parts["messages"], where)))
-
-
-def _read_sharegpt(parts: Row, where: str) -> Example:
-    return Conversation((*_system(parts, where), *_turns(parts["conversations"], where)))
+def _reader_of_turns(part: str) -> Callable[[Row, str], Example]:
+    return lambda parts, where: Conversation((*_system(parts, where), *_turns(parts[part], where)))
 
 
 def _read_alpaca(parts: Row, where: str) -> Example:
@@ -145,8 +150,8 @@ def _read_text(parts: Row, where: str) -> Example:
 
 # In the order of detection: where several fit, the one that says most about the row comes first.
 FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Row, str], Example]]] = {
-    "messages": (("messages",), _read_messages),
-    "sharegpt": (("conversations",), _read_sharegpt),
+    "messages": (("messages",), _reader_of_turns("messages")),
+    "sharegpt": (("conversations",), _reader_of_turns("conversations")),
     "alpaca": (("instruction", "output"), _read_alpaca),
     "prompt_completion": (("prompt", "completion"), _read_prompt_completion),
     "text": (("text",), _read_text),
@@ -160,7 +165,7 @@ def _system(parts: Row, where: str) -> tuple[Turn, ...]:
     return (Turn("system", text),) if text.strip() else ()
 
 
-def _turns(value: Any, where: str) -> tuple[Turn, ...]:
+def _turns(value: object, where: str) -> tuple[Turn, ...]:
     if isinstance(value, str):  # a CSV cell, or a Parquet column of JSON text
         try:
             value = json.loads(value)
@@ -171,7 +176,7 @@ def _turns(value: Any, where: str) -> tuple[Turn, ...]:
     return tuple(_turn(turn, f"{where}, turn {number}") for number, turn in enumerate(value, 1))
 
 
-def _turn(turn: Any, where: str) -> Turn:
+def _turn(turn: object, where: str) -> Turn:
     if not isinstance(turn, Mapping):
         raise InputError(f"{where}: is a {type(turn).__name__}, expected an object with role and content")
     for name in _UNSUPPORTED:
@@ -190,7 +195,7 @@ def _turn(turn: Any, where: str) -> Turn:
     return Turn(role, _text(content, where, "content"), trained=weight != 0)
 
 
-def _text(value: Any, where: str, part: str) -> str:
+def _text(value: object, where: str, part: str) -> str:
     """A string, a number as JSON writes it, or a list of text parts, joined."""
     if value is None:
         return ""
@@ -205,7 +210,7 @@ def _text(value: Any, where: str, part: str) -> str:
     return value
 
 
-def _part_text(item: Any, where: str) -> str:
+def _part_text(item: object, where: str) -> str:
     if isinstance(item, str):
         return _text(item, where, "content")
     if not isinstance(item, Mapping) or item.get("type", "text") != "text":

@@ -3,34 +3,31 @@
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import SupportsIndex
 
 import grain
 import numpy as np
-from jaxtyping import Int32
-from numpy import ndarray
 
 from phi3_jax.config.sections import DataSection
-from phi3_jax.data.packing import bucket_length, plan_epoch
+from phi3_jax.data.batch import HostBatch
+from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.rows import TokenizedRows
+from phi3_jax.system.buckets import bucket
 from phi3_jax.system.errors import InputError
-
-Batch = dict[str, Int32[ndarray, "..."]]
 
 # Rows are in memory, so that one thread that stays a few batches ahead is all it takes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
-class Batches(Iterator[Batch]):
+class Batches(Iterator[HostBatch]):
     """Training batches; see `train_batches`.
 
-    - `steps_per_epoch`: exact, the same in every epoch. A last partial batch counts.
-    - `fingerprint`: of rows and settings, the same in all processes that share the batches.
-    - `get_state()`: a JSON-able dictionary. `set_state(state)` continues with the very batch that
-      would have come next; it raises `InputError` where rows or settings are not those of the state.
-    - `batch_of(step)`: that step's batch, steps counted from 0. `rows_of(step)`: the rows that each of its
-      sequences holds, micro-batch after micro-batch.
+    Attributes:
+        steps_per_epoch: Exact, the same in every epoch. A last partial batch counts.
+        fingerprint: Of rows and settings, the same in all processes that share the batches.
+        batch_of: The batch of a step, steps counted from 0.
+        rows_of: The rows that each sequence of a step holds, micro-batch after micro-batch.
     """
 
     def __init__(self, steps: "_TrainingSteps") -> None:
@@ -39,20 +36,27 @@ class Batches(Iterator[Batch]):
         self.rows_of, self.batch_of = steps.rows_of, steps.__getitem__
         self._iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS))
 
-    def __next__(self) -> Batch:
-        return next(self._iterator)
+    def __next__(self) -> HostBatch:
+        batch: HostBatch = next(self._iterator)
+        return batch
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, object]:
+        """Where the iterator stands, for JSON."""
         return {**self._iterator.get_state(), "fingerprint": self.fingerprint}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        if state.pop("fingerprint", None) != self.fingerprint:
+    def set_state(self, state: Mapping[str, object]) -> None:
+        """Continues with the very batch that would have come next.
+
+        Raises:
+            InputError: Where rows or settings are not those of the state.
+        """
+        own = dict(state)
+        if own.pop("fingerprint", None) != self.fingerprint:
             raise InputError(
                 "the checkpoint was written with other training rows, batch sizes or seed; "
                 "resume with the same data and settings, or start anew"
             )
-        self._iterator.set_state(state)
+        self._iterator.set_state(own)
 
 
 def train_batches(
@@ -68,31 +72,59 @@ def train_batches(
 ) -> Batches:
     """Batches for `epochs` epochs, or without end for None; one for each optimizer step.
 
-    **Returns** an iterator of dictionaries of int32 `[accumulation, batch_size, length]`:
-    `input_ids` (padded right with `pad_id`), `positions` (restarting with every document),
-    `segment_ids` (documents from 1, 0 at padding) and `loss_mask`. `length` is `data.max_length`
-    with packing, else the smallest bucket (`packing.bucket_length`) for the rows of the step. The last
-    batch of an epoch is filled up with empty sequences.
+    Args:
+        rows: The training rows.
+        data: How they are packed, shuffled and cut.
+        batch_size: Sequences of a micro-batch, over all processes.
+        accumulation: Micro-batches of a step.
+        epochs: How often every row comes.
+        seed: Of the order.
+        pad_id: The token that fills sequences up.
+        part: Which sequences of a micro-batch to assemble (default: all), where several processes share the
+            batches. `length` and the order are those of the whole; a state is good for any part.
 
-    **Arguments**
-    - `batch_size`: sequences of a micro-batch, over all processes.
-    - `part`: which of them to assemble (default: all), where several processes share the batches.
-      `length` and the order are those of the whole; a state is good for any part.
+    Returns:
+        An iterator of dictionaries of int32 `[accumulation, batch_size, length]`: `input_ids` (padded right with
+        `pad_id`), `positions` (restarting with every document), `segment_ids` (documents from 1, 0 at padding) and
+        `loss_mask`. `length` is `data.max_length` with packing, else the smallest bucket for the rows of the step.
+        The last batch of an epoch is filled up with empty sequences.
+
+    Example:
+        >>> from phi3_jax.data.rows import DataStats
+        >>> ids, offsets = np.arange(5, 10), np.array([0, 2, 5])  # rows of 2 and 3 tokens
+        >>> rows = TokenizedRows(ids, np.ones(5, np.uint8), offsets, np.zeros(2, int), ["", ""], DataStats())
+        >>> data = DataSection(train="chats.jsonl", max_length=6, packing=True)
+        >>> batches = train_batches(rows, data, batch_size=1, accumulation=1, epochs=1, seed=0, pad_id=0)
+        >>> batches.steps_per_epoch
+        1
+        >>> batch = next(batches)
+        >>> batch["input_ids"].shape, batch["segment_ids"].tolist(), batch["positions"].tolist()
+        ((1, 1, 6), [[[1, 1, 1, 2, 2, 0]]], [[[0, 1, 2, 0, 1, 0]]])
     """
     return Batches(_TrainingSteps(rows, data, batch_size, accumulation, epochs, seed, pad_id, part))
 
 
 def eval_batches(
     rows: TokenizedRows, data: DataSection, *, batch_size: int, pad_id: int, part: Sequence[int] | None = None
-) -> Iterable[Batch]:
+) -> Iterable[HostBatch]:
     """Every row exactly once, in dictionaries as of `train_batches` but `[batch_size, length]`.
 
-    The result can be iterated again. Packed if training is; else rows of like length share a batch.
+    Packed if training is; else rows of like length share a batch.
 
-    **Arguments**: `part`, which sequences of each batch to assemble, as in `train_batches`.
+    Args:
+        rows: The evaluation rows.
+        data: As for `train_batches`, as are `pad_id` and `part`.
+        batch_size: Sequences of a batch, over all processes.
+        pad_id: The token that fills sequences up.
+        part: Which sequences of each batch to assemble.
+
+    Returns:
+        The batches; they can be iterated again.
     """
-    steps = _EvaluationSteps(rows, data, batch_size, pad_id, part)
-    return grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS)
+    batches: Iterable[HostBatch] = grain.MapDataset.source(
+        _EvaluationSteps(rows, data, batch_size, pad_id, part)
+    ).to_iter_dataset(_READ_OPTIONS)
+    return batches
 
 
 def eval_order(rows: TokenizedRows, data: DataSection) -> list[list[int]]:
@@ -102,19 +134,6 @@ def eval_order(rows: TokenizedRows, data: DataSection) -> list[list[int]]:
     lengths = rows.lengths
     plan = plan_epoch(lengths, data, seed=0, epoch=0)
     return plan if data.packing else sorted(plan, key=lambda sequence: int(lengths[sequence[0]]))
-
-
-def assemble(
-    rows: TokenizedRows,
-    sequences: list[list[int]],
-    data: DataSection,
-    *,
-    batch_size: int,
-    pad_id: int,
-    part: Sequence[int] | None = None,
-) -> Batch:
-    """A batch as of `eval_batches`: at most `batch_size` sequences, each given by the rows that it holds."""
-    return _assemble(rows, sequences, data, _part(part, batch_size), pad_id)
 
 
 class _TrainingSteps:
@@ -132,7 +151,7 @@ class _TrainingSteps:
         part: Sequence[int] | None,
     ) -> None:
         self._rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
-        self._shape, self._part = (accumulation, batch_size), _part(part, batch_size)
+        self._shape, self._part = (accumulation, batch_size), part
         self._planned = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
         self.per_epoch = math.ceil(len(self._planned[1]) / (accumulation * batch_size))
         self._length = sys.maxsize if epochs is None else epochs * self.per_epoch
@@ -146,11 +165,19 @@ class _TrainingSteps:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, step: SupportsIndex) -> Batch:
+    def __getitem__(self, step: SupportsIndex) -> HostBatch:
         accumulation, batch_size = self._shape
-        chosen = [start + row for start in range(0, accumulation * batch_size, batch_size) for row in self._part]
-        batch = _assemble(self._rows, self.rows_of(int(step)), self._data, chosen, self._pad_id)
-        return {name: array.reshape(accumulation, len(self._part), -1) for name, array in batch.items()}
+        sequences = self.rows_of(int(step))
+        batch = assemble(
+            self._rows,
+            sequences,
+            self._data,
+            batch_size=batch_size,
+            pad_id=self._pad_id,
+            part=self._part,
+            accumulation=accumulation,
+        )
+        return {name: array.reshape(accumulation, -1, array.shape[-1]) for name, array in batch.items()}
 
     def rows_of(self, step: int) -> list[list[int]]:
         epoch, index = divmod(step, self.per_epoch)
@@ -169,44 +196,64 @@ class _EvaluationSteps:
     def __init__(
         self, rows: TokenizedRows, data: DataSection, batch_size: int, pad_id: int, part: Sequence[int] | None
     ) -> None:
-        self._rows, self._data, self._batch_size, self._pad_id = rows, data, batch_size, pad_id
-        self._part = _part(part, batch_size)
+        self._rows, self._data, self._batch_size, self._pad_id, self._part = rows, data, batch_size, pad_id, part
         self._plan = eval_order(rows, data)
 
     def __len__(self) -> int:
         return math.ceil(len(self._plan) / self._batch_size)
 
-    def __getitem__(self, index: SupportsIndex) -> Batch:
-        sequences = self._plan[int(index) * self._batch_size : (int(index) + 1) * self._batch_size]
-        return _assemble(self._rows, sequences, self._data, self._part, self._pad_id)
+    def __getitem__(self, index: SupportsIndex) -> HostBatch:
+        size = self._batch_size
+        sequences = self._plan[int(index) * size : (int(index) + 1) * size]
+        return assemble(self._rows, sequences, self._data, batch_size=size, pad_id=self._pad_id, part=self._part)
 
 
-def _part(part: Sequence[int] | None, batch_size: int) -> Sequence[int]:
-    if part is None:
-        return range(batch_size)
+def sequence_length(longest: int, max_length: int) -> int:
+    """The bucket that holds the longest row: a power of two, at least 64 and at most `max_length`."""
+    return min(bucket(longest, least=64, doubling=max_length), max_length)
+
+
+def assemble(
+    rows: TokenizedRows,
+    sequences: Sequence[Sequence[int]],
+    data: DataSection,
+    *,
+    batch_size: int,
+    pad_id: int,
+    part: Sequence[int] | None = None,
+    accumulation: int = 1,
+) -> HostBatch:
+    """A batch of sequences, each given by the rows that it holds; those that are wanting are empty.
+
+    Args:
+        rows: The rows.
+        sequences: At most `accumulation * batch_size`.
+        data: How they are packed and cut.
+        batch_size: Sequences of a micro-batch.
+        pad_id: The token that fills sequences up.
+        part: Which sequences of each micro-batch to assemble; default: all.
+        accumulation: Micro-batches.
+
+    Returns:
+        Dictionaries of int32 `[accumulation * len(part), length]` as of `train_batches`.
+    """
+    part = range(batch_size) if part is None else part
     assert all(0 <= row < batch_size for row in part), f"rows {part} of a batch of {batch_size}"
-    return part
-
-
-def _assemble(
-    rows: TokenizedRows, sequences: list[list[int]], data: DataSection, chosen: Sequence[int], pad_id: int
-) -> Batch:
-    """The `chosen` of the sequences, those beyond the last one empty."""
+    chosen = [micro * batch_size + row for micro in range(accumulation) for row in part]
     # By all of them, so that every process has the same shape.
     lengths = rows.lengths
     longest = max(sum(int(lengths[row]) for row in sequence) for sequence in sequences)
-    length = data.max_length if data.packing else bucket_length(longest, data.max_length)
-    shape = len(chosen), length
+    shape = len(chosen), data.max_length if data.packing else sequence_length(longest, data.max_length)
     batch = {name: np.zeros(shape, np.int32) for name in ("positions", "segment_ids", "loss_mask")}
     batch["input_ids"] = np.full(shape, pad_id, np.int32)
     for index, choice in enumerate(chosen):
         start = 0
         for segment, row in enumerate(sequences[choice] if choice < len(sequences) else [], 1):
             ids, mask = rows[row]
-            part = np.s_[index, start : start + len(ids)]
-            batch["input_ids"][part] = ids
-            batch["loss_mask"][part] = mask
-            batch["segment_ids"][part] = segment
-            batch["positions"][part] = np.arange(len(ids))
+            here = np.s_[index, start : start + len(ids)]
+            batch["input_ids"][here] = ids
+            batch["loss_mask"][here] = mask
+            batch["segment_ids"][here] = segment
+            batch["positions"][here] = np.arange(len(ids))
             start += len(ids)
     return batch

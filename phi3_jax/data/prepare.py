@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,6 +14,7 @@ from phi3_jax.data.formats import Conversation, Prerendered, read_row
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.rows import DataStats, Origins, TokenizedRows, length_histogram
 from phi3_jax.data.sources import Source, load_sources
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 
 # Rows and characters tokenised in one call: enough to keep every core busy, little memory.
@@ -23,14 +23,20 @@ _CHUNK, _CHUNK_TEXT = 1000, 2**23
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Training rows, evaluation rows if the run has any, and what the user should know of both."""
+    """Training rows, evaluation rows if the run has any, and what the user should know of both.
+
+    Attributes:
+        train: The training rows.
+        eval: The evaluation rows; None where the run has none.
+        note: Why it has none, where that may surprise.
+    """
 
     train: TokenizedRows
     eval: TokenizedRows | None
     note: str | None = None
 
     @property
-    def stats(self) -> dict[str, dict[str, Any]]:
+    def stats(self) -> dict[str, dict[str, object]]:
         """`DataStats` of each, as JSON-able dictionaries."""
         parts = {"train": self.train, "eval": self.eval}
         return {name: rows.stats.to_dict() for name, rows in parts.items() if rows is not None}
@@ -41,18 +47,35 @@ class PreparedData:
         return "\n".join(lines if self.note is None else [*lines, self.note])
 
 
-def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedData:
+def prepare_data(data: DataSection, tokenizer: Tokenizer, *, seed: int) -> PreparedData:
     """Reads, renders and tokenises the rows of a run.
 
-    **Arguments**
-    - `tokenizer`: the checkpoint's, from transformers, with a fast (Rust) implementation.
-    - `seed`: draws the rows of `eval_fraction`; the same ones as
-      `datasets.Dataset.train_test_split(eval_fraction, seed=seed)`.
+    Args:
+        data: What to read, and how.
+        tokenizer: The checkpoint's, from transformers, with a fast (Rust) implementation.
+        seed: Draws the rows of `eval_fraction`; the same ones as
+            `datasets.Dataset.train_test_split(eval_fraction, seed=seed)`.
 
-    Raises `InputError` for anything wrong with the section, the files or a row; see the modules
-    `sources`, `formats` and `chat`.
+    Raises:
+        InputError: For anything wrong with the section, the files or a row; see the modules `sources`, `formats` and
+            `chat`.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "</s>": 3}, unk_token="a"))
+        >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+        >>> _ = Path("chats.jsonl").write_text(json.dumps({"prompt": "a b", "completion": "c"}))
+        >>> prepared = prepare_data(DataSection(train="chats.jsonl", max_length=16), tokenizer, seed=0)
+        >>> ids, loss_mask = prepared.train[0]
+        >>> ids.tolist(), loss_mask.tolist()  # the answer and the token that ends it are trained on
+        ([0, 1, 2, 3], [0, 0, 1, 1])
     """
-    _check(data)
+    if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
+        raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
     train_source = data.require_train()
     chat = ChatTokenizer(tokenizer)
     sources = load_sources(train_source, split=data.split, dataset_config=data.dataset_config)
@@ -80,11 +103,6 @@ def prepare_data(data: DataSection, tokenizer: Any, *, seed: int) -> PreparedDat
     )
 
 
-def _check(data: DataSection) -> None:
-    if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
-        raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
-
-
 @dataclass(frozen=True)
 class _Row:
     source: Source
@@ -95,7 +113,7 @@ class _Row:
         return self.source.where(self.index)
 
     @property
-    def columns(self) -> Mapping[str, Any]:
+    def columns(self) -> Mapping[str, object]:
         return self.source.rows[self.index]
 
 
@@ -123,8 +141,8 @@ def _split(rows: list[_Row], data: DataSection, seed: int) -> tuple[list[_Row], 
 def tokenize_rows(rows: Sequence[_Row], chat: ChatTokenizer, data: DataSection, *, seed: int) -> TokenizedRows:
     """Renders and tokenises rows, and marks their targets.
 
-    Raises `InputError` for the first row with nothing to train on unless `data.skip_empty`, and
-    where no row is left.
+    Raises:
+        InputError: For the first row with nothing to train on unless `data.skip_empty`, and where no row is left.
     """
     stats = DataStats(sources=list(dict.fromkeys(row.source.name for row in rows)))
     ids, masks, lengths, prompt_lengths, references, origins = [], [], [], [], [], []

@@ -2,21 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
+
+from phi3_jax.data.tokenizer import Tokenizer
 
 
 @dataclass
 class DataStats:
     """What became of a data set's rows; JSON-able through `to_dict`.
 
-    `rows` are used, `skipped` had nothing to train on, `truncated` were longer than max_length,
-    `dropped_turns` are system turns that the chat template leaves out, `longest` is in tokens
-    before truncation. `packing_efficiency` is the share of positions that hold tokens. `lengths` has
-    the histogram of `length_histogram`.
+    Attributes:
+        sources: Where the rows are from.
+        rows: How many are used.
+        skipped: How many had nothing to train on.
+        truncated: How many were longer than max_length.
+        dropped_turns: System turns that the chat template leaves out.
+        tokens: Of all rows together, as they are used.
+        target_tokens: Those of them that are trained on.
+        longest: Tokens of the longest row, before it is cut.
+        packing_efficiency: The share of positions that hold tokens; None without packing.
+        lengths: The histogram of `length_histogram`.
+        notices: What the user should know.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -31,7 +41,7 @@ class DataStats:
     lengths: dict[str, list[int]] | None = None
     notices: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def summary(self, name: str) -> str:
@@ -51,6 +61,10 @@ def length_histogram(lengths: Sequence[int], max_length: int, *, bins: int = 30)
     """How many rows have which length: `counts[i]` of them from `edges[i]` to below `edges[i + 1]`.
 
     In at most about `bins` bins of equal, whole width. Rows longer than `max_length` are in none.
+
+    Example:
+        >>> length_histogram([3, 4, 4, 9], 8)
+        {'edges': [3, 4, 5], 'counts': [1, 2]}
     """
     fitting = np.array([length for length in lengths if length <= max_length], np.int64)
     if not fitting.size:
@@ -69,16 +83,17 @@ class Origins(NamedTuple):
     number: Int[ndarray, "rows"]  # from 0
 
 
-class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
+class TokenizedRows:
     """Rows of `(input_ids int32, loss_mask uint8)`, kept as two flat arrays.
 
-    **Arguments**
-    - `input_ids`, `loss_mask`: all rows end to end. The mask is 1 where the token is a target,
-      that is, predicted from those before it; never at the first of a row.
-    - `offsets`: row `i` is `[offsets[i], offsets[i + 1])`.
-    - `prompt_lengths`: tokens before the last assistant turn, 0 where there is none.
-    - `references`: the last assistant turn's text.
-    - `origins`: where the rows stand; None where they are from no file.
+    Attributes:
+        input_ids: All rows end to end.
+        loss_mask: 1 where the token is a target, that is, predicted from those before it; never at the first of a row.
+        offsets: Row `i` is `[offsets[i], offsets[i + 1])`.
+        prompt_lengths: Tokens before the last assistant turn, 0 where there is none.
+        references: The last assistant turn's text.
+        stats: What became of the rows of the source.
+        origins: Where the rows stand; None where they are from no file.
     """
 
     def __init__(
@@ -98,7 +113,7 @@ class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> tuple[Int[ndarray, "row"], UInt8[ndarray, "row"]]:
         start, end = self.offsets[index], self.offsets[index + 1]
         return self.input_ids[start:end], self.loss_mask[start:end]
 
@@ -123,7 +138,7 @@ class TokenizedRows(Sequence[tuple[ndarray, ndarray]]):
         ]
 
 
-def preview(rows: TokenizedRows, tokenizer: Any, index: int = 0, *, tokens: int = 200) -> str:
+def preview(rows: TokenizedRows, tokenizer: Tokenizer, index: int = 0, *, tokens: int = 200) -> str:
     """The first `tokens` of a row as the model sees them, special tokens included, on one line, with
     targets between ⟦ and ⟧; what is not printable (it may steer a terminal) as a dot."""
     ids, mask = (part[:tokens].tolist() for part in rows[index])
@@ -132,7 +147,7 @@ def preview(rows: TokenizedRows, tokenizer: Any, index: int = 0, *, tokens: int 
     return shown if len(rows[index][0]) <= tokens else f"{shown} …"
 
 
-def _runs(tokenizer: Any, ids: list[int], mask: list[int]) -> Iterator[tuple[bool, str]]:
+def _runs(tokenizer: Tokenizer, ids: list[int], mask: list[int]) -> Iterator[tuple[bool, str]]:
     start = 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or mask[end] != mask[start]:

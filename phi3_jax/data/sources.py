@@ -10,16 +10,21 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from phi3_jax.system.compat import is_compressed
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import free_memory
 from phi3_jax.system.reading import check_file, check_inside, local_path, read_json
 from phi3_jax.system.text import first_line, shown
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 _PLAIN = re.compile(r"\w[\w.-]*")
@@ -35,19 +40,27 @@ _BATCH, _FEW = 2**28, 64
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
 
 
+class Rows(Protocol):
+    """Dictionaries of columns."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, object]: ...
+
+
 @dataclass(frozen=True)
 class Source:
-    """Rows of one file or of one split. `rows[i]` is a dictionary of columns."""
+    """Rows of one file or of one split, and its name."""
 
     name: str
-    rows: Sequence[Mapping[str, Any]]
+    rows: Rows
 
     def where(self, index: int) -> str:
         """How error messages name a row, counting from 1."""
         return f"{self.name}, row {index + 1}"
 
 
-class JsonLines(Sequence[Mapping[str, Any]]):
+class JsonLines:
     """One JSON object a line, parsed when asked for: the bytes take a fraction of the objects' memory."""
 
     def __init__(self, name: str, content: bytes) -> None:
@@ -57,7 +70,7 @@ class JsonLines(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Mapping[str, object]:
         where = f"{self._name}, row {index + 1}"
         try:
             row = json.loads(self._lines[index])
@@ -68,13 +81,13 @@ class JsonLines(Sequence[Mapping[str, Any]]):
         return row
 
 
-class Stored(Sequence[Mapping[str, Any]]):
+class Stored:
     """Rows of a datasets table, read when asked for.
 
     Images, audio and the like stay what is stored: datasets would open any file or address that a row names.
     """
 
-    def __init__(self, name: str, dataset: Any) -> None:
+    def __init__(self, name: str, dataset: "datasets.Dataset") -> None:
         self._name = name
         _leave_closed(dataset.info.features)  # `dataset.features` would be a copy
         self._dataset = dataset.with_format(None)
@@ -82,17 +95,18 @@ class Stored(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Mapping[str, object]:
         try:
-            return self._dataset[index]
+            row: Mapping[str, object] = self._dataset[index]
         except IndexError:
             raise
         except Exception as error:  # a damaged column raises whatever its reader meets first
             where = f"{self._name}, row {index + 1}"
             raise InputError(f"{where}: cannot be read ({first_line(error)}); write the data again") from error
+        return row
 
 
-def _leave_closed(feature: Any) -> None:
+def _leave_closed(feature: object) -> None:
     if isinstance(feature, Mapping):
         feature = list(feature.values())
     if isinstance(feature, list | tuple):
@@ -107,15 +121,16 @@ def _leave_closed(feature: Any) -> None:
 def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str | None = None) -> list[Source]:
     """Opens a data file, a folder of them, a `save_to_disk` folder or a hub dataset.
 
-    **Arguments**
-    - `path_or_hub_id`: a `.json`, `.jsonl`, `.parquet` or `.csv` file; a folder of such files
-      (where file names speak of splits, only those of the split are read); a folder that datasets'
-      `save_to_disk` wrote; else an id on the hub.
-    - `split`: the one wanted of those that the source has; None takes the only one, or one that
-      is meant for evaluation.
-    - `dataset_config`: configuration (subset) of a hub dataset that has several.
+    Args:
+        path_or_hub_id: A `.json`, `.jsonl`, `.parquet` or `.csv` file; a folder of such files (where file names speak
+            of splits, only those of the split are read); a folder that datasets' `save_to_disk` wrote; else an id on
+            the hub.
+        split: The one wanted of those that the source has; None takes the only one, or one that is meant for
+            evaluation.
+        dataset_config: Configuration (subset) of a hub dataset that has several.
 
-    Raises `InputError` for what does not exist, cannot be read, or has no such split.
+    Raises:
+        InputError: For what does not exist, cannot be read, or has no such split.
     """
     path = local_path(path_or_hub_id)
     if path.is_file():
@@ -146,18 +161,18 @@ def _read_file(path: Path, name: str) -> Source:
     raise InputError(f"{name}: is a {suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)}")
 
 
-def _read_json(path: Path, name: str) -> Sequence[Mapping[str, Any]]:
+def _read_json(path: Path, name: str) -> Rows:
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if not content.lstrip().startswith(b"["):
         return JsonLines(name, content)
-    rows = json.loads(content)
+    rows: list[Mapping[str, object]] = json.loads(content)
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise InputError(f"{name}, row {index + 1}: is a JSON {type(row).__name__}, expected an object")
     return rows
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path) -> Rows:
     csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, less than a long document
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -171,7 +186,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_parquet(path: Path) -> Any:
+def _read_parquet(path: Path) -> "datasets.Dataset":
     import datasets
     import pyarrow
     from pyarrow import parquet
@@ -184,11 +199,12 @@ def _read_parquet(path: Path) -> Any:
     return datasets.Dataset(table)
 
 
-def _unpacked(file: Any, nbytes: int) -> Iterator[Any]:
-    """The file's rows in batches. Raises where they take half of the free memory, or more than 1 GiB and 1,000
-    times the file's size: a few bytes can stand for any number of equal long texts.
+def _unpacked(file: "parquet.ParquetFile", nbytes: int) -> "Iterator[pyarrow.RecordBatch]":
+    """The rows of a file of `nbytes` in batches.
 
-    **Arguments**: `nbytes`, the file's size.
+    Raises:
+        ValueError: Where they take half of the free memory, or more than 1 GiB and 1,000 times the file's size: a few
+            bytes can stand for any number of equal long texts.
     """
     free = free_memory() or 2**32
     limit, size = min(max(2**30, 1000 * nbytes), free // 2), 0
@@ -265,7 +281,7 @@ def _check_arrow(file: Path) -> None:
             batch.validate(full=True)
 
 
-def _names_beside(names: Any, where: Path) -> list[str]:
+def _names_beside(names: object, where: Path) -> list[str]:
     """Plain names of what lies beside the file at `where`, which must not lead out of its folder."""
     if not isinstance(names, list) or not all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in names):
         raise InputError(f"{where}: names {shown(names)}, expected names of what lies beside it; save it again")

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
+from jinja2.parser import Parser
 
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 
 SECONDS = 10.0  # for one conversation, which takes less than a millisecond
@@ -70,30 +71,37 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 (as jinja has it)
 
-    def parse(self, parser: Any) -> Any:
+    def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **settings: Any) -> str:
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, str]],
+    *,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+) -> str:
     """The text that the tokenizer's chat template makes of messages, as `apply_chat_template`.
 
-    **Arguments**: `settings`, `add_generation_prompt` and `continue_final_message`.
+    Args:
+        tokenizer: Whose template, and whose special tokens.
+        messages: Each with `role` and `content`.
+        add_generation_prompt: Whether what opens an answer follows.
+        continue_final_message: Whether the last message is left open.
 
-    Raises whatever the template does, and `InputError` for one that takes too long, or too much memory.
+    Raises:
+        InputError: For a template that takes too long, or too much memory.
+        Exception: Whatever the template raises.
     """
+    settings = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     template = tokenizer.get_chat_template()
     if len(template) > MAX_TEMPLATE:
         raise InputError(f"the chat template has {len(template):,} characters, expected {MAX_TEMPLATE:,} at most")
     if is_plain(template):
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
-    request = {
-        "conversations": [list(messages)],
-        "chat_template": template,
-        **tokenizer.special_tokens_map,
-        **settings,
-    }
-    return _WORKER.render(request)
+    return _WORKER.render(template, {"conversation": list(messages), **tokenizer.special_tokens_map, **settings})
 
 
 @cache
@@ -155,15 +163,15 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._endless: set[str] = set()  # templates that the process had to be ended for
 
-    def render(self, request: Mapping[str, Any]) -> str:
+    def render(self, template: str, request: Mapping[str, object]) -> str:
         with self._lock:
             answer = None
-            if request["chat_template"] not in self._endless:
+            if template not in self._endless:
                 if self._process is None or self._process.poll() is not None:
                     self._begin()
-                answer = self._ask(json.dumps(request).encode() + b"\n", SECONDS)
+                answer = self._ask(json.dumps({"chat_template": template, **request}).encode() + b"\n", SECONDS)
         if answer is None:
-            self._endless.add(request["chat_template"])
+            self._endless.add(template)
             raise InputError(
                 f"the chat template takes longer than {SECONDS:g} s, or more than {MEMORY / 2**30:g} GiB, for one "
                 "conversation; give a checkpoint with another"

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from phi3_jax.generation.engine import bucket
 from phi3_jax.lora import Lora
+from phi3_jax.model.greedy import likeliest
 from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits
 from phi3_jax.objectives.cross_entropy import token_losses
+from phi3_jax.system.buckets import bucket, power
 from phi3_jax.system.errors import InputError
 
 Tokens = Sequence[int]
@@ -94,21 +95,13 @@ def _pack(
     candidates = max(len(who) for who in asked)
     input_ids = np.zeros((size, length), np.int32)
     lengths = np.ones(size, np.int32)  # rows that fill the batch read one token
-    lasts = np.zeros((size, _power(candidates, 2)), np.int32)
+    lasts = np.zeros((size, power(candidates, 2)), np.int32)
     for place, (row, who) in enumerate(zip(part, asked, strict=True)):
         input_ids[place, : len(row)], lengths[place] = row, len(row)
         lasts[place, : len(who)] = [last for _, _, last in who]
     # Predicting more places than asked for costs little: the head is a small part of the model.
-    inner = min(4 * _power(math.ceil(before_last / 4), 4), length - 1) if before_last else 0
+    inner = min(4 * power(math.ceil(before_last / 4), 4), length - 1) if before_last else 0
     return {"input_ids": input_ids, "lengths": lengths, "lasts": lasts, "inner": inner}
-
-
-def _power(number: int, base: int) -> int:
-    """The least power of `base` that is no less than `number`."""
-    power = 1
-    while power < number:
-        power *= base
-    return power
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="inner")
@@ -138,7 +131,7 @@ def _batch_scores(
     chosen = jnp.take_along_axis(logits, lasts, axis=-1)
     figures = {
         "last_logprobs": chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True),
-        "guess": _first_largest(logits),
+        "guess": likeliest(logits),
     }
     targets = jnp.take_along_axis(input_ids, jnp.minimum(places[:, :-1] + 1, input_ids.shape[1] - 1), axis=1)
     head, adapters = model.head(lora)
@@ -148,13 +141,6 @@ def _batch_scores(
         else (jnp.zeros(targets.shape), jnp.zeros(targets.shape, bool))
     )
     return {**figures, "logprobs": -losses, "hits": hits}
-
-
-def _first_largest(logits: Float[Array, "rows vocab"]) -> Int[Array, "rows"]:
-    """As argmax, which on CPUs takes as long as the product with the head."""
-    tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(logits == largest, tokens, logits.shape[-1]), axis=-1)
 
 
 def _read(figures: Mapping[str, np.ndarray], place: int, column: int, asked: int, last: int) -> Score:

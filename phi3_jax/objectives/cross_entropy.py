@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.lora.mask import combine, partition
+from phi3_jax.model.greedy import likeliest
 from phi3_jax.model.products import contract, project
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.parallel.sharding import constrain, spec
@@ -302,10 +303,7 @@ def _token_losses(
     logits: Float[Array, "tokens vocab"], targets: Int[Array, "tokens"]
 ) -> tuple[Float[Array, "tokens"], Float[Array, "tokens 1"], Int[Array, "tokens"]]:
     """-log softmax(logits)[target], the log of the softmax's denominator, and the most likely token."""
-    tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     normalizer = jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True)) + largest
     losses = normalizer - jnp.take_along_axis(logits, targets[:, None], axis=-1)
-    # The first of the largest. On CPUs argmax takes as long as the product with the head.
-    guesses = jnp.min(jnp.where(logits == largest, tokens, logits.shape[-1]), axis=-1)
-    return losses[:, 0], normalizer, guesses
+    return losses[:, 0], normalizer, likeliest(logits, largest)

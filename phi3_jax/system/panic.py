@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phi3_jax.system.compat import step_state
 from phi3_jax.system.errors import InputError
@@ -68,10 +68,10 @@ def may_panic(tokenizer: "Tokenizer") -> bool:
     return _has_unknown([step_state(step) for step in (tokenizer.normalizer, tokenizer.pre_tokenizer)])
 
 
-def may_panic_when_read(spec: Mapping[str, Any]) -> bool:
+def may_panic_when_read(spec: Mapping[str, object]) -> bool:
     """Whether what a tokenizer.json holds is unlike Phi's tokenizers."""
-    model = spec["model"]
-    is_usual = model["type"] == "BPE" and not model.get("continuing_subword_prefix")
+    model = spec.get("model")
+    is_usual = isinstance(model, dict) and model.get("type") == "BPE" and not model.get("continuing_subword_prefix")
     return not is_usual or _has_unknown([spec.get("normalizer"), spec.get("pre_tokenizer")])
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data import DataStats, TokenizedRows, eval_batches, train_batches
-from phi3_jax.data.packing import best_fit, bucket_length, plan_epoch
+from phi3_jax.data.packing import best_fit, plan_epoch
+from phi3_jax.data.pipeline import sequence_length
 from phi3_jax.system.errors import InputError
 
 lengths_lists = st.lists(st.integers(1, 16), min_size=1, max_size=60)
@@ -133,10 +134,10 @@ def test_resuming_gives_the_very_batches_that_would_have_come(packing):
 
 
 def test_buckets_are_few_and_hold_the_longest_row():
-    assert [bucket_length(n, 1000) for n in (1, 64, 65, 128, 129, 512, 513, 1000)] == [
+    assert [sequence_length(n, 1000) for n in (1, 64, 65, 128, 129, 512, 513, 1000)] == [
         64, 64, 128, 128, 256, 512, 1000, 1000
     ]  # fmt: skip
-    assert bucket_length(10, 48) == 48
+    assert sequence_length(10, 48) == 48
     data = DataSection(packing=False, max_length=1000, shuffle=False)
     batches = train_batches(make_rows([3, 70, 5, 6]), data, batch_size=1, accumulation=2, epochs=1, seed=0, pad_id=PAD)
     assert [batch["input_ids"].shape for batch in batches] == [(2, 1, 128), (2, 1, 64)]
