@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
-from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.generation import OF_CHECKPOINT, SAMPLING, GenerationConfig
 from phi3_jax.config.names import BASE, NONE, nearest
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
@@ -17,23 +18,9 @@ from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
 
 # The settings that a conversation can change: all but those that belong to the checkpoint.
-SETTINGS = (
-    "max_new_tokens",
-    "max_time",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "seed",
-    "stop_strings",
+SETTINGS = tuple(
+    field.name for field in fields(GenerationConfig) if field.name not in (*OF_CHECKPOINT, "num_return_sequences")
 )
-# Setting one of these means to draw.
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 Write = Callable[[str], None]
 IsStopped = Callable[[], bool]

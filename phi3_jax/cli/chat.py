@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from phi3_jax.cli.generation import (
+    AS_CHECKPOINT,
     add_adapters_argument,
     add_generation_arguments,
     generation_settings,
@@ -22,12 +23,12 @@ def run(argv: Sequence[str]) -> None:
     add_base_arguments(parser)
     add_adapters_argument(parser, "adapter folder or hub id (PEFT); may be given again, the first answers")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    add_generation_arguments(parser, max_new_tokens=MAX_NEW_TOKENS)
+    add_generation_arguments(parser, AS_CHECKPOINT.format(MAX_NEW_TOKENS), without=("num_return_sequences",))
     arguments = parser.parse(argv)
     if NONE in arguments.adapter:
         raise InputError("--adapter none has no meaning here: the base is always there; leave it out")
     loaded = load_base(arguments)
-    settings = generation_settings(arguments, loaded.model, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
+    settings = generation_settings(arguments, loaded.model.config, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
     local = arguments.local_files_only
     adapters = load_adapters(arguments.adapter, loaded.model, local_files_only=local)
 

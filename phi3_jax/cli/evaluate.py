@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_args
 
+from phi3_jax.cli.generation import add_generation_arguments, given_settings
 from phi3_jax.cli.parser import Parser, add_base_arguments, positive
 from phi3_jax.config.sections import DataSection, ParallelSection
 
 METRICS = """metrics: loss (with perplexity and token accuracy), rouge, bleu, chrf, exact_match, normalized_match,
 accuracy, f1, gsm8k, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes before the
 last assistant turn. regex and json_schema take the rest of their text: give them last, or a --metrics of their own."""
-# Options of generation, and how to read their values.
-GENERATION: dict[str, Any] = {"temperature": float, "top_k": int, "top_p": float, "seed": int}
+ANSWERS = """what is not given is as generation_config.json says, but --max-new-tokens, which is 128, and --do-sample:
+without it the likeliest tokens are taken, and --temperature, --top-k, --top-p and --min-p do nothing"""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -39,7 +40,6 @@ def run(argv: Sequence[str]) -> None:
     from phi3_jax.parallel.distributed import initialize, is_main
 
     specs = [spec for text in arguments.metrics or ["loss"] for spec in split_metrics(text)]
-    given = {name: getattr(arguments, name) for name in ("max_new_tokens", "do_sample", *GENERATION)}
     initialize()
     results = evaluate(
         arguments.model,
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
         local_files_only=arguments.local_files_only,
         parallel=parallel,
         batch_size=arguments.batch_size,
-        **{name: value for name, value in given.items() if value is not None},
+        **given_settings(arguments),
     )
     if not is_main():
         return
@@ -133,10 +133,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--batch-size", type=positive, default=4, metavar="N", help="rows of a device in a forward pass (default: 4)"
     )
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 128)")
-    parser.add_argument("--do-sample", action="store_true", default=None, help="draw the tokens of answers")
-    for name, kind in GENERATION.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help="with --do-sample")
+    add_generation_arguments(parser, ANSWERS, without=("num_return_sequences",))
     for field in fields(ParallelSection):
         parser.add_argument(
             f"--parallel.{field.name}", type=int, default=1, metavar="N", help="devices along this axis, as in training"

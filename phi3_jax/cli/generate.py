@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from phi3_jax.cli.generation import (
+    AS_CHECKPOINT,
     add_adapters_argument,
     add_generation_arguments,
     generation_settings,
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     tokenizer = loaded.tokenizer
     if not arguments.raw and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model}: its tokenizer has no chat template; give --raw")
-    settings = generation_settings(arguments, loaded.model, tokenizer, max_new_tokens=MAX_NEW_TOKENS)
+    settings = generation_settings(arguments, loaded.model.config, tokenizer, max_new_tokens=MAX_NEW_TOKENS)
     chat = None if arguments.raw else ChatTokenizer(tokenizer)
     tokens = [prompt_tokens(prompt, tokenizer, chat, arguments.system) for prompt in prompts]
     for prompt, ids in zip(prompts, tokens, strict=True):
@@ -67,8 +68,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message, for prompts that bring none")
     parser.add_argument("--raw", action="store_true", help="the prompts as they are, without the chat template")
-    add_generation_arguments(parser, max_new_tokens=MAX_NEW_TOKENS)
-    parser.add_argument("--num-return-sequences", type=positive, metavar="N", help="answers to each prompt")
+    add_generation_arguments(parser, AS_CHECKPOINT.format(MAX_NEW_TOKENS))
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="answers side by side (default: 8)")
     parser.add_argument("--stream", action="store_true", help="show the answers one by one, while they come")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line for every answer")

@@ -2,81 +2,83 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import docstring_parser
 
 from phi3_jax.cli.parser import positive
+from phi3_jax.config.generation import COUNTS, OF_CHECKPOINT, SAMPLING, GenerationConfig
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.names import BASE, NONE
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+# For a command that answers as the checkpoint says, with the length where it says none.
+AS_CHECKPOINT = (
+    "what is not given is as generation_config.json says, and --max-new-tokens {} where it says nothing; "
+    "--temperature, --top-k, --top-p and --min-p switch --do-sample on"
+)
+_KINDS: dict[object, dict[str, Any]] = {
+    bool: {"action": argparse.BooleanOptionalAction},
+    bool | str: {"choices": ("true", "false", "never")},
+    int: {"type": int, "metavar": "N"},
+    int | tuple[int, ...]: {"type": int, "metavar": "N"},
+    float: {"type": float, "metavar": "X"},
+    float | None: {"type": float, "metavar": "X"},
+    tuple[str, ...]: {"action": "append", "metavar": "TEXT"},
+}
 
 
 def add_adapters_argument(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]PATH", help=help)
 
 
-def add_generation_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """An option for every setting of `GenerationConfig`; what is not given is the checkpoint's.
+def add_generation_arguments(parser: argparse.ArgumentParser, about: str, *, without: Container[str] = ()) -> None:
+    """An option for every setting of `GenerationConfig` but those that belong to the checkpoint.
 
-    **Arguments**: `max_new_tokens`, the default where the checkpoint has none either.
+    Args:
+        parser: Gets the options, whose help is the docstring of the settings.
+        about: What the help says of them together.
+        without: Settings that the command has no option for.
     """
-    group = parser.add_argument_group("how to answer", "what is not given is as generation_config.json says")
-    add = group.add_argument
-    add("--max-new-tokens", type=positive, metavar="N", help=f"longest answer (default: {max_new_tokens})")
-    add("--max-time", type=float, metavar="SECONDS", help="begin no further token after so long")
-    add(
-        "--do-sample",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="draw each token; --temperature, --top-k, --top-p and --min-p switch it on",
-    )
-    add("--temperature", type=float, metavar="X", help="below 1 the likely tokens become likelier")
-    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens, 0: from all")
-    add("--top-p", type=float, metavar="X", help="draw from the likeliest tokens of this share together")
-    add("--min-p", type=float, metavar="X", help="draw from tokens of at least this share of the likeliest one's")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 tokens that were there become less likely")
-    add("--num-beams", type=positive, metavar="N", help="beams of a beam search")
-    add("--length-penalty", type=float, metavar="X", help="above 0 a beam search prefers longer answers")
-    add("--early-stopping", choices=("true", "false", "never"), help="when a beam search is over")
-    add("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
-    add(
-        "--stop",
-        action="append",
-        dest="stop_strings",
-        metavar="TEXT",
-        help="end the answer before this text; may be given again",
-    )
+    add = parser.add_argument_group("how to answer", about).add_argument
+    texts = {part.arg_name: part.description for part in docstring_parser.parse(GenerationConfig.__doc__ or "").params}
+    hints = get_type_hints(GenerationConfig)
+    for name in (field.name for field in fields(GenerationConfig)):
+        if name not in OF_CHECKPOINT and name not in without:
+            option = "--stop" if name == "stop_strings" else f"--{name.replace('_', '-')}"
+            kind = _KINDS[hints[name]] | ({"type": positive} if name in COUNTS else {})
+            add(option, dest=name, default=None, help=texts[name], **kind)
 
 
-def generation_settings(arguments: argparse.Namespace, model: Any, tokenizer: Any, *, max_new_tokens: int) -> Any:
-    """The `GenerationConfig` that the options ask for, over the checkpoint's own."""
-    from phi3_jax.config.generation import GenerationConfig
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `GenerationConfig` for which an option was given."""
+    names = [field.name for field in fields(GenerationConfig)]
+    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    if "early_stopping" in given:
+        given["early_stopping"] = {"true": True, "false": False}.get(given["early_stopping"], "never")
+    return given
+
+
+def generation_settings(
+    arguments: argparse.Namespace, config: Phi3Config, tokenizer: Tokenizer, *, max_new_tokens: int
+) -> GenerationConfig:
+    """The settings that the options ask for, over the checkpoint's own; one of the draw switches drawing on."""
     from phi3_jax.generation.text import end_token_ids
 
-    names = (
-        "max_new_tokens",
-        "max_time",
-        "do_sample",
-        *_SAMPLING,
-        "repetition_penalty",
-        "num_beams",
-        "length_penalty",
-        "seed",
-        "stop_strings",
-    )
-    given = {name: getattr(arguments, name) for name in names}
-    given["early_stopping"] = {"true": True, "false": False}.get(arguments.early_stopping, arguments.early_stopping)
-    given["num_return_sequences"] = getattr(arguments, "num_return_sequences", 1)
-    drawing = [name for name in _SAMPLING if given[name] is not None]
+    given = given_settings(arguments)
+    drawing = [name for name in SAMPLING if name in given]
     if drawing and arguments.do_sample is False:
         raise InputError(f"--{drawing[0].replace('_', '-')} has no effect with --no-do-sample; leave one of them out")
     if drawing:
         given["do_sample"] = True
-    if given["max_new_tokens"] is None and json.loads(model.config.generation).get("max_new_tokens") is None:
+    given.setdefault("num_return_sequences", 1)
+    if "max_new_tokens" not in given and json.loads(config.generation).get("max_new_tokens") is None:
         # A prompt needs some of the positions, too.
-        given["max_new_tokens"] = min(max_new_tokens, model.config.max_position_embeddings // 2)
-    return GenerationConfig.from_model(model.config, eos_token_id=end_token_ids(tokenizer, model.config), **given)
+        given["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)
+    return GenerationConfig.from_model(config, eos_token_id=end_token_ids(tokenizer, config), **given)
 
 
 def load_adapters(given: Sequence[str], model: Any, *, local_files_only: bool) -> dict[str, Any]:

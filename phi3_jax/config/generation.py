@@ -5,28 +5,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from phi3_jax.config.foreign import table
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.names import nearest
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.numbers import is_number, is_whole
+
+# Settings of the draw: giving one of them means to draw.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+# Those that count something.
+COUNTS = ("max_new_tokens", "num_beams", "num_return_sequences")
+# What belongs to the checkpoint and its tokenizer, and is not asked of the user.
+OF_CHECKPOINT = ("eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """What `generate` takes; transformers' names, meanings and defaults.
 
-    **Fields**
-    - `max_new_tokens`: longest answer, its end token counted.
-    - `max_time`: seconds after which no further token is begun.
-    - `do_sample`: draw each token; otherwise the most likely one is taken.
-    - `temperature`, `top_k` (0: off), `top_p`, `min_p`: the distribution that is drawn from, in this order.
-    - `repetition_penalty`: divides the positive logits, and multiplies the negative ones, of tokens
-      that are in the prompt or the answer already.
-    - `num_beams`, `length_penalty`, `early_stopping`: beam search; True, False or "never".
-    - `num_return_sequences`: answers to each prompt, side by side.
-    - `seed`: one for the batch, or one for each prompt, which then gets the same answer in any batch.
-    - `eos_token_id`: tokens that end an answer. `pad_token_id`: what stands after it; default: the end token.
-    - `stop_strings`: texts that end an answer once it contains one.
+    Attributes:
+        max_new_tokens: Longest answer in tokens, its end token counted.
+        max_time: Seconds after which no further token is begun.
+        do_sample: Draw each token; otherwise the most likely one is taken.
+        temperature: Below 1 the likely tokens become likelier. Of temperature, top_k, top_p and min_p the
+            distribution is made in this order.
+        top_k: Draw from so many of the likeliest tokens; 0: from all.
+        top_p: Draw from the likeliest tokens of this share together.
+        min_p: Draw from tokens of at least this share of the likeliest one's.
+        repetition_penalty: Divides the positive logits, and multiplies the negative ones, of tokens that are in
+            the prompt or the answer already.
+        num_beams: Beams of a beam search.
+        length_penalty: Above 0 a beam search prefers longer answers.
+        early_stopping: When a beam search is over: true, false or never.
+        num_return_sequences: Answers to each prompt, side by side.
+        seed: Of what is drawn; one for the batch, or one for each prompt, which then gets the same answer in any
+            batch.
+        eos_token_id: Tokens that end an answer.
+        pad_token_id: What stands after it; None for the end token.
+        stop_strings: Texts that end an answer once it contains one.
+
+    Raises:
+        InputError: A value is out of range, or two contradict each other.
+
+    Example:
+        >>> from phi3_jax import GenerationConfig
+        >>> settings = GenerationConfig(max_new_tokens=64, do_sample=True, top_p=0.9)
+        >>> settings.with_(temperature=0.7).temperature
+        0.7
+        >>> GenerationConfig(top_p=1.5)
+        Traceback (most recent call last):
+        phi3_jax.system.errors.InputError: top_p is 1.5, expected a number above 0 and up to 1
     """
 
     max_new_tokens: int = 20
@@ -66,11 +94,15 @@ class GenerationConfig:
 
     @classmethod
     def from_model(cls, config: Phi3Config, **settings: Any) -> "GenerationConfig":
-        """The checkpoint's own settings (generation_config.json, and config.json's token ids), and over
-        them `settings`, of which None means not given.
+        """The checkpoint's own settings, and over them those that are given.
 
-        Raises `InputError` for an unknown setting, for values out of range, and where
-        generation_config.json asks for what is not implemented.
+        Args:
+            config: The checkpoint's, with its generation_config.json and config.json's token ids.
+            **settings: Fields of this class; None means not given.
+
+        Raises:
+            InputError: A setting is unknown or out of range, or generation_config.json asks for what is not
+                implemented.
         """
         _check_names(settings)
         given = {name: value for name, value in settings.items() if value is not None}
@@ -90,74 +122,47 @@ class GenerationConfig:
             raise
 
     def with_(self, **changes: Any) -> "GenerationConfig":
-        """With other values for some fields. Raises `InputError` for an unknown one and for values out of range."""
+        """With other values for some fields.
+
+        Raises:
+            InputError: A field is unknown, or a value out of range.
+        """
         _check_names(changes)
         return replace(self, **changes)
 
 
-def _check_names(settings: Mapping[str, Any]) -> None:
+def _check_names(settings: Mapping[str, object]) -> None:
     names = [f.name for f in fields(GenerationConfig)]
     for name in settings:
         if name not in names:
             raise InputError(f"unknown generation setting {name!r}; did you mean {nearest(name, names)!r}?")
 
 
-# What would change the answers if it were set in generation_config.json, and is not implemented;
-# with the value that means "off".
-_NOT_IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1.0,),
-    "bad_words_ids": (),
-    "force_words_ids": (),
-    "constraints": (),
-    "sequence_bias": (),
-    "suppress_tokens": (),
-    "begin_suppress_tokens": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (),
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "top_h": (),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
-    "penalty_alpha": (0.0,),
-    "guidance_scale": (1.0,),
-    "dola_layers": (),
-    "watermarking_config": (),
-}
-
-
-def _check_implemented(file: Mapping[str, Any]) -> None:
-    for name, off in _NOT_IMPLEMENTED.items():
+def _check_implemented(file: Mapping[str, object]) -> None:
+    for name, off in table().generation.items() if file else ():
         value = file.get(name)
         if value is not None and value not in off:
             raise InputError(f"generation_config.json sets {name} to {value!r}, which is not implemented; remove it")
 
 
-def _check(settings: GenerationConfig) -> None:
+def _check(s: GenerationConfig) -> None:
     """Raises `InputError` for the first value out of range."""
-    s = settings
-    whole = {name: getattr(s, name) for name in ("max_new_tokens", "num_beams", "num_return_sequences")}
-    for name, value in whole.items():
+    for name in COUNTS:
+        value = getattr(s, name)
         if not is_whole(value) or value < 1:
             raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
     if not is_whole(s.top_k) or s.top_k < 0:
         raise InputError(f"top_k is {s.top_k!r}, expected a whole number, 0 for no limit")
-    for name, low, high, expected in (
-        ("temperature", 0.0, None, "a number above 0; for the most likely token set do_sample to false"),
-        ("top_p", 0.0, 1.0, "a number above 0 and up to 1"),
-        ("repetition_penalty", 0.0, None, "a number above 0, 1 for none"),
-        ("max_time", 0.0, None, "a number of seconds above 0"),
+    for name, high, expected in (
+        ("temperature", None, "a number above 0; for the most likely token set do_sample to false"),
+        ("top_p", 1, "a number above 0 and up to 1"),
+        ("repetition_penalty", None, "a number above 0, 1 for none"),
+        ("max_time", None, "a number of seconds above 0"),
     ):
         value = getattr(s, name)
         if value is None and name == "max_time":
             continue
-        if not is_number(value) or not value > low or (high is not None and value > high):
+        if not is_number(value) or not value > 0 or (high is not None and value > high):
             raise InputError(f"{name} is {value!r}, expected {expected}")
     if not is_number(s.min_p) or not 0 <= s.min_p <= 1:
         raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from phi3_jax.config.foreign import table
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import read_json
@@ -12,42 +14,8 @@ from phi3_jax.system.text import shown
 
 CONFIG_FILE = "adapter_config.json"
 
-# Entries of adapter_config.json that change nothing about what a finished LoRA adapter computes:
-# where it came from, how it started, and settings of features that another entry turns on.
-IRRELEVANT = {
-    "auto_mapping",
-    "corda_config",
-    "inference_mode",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-}
-SUPPORTED = {
-    "alpha_pattern",
-    "base_model_name_or_path",
-    "bias",
-    "eva_config",
-    "exclude_modules",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_bias",
-    "lora_dropout",
-    "modules_to_save",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "task_type",
-    "trainable_token_indices",
-    "use_dora",
-    "use_rslora",
-}
+# The entries that a finished adapter's configuration is read from: how LoftQ began is of no matter any more.
+SUPPORTED = {field.name for field in fields(LoraConfig)} - {"loftq_config"}
 # Starts that leave the base as it is, so that the tensors are an update of it.
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -65,7 +33,10 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
         raise InputError(
             f"{path}: peft_type is {shown(raw.get('peft_type'))}, expected 'LORA'; no other kind is supported"
         )
-    unsupported = [f"{name} {_short(raw[name])}" for name in sorted(raw) if _is_unsupported(name, raw[name])]
+    foreign = table().peft
+    known = {"peft_type", "loftq_config", *foreign.bookkeeping, *foreign.beginnings}
+    asked = [name for name in sorted(raw) if name not in known and _is_unsupported(name, raw[name])]
+    unsupported = [f"{name} {_short(raw[name])}" for name in asked]
     if unsupported:
         raise InputError(f"{path}: not supported yet: {', '.join(unsupported)}; save an adapter without")
     _check_start(path, raw.get("init_lora_weights"))
@@ -86,8 +57,6 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
 
 
 def _is_unsupported(name: str, value: Any) -> bool:
-    if name in IRRELEVANT:
-        return False
     if name == "bias":
         return value not in (None, "none")
     if name == "task_type":

@@ -188,7 +188,7 @@ def test_every_name_of_transformers_is_known_or_refused_with_the_list(capsys):
         else:
             notice = capsys.readouterr().out
             assert ("paged" in name.value) == ("paged" in notice)
-            assert optim == foreign.OPTIMIZERS[name.value][0]
+            assert optim == foreign.table().optimizers[name.value][0]
     assert all("expected one of adamw, adamw_8bit, adafactor, lion, sgd, lorafa" in line for line in refused.values())
     words = "ademamix|lion_8bit|4bit|rmsprop|adagrad|galore|lomo|grok|schedule_free|apollo|stable"
     assert refused.keys() == {name.value for name in OptimizerNames if re.search(words, name.value)}
@@ -208,7 +208,7 @@ def test_the_names_mean_what_transformers_makes_of_them(tmp_path, name):
     cls, kwargs = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
     bits = kwargs.get("optim_bits")
     ours = {"AdamW": "adamw_8bit" if bits == 8 else "adamw", "Lion": "lion", "SGD": "sgd", "Adafactor": "adafactor"}
-    assert foreign.OPTIMIZERS[name][0] == ours[cls.__name__]
+    assert foreign.table().optimizers[name][0] == ours[cls.__name__]
     if cls.__name__ == "Lion":
         assert kwargs["betas"] == (0.8, 0.98)
         assert bits == 32
