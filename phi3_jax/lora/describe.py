@@ -4,12 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TypeVar
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.system.dotted import last_part
 
 RankAndAlpha = tuple[int, float]
+Number = TypeVar("Number", int, float)
 
 
 def described(
@@ -24,10 +25,11 @@ def described(
     name of another module and their order does not matter. `exclude_modules` and `layers_to_transform`
     are spent.
 
-    **Arguments**
-    - `modules`: (r, α) of each module with an adapter, by the name that checkpoints have for it.
-    - `num_layers`: of the model.
-    - `saved`: names of the modules that train as a whole, the layer index left out.
+    Args:
+        config: Any that describes the same adapters.
+        modules: (r, α) of each module with an adapter, by the name that checkpoints have for it.
+        num_layers: Of the model.
+        saved: Names of the modules that train as a whole, the layer index left out.
     """
     r = _most_common([r for r, _ in modules.values()], config.r)
     alpha = _most_common([alpha for _, alpha in modules.values()], config.lora_alpha)
@@ -53,7 +55,7 @@ def alpha_of(config: LoraConfig, scaling: float, r: int) -> float:
     return short if math.isclose(short, exact, rel_tol=1e-14) else exact
 
 
-def _most_common(values: list[Any], preferred: Any) -> Any:
+def _most_common(values: list[Number], preferred: Number) -> Number:
     counts = Counter(values)
     return max(counts, key=lambda value: (counts[value], value == preferred, value), default=preferred)
 
@@ -67,8 +69,8 @@ def _targets(modules: Iterable[str], num_layers: int) -> tuple[str, ...]:
     )
 
 
-def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    by_suffix: dict[str, set[Any]] = {}
+def _pattern(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
+    by_suffix: dict[str, set[Number]] = {}
     for name, value in values.items():
         by_suffix.setdefault(last_part(name), set()).add(value)
     short = {part for part, found in by_suffix.items() if len(found) == 1}

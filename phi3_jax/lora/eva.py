@@ -16,10 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.lora import EVA_DEFAULTS, LoraConfig
-from phi3_jax.lora.init import init_lora
+from phi3_jax.lora.fresh import init_lora
 from phi3_jax.lora.pca import IncrementalPCA
+from phi3_jax.lora.stack import ByLayer
 from phi3_jax.lora.targets import Module, checkpoint_name, config_targets
-from phi3_jax.lora.tree import ByLayer, Lora
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.attention import without_cache
 from phi3_jax.model.phi3 import default_positions, precise

@@ -1,15 +1,14 @@
-"""Base and adapter made one model, and parted again."""
+"""Base and adapter merged into one model, and separated again."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from phi3_jax.lora.adapters import TokenRows
+from phi3_jax.lora.adapters import AnyAdapter, TokenRows
 from phi3_jax.lora.targets import slices
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
@@ -28,7 +27,23 @@ def merge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:
     With tied embeddings an adapter on `embed_tokens` or `lm_head` makes the two differ: the merged
     model then has an `lm_head` of its own (`tie_word_embeddings` false).
 
-    Raises `InputError` for a quantised base, and for adapters that no weight can hold (`lora_bias`).
+    Args:
+        model: The base, unquantised.
+        lora: What to merge into it.
+
+    Raises:
+        InputError: For a quantised base, and for adapters that no weight can hold (`lora_bias`).
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=2, head_dim=8)
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> settings = p3.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False)
+        >>> lora = p3.init_lora(model, settings, jax.random.key(0))
+        >>> merged, ids = p3.merge_lora(model, lora), jax.numpy.array([[1, 2, 3]])
+        >>> bool(abs(merged(ids) - model(ids, lora=lora)).max() < 1e-5)
+        True
     """
     return _with_weights(model, lora, _merged)
 
@@ -40,31 +55,50 @@ def unmerge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:
     what the base's last bits were: there, keep the base instead. Embeddings that merging untied
     stay untied.
 
-    Raises `InputError` for what cannot be taken out again: DoRA, trained token rows, `modules_to_save`.
+    Args:
+        model: What `merge_lora` gave.
+        lora: What was merged into it.
+
+    Raises:
+        InputError: For what cannot be taken out again: DoRA, trained token rows, `modules_to_save`.
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=2, head_dim=8)
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> settings = p3.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False)
+        >>> lora = p3.init_lora(model, settings, jax.random.key(0))
+        >>> again, ids = p3.unmerge_lora(p3.merge_lora(model, lora), lora), jax.numpy.array([[1, 2, 3]])
+        >>> bool(abs(again(ids) - model(ids)).max() < 1e-5)
+        True
     """
     if lora.saved:
         raise InputError(f"{', '.join(lora.saved)} took the place of the base's weights; keep the base instead")
     return _with_weights(model, lora, _unmerged)
 
 
+Change = Callable[[AnyAdapter, Float[Array, "out in"]], Float[Array, "out in"]]
+
+
 # Named, and so the same object at every call: a jitted function knows its static arguments by that.
-def _merged(adapter: Any, weight: Array) -> Array:
+def _merged(adapter: AnyAdapter, weight: Array) -> Array:
     return adapter.merged(weight)
 
 
-def _unmerged(adapter: Any, weight: Array) -> Array:
+def _unmerged(adapter: AnyAdapter, weight: Array) -> Array:
     return adapter.unmerged(weight)
 
 
-def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Callable[[Any, Array], Array]) -> Phi3ForCausalLM:
-    adapters = dict(flat_items(lora.materialise()))
-    changes: dict[str, list[tuple[slice, Any]]] = {}
-    if model.lm_head is None and _parts_tables(adapters):
+def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Change) -> Phi3ForCausalLM:
+    adapters: dict[str, AnyAdapter] = dict(flat_items(lora.materialise()))
+    changes: dict[str, list[tuple[slice, AnyAdapter]]] = {}
+    if model.lm_head is None and _unties(adapters):
         model = untied(model)
         # The head that it had had the trained rows, too; otherwise the table stays shared with them.
-        rows = adapters.get("model.embed_tokens")
-        if isinstance(rows, TokenRows):
-            changes["lm_head"] = [(slice(None), rows)]
+        trained = adapters.get("model.embed_tokens")
+        if isinstance(trained, TokenRows):
+            changes["lm_head"] = [(slice(None), trained)]
     parents = {part.name: (part.parent, part.rows) for part in slices(model)}
     for name, adapter in adapters.items():
         parent, rows = parents.get(name, (name, slice(None)))
@@ -84,13 +118,13 @@ def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Callable[[Any, Arr
     return nnx.merge(graph, nnx.from_flat_state(weights))
 
 
-def _parts_tables(adapters: Mapping[str, Any]) -> bool:
+def _unties(adapters: Mapping[str, AnyAdapter]) -> bool:
     """Whether embedding and head, sharing a table so far, become two different ones."""
     return "lm_head" in adapters or not isinstance(adapters.get("model.embed_tokens"), TokenRows | None)
 
 
 def _changed(
-    change: Callable[[Any, Array], Array], adapter: Any, weight: Float[Array, "*stack out in"], rows: slice
+    change: Change, adapter: AnyAdapter, weight: Float[Array, "*stack out in"], rows: slice
 ) -> Float[Array, "*stack out in"]:
     # In a loop XLA's CPU backend makes float32 arrays of whole bfloat16 ones, to slice them and to
     # write into them; bits that pass for integers it leaves alone.
@@ -98,14 +132,15 @@ def _changed(
     new = _change_layers(change, weight.dtype, adapter, bits[..., rows, :])
     if new.shape != bits.shape:
         new = bits.at[..., rows, :].set(new)
-    return new.view(weight.dtype)
+    changed: Array = new.view(weight.dtype)
+    return changed
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _change_layers(
-    change: Callable[[Any, Array], Array], dtype: jnp.dtype, adapter: Any, bits: Shaped[Array, "*stack out in"]
+    change: Change, dtype: jnp.dtype, adapter: AnyAdapter, bits: Shaped[Array, "*stack out in"]
 ) -> Shaped[Array, "*stack out in"]:
-    def one(layer: tuple[Any, Array]) -> Array:
+    def one(layer: tuple[AnyAdapter, Array]) -> Array:
         adapter, bits = layer
         return change(adapter, bits.view(dtype)).astype(dtype).view(bits.dtype)
 

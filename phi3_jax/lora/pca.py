@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from phi3_jax.lora.singular import randomised_svd
+
 POWER_ITERATIONS = 4  # of the randomised SVD, and twice as many columns as components, as in PEFT
 
 
@@ -45,7 +47,8 @@ class IncrementalPCA:
         with jax.default_matmul_precision("highest"):
             before = self.singular_values[:, None] * self.components
             k = self.components.shape[0]
-            s, v = _singular(jnp.concatenate([before, centred, shift[None]]), 2 * k, key)
+            rows = jnp.concatenate([before, centred, shift[None]])
+            _, s, v = randomised_svd(rows, 2 * k, POWER_ITERATIONS, key)
         v = v[:k] * jnp.sign(jnp.take_along_axis(v[:k], jnp.argmax(jnp.abs(v[:k]), axis=1)[:, None], axis=1))
         return replace(
             self,
@@ -67,18 +70,3 @@ class IncrementalPCA:
         if not whiten:
             return self.components[:rank]
         return self.components[:rank] / jnp.sqrt(self.singular_values[:rank, None])
-
-
-def _singular(x: Float[Array, "rows in"], columns: int, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """The largest singular values and their right vectors: randomised subspace iteration
-    (https://arxiv.org/abs/0909.4061), which is exact where `columns` is not below a side of `x`.
-    """
-    columns = min(columns, *x.shape)
-    q = jnp.linalg.qr(x @ jax.random.normal(key, (x.shape[1], columns), x.dtype))[0]
-
-    def iterate(_: int, q: Array) -> Array:
-        return jnp.linalg.qr(x @ jnp.linalg.qr(x.T @ q)[0])[0]
-
-    q = jax.lax.fori_loop(0, POWER_ITERATIONS, iterate, q)
-    _, s, v = jnp.linalg.svd(q.T @ x, full_matrices=False)
-    return s, v

@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from phi3_jax.lora.mask import partition, trainable_mask
+from phi3_jax.lora.stack import STACK, parts_of
 from phi3_jax.lora.targets import slices
-from phi3_jax.lora.tree import ByLayer, Lora
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.system.dotted import dotted, last_part
 
@@ -17,10 +18,14 @@ from phi3_jax.system.dotted import dotted, last_part
 class ParameterRow:
     """A trainable module.
 
-    **Fields**: `module`, its name, layer index left out; `layers`, how many layers have it (1
-    outside the stack); `shapes`, of one layer's arrays; `count`, numbers in all layers together;
-    `note`, what the name alone does not say. Where the layers of a module differ, each kind of
-    layer has a row of its own.
+    Where the layers of a module differ, each kind of layer has a row of its own.
+
+    Attributes:
+        module: Its name, layer index left out.
+        layers: How many layers have it, 1 outside the stack.
+        shapes: Of one layer's arrays.
+        count: Numbers in all layers together.
+        note: What the name alone does not say.
     """
 
     module: str
@@ -32,13 +37,19 @@ class ParameterRow:
 
 @dataclass(frozen=True)
 class ParameterTable:
-    """All trainable modules. `total` counts base and adapter together, as PEFT does."""
+    """All trainable modules.
+
+    Attributes:
+        rows: A module each.
+        total: Numbers of base and adapter together, as PEFT counts them.
+    """
 
     rows: tuple[ParameterRow, ...]
     total: int
 
     @property
     def trainable(self) -> int:
+        """Numbers that train."""
         return sum(row.count for row in self.rows)
 
     @property
@@ -53,7 +64,20 @@ def parameter_table(model: Phi3ForCausalLM, lora: Lora | None, *, freeze_A: bool
     PiSSA's constant start does not count. Abstract models and adapters (`nnx.eval_shape`,
     `jax.eval_shape`) will do.
 
-    **Arguments**: `freeze_A`, that A of linear layers does not train (LoRA-FA).
+    Args:
+        model: The base.
+        lora: The adapter, or None.
+        freeze_A: Whether A of linear layers does not train (LoRA-FA).
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=2, head_dim=8)
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> lora = p3.init_lora(model, p3.LoraConfig(r=2, target_modules=["o_proj"]), jax.random.key(0))
+        >>> table = p3.parameter_table(model, lora)
+        >>> table.trainable, table.rows[0].shapes
+        (128, {'lora_A': (2, 16), 'lora_B': (16, 2)})
     """
     weights = nnx.to_flat_state(nnx.state(model))
     base = sum(math.prod(weight.shape) for _, weight in weights)
@@ -62,29 +86,41 @@ def parameter_table(model: Phi3ForCausalLM, lora: Lora | None, *, freeze_A: bool
         rows = [_row(dotted(path[:-1]), {str(path[-1]): tuple(weight.shape)}, layers) for path, weight in weights]
         return ParameterTable(tuple(rows), base)
     state = nnx.state(model)
-    adapter, _ = partition(lora, trainable_mask(state, lora)["lora"])
-    total = base + sum(leaf.size for leaf in jax.tree.leaves(adapter))
-    lora, _ = partition(lora, trainable_mask(state, lora, freeze_A=freeze_A)["lora"])
+    whole, _ = partition(lora, trainable_mask(state, lora)["lora"])
+    total = base + sum(leaf.size for leaf in jax.tree.leaves(whole))
+    trained, _ = partition(lora, trainable_mask(state, lora, freeze_A=freeze_A)["lora"])
     notes = {part.name: f"slice of {last_part(part.parent)}" for part in slices(model)}
     rows = []
-    for name, adapter in lora.items():
-        for part in adapter.parts if isinstance(adapter, ByLayer) else (adapter,):
+    for name, adapter in trained.items():
+        in_stack = name.startswith(STACK)
+        for part, _ in parts_of(adapter) if in_stack else ((adapter, ()),):
             shapes = {path[-1].name: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
-            count = next(iter(shapes.values()))[0] if name.startswith("model.layers.") else 1
+            count = next(iter(shapes.values()))[0] if in_stack else 1
             rows.append(_row(name, shapes, count, notes.get(name, "")))
-    rows += [_row(name, {"weight": w.shape}, layers, "as a whole") for name, w in lora.saved.items()]
+    rows += [_row(name, {"weight": w.shape}, layers, "as a whole") for name, w in trained.saved.items()]
     return ParameterTable(tuple(rows), total)
 
 
 def _row(name: str, shapes: dict[str, tuple[int, ...]], num_layers: int, note: str = "") -> ParameterRow:
     count = sum(map(math.prod, shapes.values()))
-    if name.startswith("model.layers."):
+    if name.startswith(STACK):
         return ParameterRow(name, num_layers, {key: shape[1:] for key, shape in shapes.items()}, count, note)
     return ParameterRow(name, 1, shapes, count, note)
 
 
 def format_parameter_table(table: ParameterTable) -> str:
-    """Lines to print: module, layers, shapes and count, and the total with its share."""
+    """Lines to print: module, layers, shapes and count, and the total with its share.
+
+    Args:
+        table: See `parameter_table`.
+
+    Example:
+        >>> row = ParameterRow("model.layers.mlp.down_proj", 2, {"lora_A": (1, 8), "lora_B": (4, 1)}, 24)
+        >>> print(format_parameter_table(ParameterTable((row,), total=480)))
+        trainable module            layers  shapes                  parameters
+        model.layers.mlp.down_proj       2  lora_A 1×8, lora_B 4×1          24
+        24 of 480 parameters train (5.00%)
+    """
     cells = [("trainable module", "layers", "shapes", "parameters")]
     for row in table.rows:
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())

@@ -10,6 +10,7 @@ import numpy as np
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import LoraLinear
+from phi3_jax.lora.stack import rescaled
 from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Lora
 from phi3_jax.peft.tensors import to_peft
@@ -33,7 +34,7 @@ def portable(lora: Lora, num_layers: int) -> Lora:
     modules, config, _ = to_peft(lora)
     _refuse(modules, lora, config)
     rank = max(adapter.rank for adapter in modules.values())
-    wide = {name: adapter.rescaled(1.0, rank) for name, adapter in modules.items()}
+    wide = {name: rescaled(adapter, 1.0, rank) for name, adapter in modules.items()}
     items: dict[str, LoraLinear] = {}
     for name in {_stacked_name(full): None for full in wide}:
         found = [wide.get(full) for full in checkpoint_names(name, num_layers)]

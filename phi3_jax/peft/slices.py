@@ -15,7 +15,7 @@ from typing import Any
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.adapters import TokenRows
 from phi3_jax.lora.describe import RankAndAlpha, alpha_of
-from phi3_jax.lora.fused import find_blocks, fits, parted, slice_table
+from phi3_jax.lora.fused import find_blocks, fits, slice_table, split
 from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Slice
 from phi3_jax.model import Phi3ForCausalLM
@@ -78,7 +78,7 @@ def part_slices(
         for whole, found in blocks.items():
             del ranks[whole]
             scaled = [(part, r, config.scaling_of(r, alpha)) for part, r, alpha in found]
-            for (part, r, alpha), adapter in zip(found, parted(modules.pop(whole), scaled), strict=True):
+            for (part, r, alpha), adapter in zip(found, split(modules.pop(whole), scaled), strict=True):
                 name = sibling(whole, part.name)
                 modules[name], ranks[name] = adapter, (r, alpha)
     if record:

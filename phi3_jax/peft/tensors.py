@@ -23,10 +23,11 @@ from phi3_jax.lora.adapters import (
     TokenRows,
 )
 from phi3_jax.lora.describe import described
+from phi3_jax.lora.fresh import token_modules
 from phi3_jax.lora.fused import fused, slice_table
-from phi3_jax.lora.init import token_modules
-from phi3_jax.lora.targets import Module, checkpoint_names
-from phi3_jax.lora.tree import ByLayer, Lora, Slice, stacked, unstacked
+from phi3_jax.lora.stack import STACK, num_layers, stacked, unstacked
+from phi3_jax.lora.targets import Module, checkpoint_name, checkpoint_names
+from phi3_jax.lora.tree import Lora, Slice
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.peft.slices import has_rank, part_slices, rank_and_alpha, sibling, slice_record
 from phi3_jax.system.dotted import last_part
@@ -81,8 +82,8 @@ def to_peft(lora: Lora) -> tuple[dict[str, Any], LoraConfig, dict[str, str]]:
     modules |= {whole: fused(found) for whole, found in parts.items()}
     config = _checked(lora.config, modules)
     ranks = {name: rank_and_alpha(config, name, one) for name, one in modules.items() if has_rank(one)}
-    num_layers = max(map(_num_layers, lora.items()), default=0)
-    return modules, described(config, ranks, num_layers, lora.saved), slice_record(config, parts)
+    depth = max((num_layers(adapter) for name, adapter in lora.items() if name.startswith(STACK)), default=0)
+    return modules, described(config, ranks, depth, lora.saved), slice_record(config, parts)
 
 
 def sources(modules: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[TensorSource]:
@@ -92,7 +93,7 @@ def sources(modules: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[Te
             yield _source(tensor, np.asarray(getattr(adapter, field)))
     for name, weight in saved.items():
         weight = np.asarray(jax.device_get(weight))
-        layers = weight if name.startswith("model.layers.") else [weight]
+        layers = weight if name.startswith(STACK) else [weight]
         for tensor, array in zip(saved_names(name, len(layers)), layers, strict=True):
             yield _source(tensor, array)
 
@@ -112,18 +113,11 @@ def _slice_of(lora: Lora, name: str) -> Slice | None:
 
 def _unstacked(name: str, adapter: Any) -> Iterator[tuple[str, Any]]:
     """(name in a checkpoint, adapter of one layer) pairs."""
-    if not name.startswith("model.layers."):
+    if not name.startswith(STACK):
         yield name, jax.device_get(adapter)
         return
     for layer, one in unstacked(adapter):
-        yield f"model.layers.{layer}{name.removeprefix('model.layers')}", one
-
-
-def _num_layers(item: tuple[str, Any]) -> int:
-    name, adapter = item
-    if isinstance(adapter, ByLayer):
-        return adapter.num_layers
-    return len(jax.tree.leaves(adapter)[0]) if name.startswith("model.layers.") else 0
+        yield checkpoint_name(name, layer), one
 
 
 def _as_plain(adapter: Any) -> Any:
@@ -195,11 +189,11 @@ def from_peft(
     stacked weights of `modules_to_save`; `metadata`, of the file.
     """
     modules, ranks, preferred = part_slices(model, config, modules, metadata)
-    num_layers = model.config.num_hidden_layers
-    adapters = _stacked(modules, num_layers)
+    depth = model.config.num_hidden_layers
+    adapters = _stacked(modules, depth)
     return Lora.from_items(
         adapters,
-        described(preferred, ranks, num_layers, saved),
+        described(preferred, ranks, depth, saved),
         {name: jnp.asarray(weight) for name, weight in saved.items()},
         {name: part for name, part in slice_table(model).items() if name in adapters},
     )
@@ -209,8 +203,8 @@ def _stacked(modules: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     layers: dict[str, dict[int, Any]] = {}
     adapters: dict[str, Any] = {}
     for full, adapter in modules.items():
-        if full.startswith("model.layers."):
-            layer, _, tail = full.removeprefix("model.layers.").partition(".")
+        if full.startswith(STACK):
+            layer, _, tail = full.removeprefix(STACK).partition(".")
             layers.setdefault(f"model.layers.{tail}", {})[int(layer)] = adapter
         else:
             adapters[full] = jax.tree.map(jnp.asarray, adapter)

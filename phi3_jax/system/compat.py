@@ -185,3 +185,15 @@ def hide_options(parser: argparse.ArgumentParser, names: Container[str]) -> None
     for action in parser._actions:
         if action.dest in names:
             action.help = argparse.SUPPRESS
+
+
+def adds_to_some_of_a_scan() -> bool:
+    """Whether a gradient may be added to references (`jax.vjp`'s `with_refs`) where a scan runs over parameters
+    that have them and over arrays that are made of parameters.
+
+    Before 0.12 JAX gives such a reference the gradient of another array, without an error.
+    """
+    import jax
+
+    version: tuple[int, ...] = jax.__version_info__
+    return version >= (0, 12)

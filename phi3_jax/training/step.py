@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora.mask import combine
-from phi3_jax.lora.tree import ByLayer
+from phi3_jax.lora.tree import Lora
 from phi3_jax.objectives.next_token import loss_sums, row_sums
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.quant import is_quantized
+from phi3_jax.system import compat
 from phi3_jax.system.dotted import path_names
 from phi3_jax.training.nonfinite import Skips, choose
 
@@ -158,20 +159,16 @@ def _add_to(ref: Any, value: Array) -> None:
     ref[...] += value
 
 
-def _adds_in_place(lora: Any) -> bool:
+def _adds_in_place(lora: Lora | None) -> bool:
     """Whether the backward pass may add to the gradients layer by layer, not once it has those of all layers.
 
     Not where the model's own weights train: the layers are scanned over them and read them at an index too,
-    which JAX has no accumulation for. And before 0.12 JAX takes one gradient for another where some of what it
-    scans over are parameters and some are made of parameters, as adapters that differ by layer are, and saved
-    weights of another type.
+    which JAX has no accumulation for. Adapters that differ by layer, and saved weights of another type, are
+    made of parameters, and are scanned over beside others that are parameters.
     """
     if lora is None:
         return False
-    if jax.__version_info__ >= (0, 12):
-        return True
-    is_by_layer = lambda x: isinstance(x, ByLayer)  # noqa: E731
-    return not lora.saved and not any(map(is_by_layer, jax.tree.leaves(lora, is_leaf=is_by_layer)))
+    return compat.adds_to_some_of_a_scan() or not (lora.saved or lora.differs_by_layer)
 
 
 def gathered(trainable: Params) -> Params:

@@ -1,9 +1,13 @@
 """Every kind of adapter, as settings, and adapters as after some training."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from phi3_jax import LoraConfig
+from phi3_jax import LoraConfig, Phi3ForCausalLM
+from phi3_jax.lora import Lora, init_lora
 
 IDS = jnp.array([[3, 4, 5, 6, 0], [7, 18, 9, 1, 2]])
 
@@ -43,3 +47,23 @@ def shaken(lora, seed=1):
         for (path, leaf), key in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(tree, moved)
+
+
+# Of plain kinds: with what makes them differ.
+PLAIN = {
+    "rsLoRA": {"target_modules": ["qkv_proj", "down_proj", "lm_head"], "r": 3, "use_rslora": True},
+    "slices": {"target_modules": ["q_proj", "v_proj", "up_proj"]},
+    "layers and patterns": {
+        "target_modules": ["o_proj", "down_proj"],
+        "layers_to_transform": [0, 2],
+        "rank_pattern": {"layers.2.mlp.down_proj": 4},
+    },
+}
+
+
+def trained(model: Phi3ForCausalLM, seed: int = 0, **config: Any) -> Lora:
+    """As after some training: nothing is what it was at the start."""
+    config = {"r": 2, "lora_alpha": 3, "target_modules": ["o_proj"], **config}
+    shapes = jax.eval_shape(lambda: init_lora(model, LoraConfig(**config), jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)

@@ -10,8 +10,8 @@ from phi3_jax import InputError, LoraConfig
 from phi3_jax.lora import LoraEmbedding, config_targets, eva_init, init_lora
 from phi3_jax.lora.eva import _distributed, _Source
 from phi3_jax.lora.pca import IncrementalPCA
+from phi3_jax.lora.stack import unstacked
 from phi3_jax.lora.targets import checkpoint_name
-from phi3_jax.lora.tree import unstacked
 from phi3_jax.quant import quantize_model
 
 KEY = jax.random.key(0)

@@ -7,8 +7,9 @@ import pytest
 
 from phi3_jax import InputError
 from phi3_jax.lora import DoraLinear, LoraLinear
-from phi3_jax.lora.fused import find_blocks, fits, fused, parted, slice_table
-from phi3_jax.lora.tree import Slice, stacked, unstacked
+from phi3_jax.lora.fused import find_blocks, fits, fused, slice_table, split
+from phi3_jax.lora.stack import stacked, unstacked
+from phi3_jax.lora.tree import Slice
 
 ROWS = {"q_proj": (0, 4), "k_proj": (4, 6), "v_proj": (6, 8)}
 Q, K, V = (Slice("qkv_proj", *rows, 8, name) for name, rows in ROWS.items())
@@ -67,7 +68,7 @@ def test_parted_is_the_reverse_to_the_last_bit():
     # Thousands of numbers: many of them have another last bit than the quotient.
     parts = [(Q, lora(Q, 999, 5 / 3)), (K, lora(K, 1, 7 / 3, lora_bias=np.float32([0.1, 0.3]))), (V, lora(V, 999, 0.7))]
     whole = fused(parts)
-    back = parted(whole, [(rows, one.rank, one.scaling) for rows, one in parts])
+    back = split(whole, [(rows, one.rank, one.scaling) for rows, one in parts])
     for (_, one), again in zip(parts, back, strict=True):
         assert again.scaling == one.scaling
         np.testing.assert_allclose(again.lora_B, one.lora_B, rtol=1.2e-7)

@@ -8,7 +8,7 @@ import pytest
 
 from phi3_jax import InputError, LoraConfig
 from phi3_jax.lora import ByLayer, ResidualLora, init_lora, merge_lora, parameter_table, unmerge_lora
-from phi3_jax.lora.tree import unstacked
+from phi3_jax.lora.stack import unstacked
 from tests.helpers.adapters import IDS, VARIANTS, config, shaken
 
 BIAS = {"lora_bias": True, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"1.mlp.down_proj": 1}}

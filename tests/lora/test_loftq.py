@@ -7,8 +7,8 @@ import pytest
 
 from phi3_jax import InputError, LoraConfig
 from phi3_jax.hf.checkpoint import abstract_model, load_model, save_model
-from phi3_jax.lora.loftq import LoftqQuantizer, loftq_init, low_rank
-from phi3_jax.lora.tree import unstacked
+from phi3_jax.lora.loftq import LoftqQuantizer, loftq_init, nearest_of_rank
+from phi3_jax.lora.stack import unstacked
 from phi3_jax.quant import NF4Weight, quantize_nf4
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -80,7 +80,7 @@ def test_the_update_of_the_untouched_base_is_zero_at_first(tiny):
 
 
 def test_a_weight_of_no_rank():
-    a, b = low_rank(np.zeros((6, 4), np.float32), 2)
+    a, b = nearest_of_rank(np.zeros((6, 4), np.float32), 2)
     assert a.shape == (2, 4)
     assert b.shape == (6, 2)
     np.testing.assert_array_equal(b @ a, 0)

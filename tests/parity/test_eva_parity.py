@@ -13,8 +13,8 @@ transformers = pytest.importorskip("transformers")
 
 from phi3_jax import LoraConfig, Phi3ForCausalLM  # noqa: E402
 from phi3_jax.lora import eva_init  # noqa: E402
+from phi3_jax.lora.stack import unstacked  # noqa: E402
 from phi3_jax.lora.targets import checkpoint_name  # noqa: E402
-from phi3_jax.lora.tree import unstacked  # noqa: E402
 from tests.helpers.references import torch_phi3  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

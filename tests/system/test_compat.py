@@ -2,15 +2,21 @@
 
 import argparse
 import sys
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import jsonargparse
+import numpy as np
 import pyarrow
 import pytest
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from phi3_jax.system.compat import (
     EventFile,
+    adds_to_some_of_a_scan,
     harness_command,
     hide_options,
     is_compressed,
@@ -132,3 +138,32 @@ def test_an_option_for_a_whole_section_can_be_hidden():
     hide_options(parser, {"model"})
     assert "--model CONFIG" not in parser.format_help()
     assert "--model.key KEY" in parser.format_help()
+
+
+class TestJax:
+    def test_gradients_are_taken_one_for_another_where_some_of_a_scan_are_parameters(self):
+        """If this fails on the oldest JAX that is supported, `adds_to_some_of_a_scan` may go."""
+
+        def total(made_of, as_it_is):
+            def layer(carry, scanned):
+                return carry + jnp.sum(jnp.sin(scanned[0])) * jnp.sum(jnp.cos(scanned[1])), None
+
+            return jax.lax.scan(layer, 0.0, (2 * made_of, as_it_is))[0]
+
+        @jax.jit
+        def accumulated(*params):
+            sums = tuple(jax.new_ref(jnp.zeros_like(x)) for x in params)
+            jax.vjp(total, *params)[1].with_refs(*sums)(1.0)
+            return [ref[...] for ref in sums]
+
+        params = jnp.arange(6.0).reshape(3, 2), jnp.arange(7.0, 13).reshape(3, 2)
+        pairs = zip(accumulated(*params), jax.grad(total, (0, 1))(*params), strict=True)
+        assert all(np.allclose(*pair, rtol=1e-5) for pair in pairs) == adds_to_some_of_a_scan()
+
+    def test_a_jax_without_the_fault_is_not_yet_the_oldest(self):
+        (oldest,) = (
+            need.removeprefix("jax>=").split(".")
+            for need in tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
+            if need.startswith("jax>=")
+        )
+        assert tuple(map(int, oldest)) < (0, 12), "remove adds_to_some_of_a_scan"

@@ -3,20 +3,29 @@
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.lora.adapters import DoraEmbedding, DoraLinear, HeadRows, LoraEmbedding, LoraLinear, TokenRows
-from phi3_jax.lora.base_weights import is_quantized, layer_weights, module_weight, saved_weight, weight_rows
+from phi3_jax.lora.adapters import (
+    DoraEmbedding,
+    DoraLinear,
+    HeadRows,
+    LoraEmbedding,
+    LoraLinear,
+    StackableAdapter,
+    TokenRows,
+)
+from phi3_jax.lora.base_weights import holds_quantized, map_weights, saved_weight, weight_rows
 from phi3_jax.lora.describe import described
 from phi3_jax.lora.fused import slice_table
-from phi3_jax.lora.initialisers import olora_start, pissa_start
+from phi3_jax.lora.initialisers import AandB, olora, pissa, residual
+from phi3_jax.lora.stack import ByLayer, ModuleAdapter
 from phi3_jax.lora.targets import Module, config_targets, saved_modules
-from phi3_jax.lora.tree import ByLayer, Lora
+from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
 
@@ -27,24 +36,36 @@ def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> 
     Before training they change nothing (but with `init_lora_weights=False`). The numbers depend on
     `key` and on a module's name and shape, not on which other modules have adapters.
 
-    **Arguments**
-    - `model`: the base. Of an abstract one (`nnx.eval_shape`) only shapes are known, which is enough
-      but for DoRA, PiSSA, OLoRA, `modules_to_save` and `trainable_token_indices`.
-    - `key`: what everything random is drawn from.
+    Args:
+        model: The base. Of an abstract one (`nnx.eval_shape`) only shapes are known, which is enough but for
+            DoRA, PiSSA, OLoRA, `modules_to_save` and `trainable_token_indices`.
+        config: Which modules, of which rank, scale and kind.
+        key: What everything random is drawn from.
 
-    Raises `InputError` where a setting matches nothing (see `config_targets`), and for the starts that
-    need more than the model: `eva` (`eva_init`, which sees data) and `loftq` (`loftq_init`, which
-    quantises the base).
+    Raises:
+        InputError: Where a setting matches nothing (see `config_targets`), and for the initialisers that
+            need more than the model: `eva` (`eva_init`, which sees data) and `loftq` (`loftq_init`, which
+            quantises the base).
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> from flax import nnx
+        >>> sizes = dict(vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=2, head_dim=8)
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> lora = p3.init_lora(model, p3.LoraConfig(r=4, target_modules=["o_proj", "lm_head"]), jax.random.key(0))
+        >>> {name: adapter.lora_A.shape for name, adapter in lora.items()}
+        {'model.layers.self_attn.o_proj': (2, 4, 16), 'lm_head': (4, 16)}
     """
     if config.init_lora_weights in ("eva", "loftq"):
-        start = config.init_lora_weights
-        raise InputError(f"init_lora_weights is {start}, which {start}_init computes, not init_lora; call that")
+        name = config.init_lora_weights
+        raise InputError(f"init_lora_weights is {name}, which {name}_init computes, not init_lora; call that")
     modules = config_targets(model, config)
     return assemble(model, config, modules, {m.name: init_module(model, m, config, key) for m in modules})
 
 
 def assemble(
-    model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[Module], adapters: Mapping[str, Any]
+    model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[Module], adapters: Mapping[str, ModuleAdapter]
 ) -> Lora:
     """The whole of it: `adapters` for `modules`, and what else the configuration trains, as the base has it."""
     adapters = {**adapters, **_token_rows(model, config, adapters)}
@@ -59,12 +80,15 @@ def resolved(config: LoraConfig, modules: Iterable[Module], num_layers: int, sav
     return described(config, found, num_layers, saved)
 
 
-def init_module(model: Phi3ForCausalLM, module: Module, config: LoraConfig, key: PRNGKeyArray) -> Any:
+def init_module(model: Phi3ForCausalLM, module: Module, config: LoraConfig, key: PRNGKeyArray) -> ModuleAdapter:
     """The adapter of one module."""
     # A checksum, since Python's own hash of a string differs from run to run.
     key = jax.random.fold_in(key, zlib.crc32(module.name.encode()))
 
-    def make(part: Module, r: int, alpha: float, index: int) -> Any:
+    if module.is_embedding:
+        return _init_embedding(model, module, config, key)
+
+    def make(part: Module, r: int, alpha: float, index: int) -> StackableAdapter:
         # The first group of layers has the numbers that all layers have where they do not differ.
         return _init(model, part, config, r, alpha, jax.random.fold_in(key, index) if index else key)
 
@@ -72,8 +96,8 @@ def init_module(model: Phi3ForCausalLM, module: Module, config: LoraConfig, key:
 
 
 def by_layer_groups(
-    module: Module, config: LoraConfig, num_layers: int, make: Callable[[Module, int, float, int], Any]
-) -> Any:
+    module: Module, config: LoraConfig, num_layers: int, make: Callable[[Module, int, float, int], StackableAdapter]
+) -> StackableAdapter | ByLayer:
     """`make(module, r, α, 0)`, or where the layers of a stacked module differ, or some have no adapter, a
     `ByLayer` of what it makes of each group of equal ones.
     """
@@ -94,45 +118,47 @@ def layer_groups(module: Module, config: LoraConfig) -> Iterator[tuple[tuple[int
     return ((tuple(layers), r, alpha) for (r, alpha), layers in groups.items())
 
 
-def _init(model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int, alpha: float, key: PRNGKeyArray) -> Any:
+def _init(
+    model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int, alpha: float, key: PRNGKeyArray
+) -> StackableAdapter:
     scaling = config.scaling_of(r, alpha)
-    if module.is_embedding:
-        return _init_embedding(model, module, config, r, scaling, key)
     if config.start_is_in_update:
-        _check_start(model, module, config, r)
-        start = olora_start if config.init_lora_weights == "olora" else pissa_start(str(config.init_lora_weights), key)
-        return start(layer_weights(model, module), r, scaling, config.lora_dropout)
-    a, b = _random_start(module, config.init_lora_weights, r, key)
+        _check_directions(model, module, config, r)
+        initialiser = olora if config.init_lora_weights == "olora" else pissa(str(config.init_lora_weights), key)
+        initial = map_weights(model, module, partial(initialiser, r=r, scaling=scaling))
+        return residual(initial, scaling, config.lora_dropout)
+    a, b = _random_a_and_b(module, config.init_lora_weights, r, key)
     if config.use_dora:
         # m starts at ‖V‖: that of the base where B is zero.
-        plain = LoraLinear(a, b, scaling)
-        magnitude = layer_weights(model, module)(_row_norms, plain)
+        magnitude = map_weights(model, module, _row_norms, LoraLinear(a, b, scaling))
         return DoraLinear(a, b, magnitude, scaling, config.lora_dropout)
     bias = jnp.zeros(b.shape[:-1], jnp.float32) if config.lora_bias else None
     return LoraLinear(a, b, scaling, config.lora_dropout, bias)
 
 
-def _check_start(model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int) -> None:
-    start = config.init_lora_weights
+def _check_directions(model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int) -> None:
+    name = config.init_lora_weights
     if r > min(module.shape):
         raise InputError(
-            f"r is {r}, but init_lora_weights {start} finds only {min(module.shape)} directions in {module.suffix} "
+            f"r is {r}, but init_lora_weights {name} finds only {min(module.shape)} directions in {module.suffix} "
             f"({module.shape[0]}×{module.shape[1]}); lower r"
         )
-    if str(start).startswith("pissa") and is_quantized(model, module.parent):
+    if str(name).startswith("pissa") and holds_quantized(model, module.parent):
         raise InputError(
-            f"init_lora_weights {start} needs the unquantised weights of {module.suffix}; leave quantization out, or "
+            f"init_lora_weights {name} needs the unquantised weights of {module.suffix}; leave quantization out, or "
             "give loftq"
         )
 
 
 def _row_norms(weight: Float[Array, "out in"], plain: LoraLinear) -> Float[Array, "out"]:
-    return jnp.linalg.norm(plain.merged(weight), axis=1)
+    return jnp.asarray(jnp.linalg.norm(plain.merged(weight), axis=1))
 
 
-def _random_start(
-    module: Module, start: bool | str, r: int, key: PRNGKeyArray
-) -> tuple[Float[Array, "*stack r in"], Float[Array, "*stack out r"]]:
+def _itself(weight: Array) -> Array:
+    return weight
+
+
+def _random_a_and_b(module: Module, initialiser: bool | str, r: int, key: PRNGKeyArray) -> AandB:
     """PEFT's A and B of a linear layer (`LoraLayer.reset_lora_parameters`, `orthogonal_init`).
 
     - True: A Kaiming-uniform with a = √5, that is uniform in ±1/√in; B zero.
@@ -145,34 +171,37 @@ def _random_start(
     a_key, b_key = jax.random.split(key)
     a_shape = (*module.stack, r, in_features)
     b_shape = (*module.stack, out_features, r)
-    if start == "orthogonal":
+    if initialiser == "orthogonal":
         q_key, key = jax.random.split(key)
         q = jnp.linalg.qr(jax.random.normal(q_key, (*module.stack, r, r), jnp.float32))[0]
         x_key, y_key = jax.random.split(key)
         x = jax.random.normal(x_key, (*module.stack, in_features, r // 2), jnp.float32)
         y = jax.random.normal(y_key, (*module.stack, out_features, r // 2), jnp.float32)
         return jnp.swapaxes(x @ q[..., 0::2, :], -1, -2) / 10, y @ q[..., 1::2, :] / 10
-    if start == "gaussian":
+    if initialiser == "gaussian":
         a = jax.random.normal(a_key, a_shape, jnp.float32) / r
     else:
         a = _uniform(a_key, a_shape, 1 / math.sqrt(in_features))
     b = jnp.zeros(b_shape, jnp.float32)
-    if start is False:
+    if initialiser is False:
         b = _uniform(b_key, b_shape, 1 / math.sqrt(r))
     return a, b
 
 
 def _init_embedding(
-    model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int, scaling: float, key: PRNGKeyArray
+    model: Phi3ForCausalLM, module: Module, config: LoraConfig, key: PRNGKeyArray
 ) -> LoraEmbedding | DoraEmbedding:
-    """PEFT's start of an embedding: A zero (random with False), B standard normal, for every setting.
+    """PEFT's A and B of an embedding: A zero (random with False), B standard normal, for every setting.
 
-    Raises `InputError` for what PEFT has for linear layers alone.
+    Raises:
+        InputError: For what PEFT has for linear layers alone.
     """
     if config.lora_bias or config.init_lora_weights not in (True, False, "gaussian"):
         what = "lora_bias" if config.lora_bias else f"init_lora_weights {config.init_lora_weights}"
         raise InputError(f"{what} is not for embeddings; leave it out, or {module.suffix} out of target_modules")
     vocab, hidden = module.shape
+    r, alpha = config.rank_and_alpha(module.name)
+    scaling = config.scaling_of(r, alpha)
     a_key, b_key = jax.random.split(key)
     a = jnp.zeros((r, vocab), jnp.float32)
     if config.init_lora_weights is False:
@@ -180,11 +209,11 @@ def _init_embedding(
     plain = LoraEmbedding(a, jax.random.normal(b_key, (hidden, r), jnp.float32), scaling)
     if not config.use_dora:
         return plain
-    magnitude = jnp.linalg.norm(plain.merged(module_weight(model, module)), axis=0)
+    magnitude = jnp.linalg.norm(plain.merged(map_weights(model, module, _itself)), axis=0)
     return DoraEmbedding(plain.lora_A, plain.lora_B, magnitude, scaling)
 
 
-def _token_rows(model: Phi3ForCausalLM, config: LoraConfig, adapters: Mapping[str, Any]) -> dict[str, TokenRows]:
+def _token_rows(model: Phi3ForCausalLM, config: LoraConfig, adapters: Mapping[str, object]) -> dict[str, TokenRows]:
     """The rows of `trainable_token_indices`, as they are in the base.
 
     With tied embeddings the head uses those of `embed_tokens`.
@@ -213,7 +242,8 @@ def _token_rows(model: Phi3ForCausalLM, config: LoraConfig, adapters: Mapping[st
 def token_modules(model: Phi3ForCausalLM, config: LoraConfig) -> dict[str, tuple[int, ...]]:
     """Module -> token ids of `trainable_token_indices`.
 
-    Raises `InputError` for modules other than embedding and head, and for other tokens of a tied head.
+    Raises:
+        InputError: For modules other than embedding and head, and for other tokens of a tied head.
     """
     tokens = config.trainable_token_indices or {}
     by_module = tokens if isinstance(tokens, dict) else {"embed_tokens": tokens}
