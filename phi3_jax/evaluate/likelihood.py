@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +29,12 @@ Tokens = Sequence[int]
 
 @dataclass(frozen=True)
 class Score:
-    """Of one continuation. **Fields**: `logprob`, the sum of its tokens' log-probabilities, and `is_greedy`,
-    that each of them is the most likely one."""
+    """What a model makes of one continuation.
+
+    Attributes:
+        logprob: The sum of its tokens' log-probabilities.
+        is_greedy: Whether each of its tokens is the most likely one.
+    """
 
     logprob: float
     is_greedy: bool
@@ -47,14 +50,30 @@ def score_continuations(
 ) -> Iterator[tuple[int, Score]]:
     """The requests' indices and scores, as batches finish; the longest rows come first.
 
-    **Arguments**
-    - `requests`: context and continuation, each of at least one token. Where both together are longer
-      than `max_length` + 1 (the last token is not read, only predicted), the context is cut on the left.
-    - `batch_size`: rows in a forward pass.
-    - `max_length`: tokens that the model reads; default: its positions.
+    Args:
+        model: The model.
+        requests: Context and continuation, each of at least one token. Where both together are longer than
+            `max_length` + 1 (the last token is not read, only predicted), the context is cut on the left.
+        lora: An adapter.
+        batch_size: Rows in a forward pass.
+        max_length: Tokens that the model reads; default: its positions.
 
-    Raises `InputError` for an empty context or continuation, for a continuation longer than `max_length`, and
-    where the model's logits are not finite.
+    Raises:
+        InputError: A context or continuation is empty, a continuation is longer than `max_length`, or the model's
+            logits are not finite.
+
+    Example:
+        >>> from flax import nnx
+        >>> from phi3_jax.config.model import Phi3Config
+        >>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        >>> config = Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32)
+        >>> model = Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> requests = [([1, 2, 3], [token]) for token in range(32)]
+        >>> scores = dict(score_continuations(model, requests))
+        >>> print(f"{sum(math.exp(score.logprob) for score in scores.values()):.3f}")
+        1.000
+        >>> sum(score.is_greedy for score in scores.values())
+        1
     """
     limit = model.config.max_position_embeddings if max_length is None else max_length
     # Rows that are read, and who asks about them: index, number of tokens asked for, the last of them.
@@ -69,7 +88,7 @@ def score_continuations(
     for start in range(0, len(ordered), max(size, 1)):
         part = ordered[start : start + size]
         batch = _pack(part, [rows[row] for row in part], size, limit)
-        figures = jax.device_get(_batch_scores(graph, state, lora, **batch))
+        figures = jax.device_get(_batch_scores(graph, state, lora, *batch))
         for place, row in enumerate(part):
             for column, (index, asked, last) in enumerate(rows[row]):
                 yield index, _read(figures, place, column, asked, last)
@@ -88,8 +107,8 @@ def _check(index: int, context: Tokens, continuation: Tokens, limit: int) -> Non
 
 def _pack(
     part: Sequence[tuple[int, ...]], asked: Sequence[Sequence[tuple[int, int, int]]], size: int, limit: int
-) -> dict[str, Any]:
-    """The arguments of `_batch_scores`, in sizes that recur: each size is a compilation."""
+) -> tuple[Int[np.ndarray, "batch seq"], Int[np.ndarray, "batch"], Int[np.ndarray, "batch candidates"], int]:
+    """The last arguments of `_batch_scores`, in sizes that recur: each size is a compilation."""
     length = min(bucket(len(part[0])), limit)
     before_last = max(number - 1 for who in asked for _, number, _ in who)
     candidates = max(len(who) for who in asked)
@@ -101,15 +120,14 @@ def _pack(
         lasts[place, : len(who)] = [last for _, _, last in who]
     # Predicting more places than asked for costs little: the head is a small part of the model.
     inner = min(4 * power(math.ceil(before_last / 4), 4), length - 1) if before_last else 0
-    return {"input_ids": input_ids, "lengths": lengths, "lasts": lasts, "inner": inner}
+    return input_ids, lengths, lasts, inner
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="inner")
+@partial(jax.jit, static_argnames=("graph", "inner"))
 def _batch_scores(
-    graph: Any,
-    state: Any,
+    graph: nnx.GraphDef[Phi3ForCausalLM],
+    state: nnx.State[str | int, object],
     lora: Lora | None,
-    *,
     input_ids: Int[Array, "batch seq"],
     lengths: Int[Array, "batch"],
     lasts: Int[Array, "batch candidates"],
@@ -117,12 +135,13 @@ def _batch_scores(
 ) -> dict[str, Array]:
     """What the last places of each row, padded on the right, say of the tokens after them.
 
-    - `logprobs` and `hits` `[batch, inner]`: of the row's own last `inner` tokens, the log-probability
-      and whether it is the most likely one. Where a row is shorter, its first entries mean nothing.
-    - `last_logprobs` `[batch, candidates]`, `guess` `[batch]`: of the token after the row, the
-      log-probability of each candidate, and the most likely one.
+    Returns:
+        `logprobs` and `hits` `[batch, inner]`: of the row's own last `inner` tokens, the log-probability
+        and whether it is the most likely one. Where a row is shorter, its first entries mean nothing.
+        `last_logprobs` `[batch, candidates]`, `guess` `[batch]`: of the token after the row, the
+        log-probability of each candidate, and the most likely one.
     """
-    model: Phi3ForCausalLM = nnx.merge(graph, state)
+    model = nnx.merge(graph, state)
     real = jnp.arange(input_ids.shape[1]) < lengths[:, None]
     x = model.last_hidden_state(input_ids, attention_mask=real.astype(jnp.int32), lora=lora)  # [B, T, H]
     places = jnp.maximum(lengths[:, None] - 1 - inner + jnp.arange(inner + 1), 0)  # [B, inner + 1]

@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from jinja2.exceptions import TemplateError
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.data.template import render_chat
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.evaluate.likelihood import Tokens, score_continuations
 from phi3_jax.generation.decode import generate
 from phi3_jax.generation.stop import StopStrings
@@ -35,30 +36,55 @@ from phi3_jax.parallel.mesh import auto_dtype
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, Tokens, Tokens]  # texts (None: no entry in the cache), context, continuation
+
+
+class Settings(TypedDict, total=False):
+    """How `Phi3JaxLM` works, each as the class describes it."""
+
+    batch_size: int | str
+    max_length: int | None
+    add_bos_token: bool | None
+    prefix_token_id: int | None
+
+
+class _Rolling(Protocol):
+    """The harness's request for a text's log-probability."""
+
+    args: tuple[str]
+
+
+class _Generation(Protocol):
+    """The harness's request for an answer to a context, and how to generate it."""
+
+    args: tuple[str, Mapping[str, object]]
 
 
 @register_model("phi3_jax")
 class Phi3JaxLM(TemplateLM):
     """A model, its tokenizer and perhaps an adapter for `lm_eval.simple_evaluate(model=...)`.
 
-    **Arguments**
-    - `model`, `tokenizer`, `lora`: as `Phi3ForCausalLM.from_pretrained`, `load_tokenizer` and
-      `load_adapter` give them; `Phi3JaxLM.from_pretrained` calls all three.
-    - `batch_size`: rows in a forward pass, and answers generated side by side.
-    - `max_length`: longest row in tokens, prompt and answer together; default: the model's positions.
-    - `add_bos_token`: True puts the BOS before every text, False before none; default: as the tokenizer does.
-    - `prefix_token_id`: what an empty context becomes; default: the BOS, else the end token.
+    Args:
+        model: As `Phi3ForCausalLM.from_pretrained` gives it; `Phi3JaxLM.from_pretrained` loads all three.
+        tokenizer: As `load_tokenizer` gives it.
+        lora: As `load_adapter` gives it.
+        batch_size: Rows in a forward pass, and answers generated side by side.
+        max_length: Longest row in tokens, prompt and answer together; default: the model's positions.
+        add_bos_token: True puts the BOS before every text, False before none; default: as the tokenizer does.
+        prefix_token_id: What an empty context becomes; default: the BOS, else the end token.
 
-    Raises `InputError` for values out of range.
+    Raises:
+        InputError: A value is out of range.
     """
 
     def __init__(
         self,
         model: Phi3ForCausalLM,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         lora: Lora | None = None,
         batch_size: int | str = 8,
@@ -72,6 +98,8 @@ class Phi3JaxLM(TemplateLM):
             raise InputError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         if max_length is not None and not 1 < max_length <= positions:
             raise InputError(f"max_length is {max_length}, expected 2 to {positions}, the model's positions")
+        if add_bos_token and tokenizer.bos_token_id is None:
+            raise InputError("add_bos_token is true, and the tokenizer has no BOS; leave it out")
         self.model = model
         self.tokenizer = tokenizer
         self.lora = lora
@@ -90,16 +118,21 @@ class Phi3JaxLM(TemplateLM):
         quantization: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Self:
         """Loads a checkpoint and an adapter: folders or hub ids.
 
-        **Arguments**
-        - `dtype`: of the weights; auto: bfloat16, on a CPU float32.
-        - `quantization`: `nf4` or `int8`, see `Phi3ForCausalLM.from_pretrained`.
-        - `settings`: those of the class.
+        Args:
+            pretrained: The checkpoint.
+            adapter: The adapter, where there is one.
+            dtype: Of the weights; auto: bfloat16, on a CPU float32.
+            quantization: `nf4` or `int8`, see `Phi3ForCausalLM.from_pretrained`.
+            revision: Of the checkpoint.
+            local_files_only: Whether nothing may be downloaded.
+            **settings: Those of the class.
 
-        Raises `InputError` for what cannot be loaded, an adapter for another base among it.
+        Raises:
+            InputError: Something cannot be loaded, or the adapter is for another base.
         """
         from phi3_jax.hf.checkpoint import load_model
         from phi3_jax.hf.hub import resolve_checkpoint
@@ -113,14 +146,15 @@ class Phi3JaxLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(
-        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, object] | None = None
     ) -> Self:
         """What the harness calls with its `model_args`: the arguments of `from_pretrained`.
 
         Of `additional_config` the batch size counts. Which device computes is JAX's matter
         (JAX_PLATFORMS), not the harness's, which always says one.
 
-        Raises `InputError` for an unknown name, and without `pretrained`.
+        Raises:
+            InputError: A name is unknown, or `pretrained` is missing.
         """
         given = dict(arg_dict)
         if batch_size := (additional_config or {}).get("batch_size"):
@@ -139,7 +173,7 @@ class Phi3JaxLM(TemplateLM):
         return cls.from_pretrained(**(given | paths))
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, object] | None = None) -> Self:
         """The same for `pretrained=FOLDER,adapter=FOLDER,...`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
@@ -147,10 +181,15 @@ class Phi3JaxLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        """The token that ends a text."""
+        token = self.tokenizer.eos_token_id
+        if token is None:
+            raise InputError("the tokenizer has no end token, and the harness needs one; give a tokenizer with one")
+        return token
 
     @property
     def prefix_token_id(self) -> int:
+        """What an empty context becomes."""
         if self._prefix_token_id is not None:
             return self._prefix_token_id
         bos = self.tokenizer.bos_token_id
@@ -158,17 +197,19 @@ class Phi3JaxLM(TemplateLM):
 
     @property
     def max_gen_toks(self) -> int:
+        """Longest answer, where a task does not say."""
         return 256
 
     @property
     def tokenizer_name(self) -> str:
+        """Part of the name of the harness's cache."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
-    def get_model_info(self) -> dict[str, Any]:
+    def get_model_info(self) -> dict[str, str]:
         """What the harness writes into its results beside the arguments."""
         return {"model_dtype": str(self.model.dtype)}
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Token ids; a text that begins with the BOS already gets no second one."""
         wanted = self.add_bos_token if add_special_tokens is None else add_special_tokens
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
@@ -180,8 +221,9 @@ class Phi3JaxLM(TemplateLM):
         with telling_panics("a text of the task", self.tokenizer.backend_tokenizer, [string]):
             ids = self.tokenizer.encode(string, **settings)
         # Not every tokenizer.json says where the BOS goes that is asked for.
-        if self.add_bos_token and add_special_tokens and ids[:1] != [self.tokenizer.bos_token_id]:
-            return [self.tokenizer.bos_token_id, *ids]
+        bos = self.tokenizer.bos_token_id
+        if self.add_bos_token and add_special_tokens and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
         return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -207,7 +249,7 @@ class Phi3JaxLM(TemplateLM):
     # What the harness has it do.
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
         excess = [len(context) + len(continuation) - self.max_length - 1 for context, continuation in pairs]
@@ -223,7 +265,7 @@ class Phi3JaxLM(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", texts, scores[index])
         return scores
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[_Rolling], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each text, in windows of `max_length` that overlap by one token."""
         windows: list[Request] = []
         owners: list[int] = []
@@ -244,10 +286,11 @@ class Phi3JaxLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[_Generation], disable_tqdm: bool = False) -> list[str]:
         """The answers, cut at the first text of `until`; requests of equal settings share batches.
 
-        Raises `InputError` for settings that are unknown or out of range.
+        Raises:
+            InputError: A setting is unknown or out of range.
         """
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -261,7 +304,9 @@ class Phi3JaxLM(TemplateLM):
             self.cache_hook.add_partial("generate_until", requests[index].args, answer)
         return answers
 
-    def _generate(self, pairs: Sequence[tuple[str, Any]], indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def _generate(
+        self, pairs: Sequence[tuple[str, Mapping[str, object]]], indices: Sequence[int]
+    ) -> Iterator[tuple[int, str]]:
         """Answers to contexts of one and the same settings, with their `indices`; the longest prompts come first."""
         settings, until = self._settings(pairs[0][1])
         room = self.max_length - settings.max_new_tokens
@@ -310,9 +355,9 @@ class Phi3JaxLM(TemplateLM):
         wanted = False if has_bos_prefix(context, self.tokenizer.bos_token) else self.add_bos_token
         return self._encode(context, wanted) or [self.prefix_token_id]
 
-    def _settings(self, gen_kwargs: Mapping[str, Any]) -> tuple[GenerationConfig, list[str]]:
+    def _settings(self, gen_kwargs: Mapping[str, object]) -> tuple[GenerationConfig, list[str]]:
         """What the harness's generation settings are called here, and the texts that end an answer."""
-        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs), self.max_gen_toks))
+        kwargs: dict[str, object] = dict(normalize_gen_kwargs(dict(gen_kwargs), self.max_gen_toks))
         until = handle_stop_sequences(kwargs.pop("until"), eos=self.tokenizer.eos_token)
         max_new_tokens = kwargs.pop("max_gen_toks")
         if not kwargs["do_sample"]:
@@ -336,5 +381,5 @@ class Phi3JaxLM(TemplateLM):
             )
 
 
-def _progress(items: Iterable[Any], total: int, what: str, disable: bool) -> Iterable[Any]:
-    return tqdm(items, total=total, desc=what, disable=disable)
+def _progress(items: Iterable[T], total: int, what: str, disable: bool) -> Iterator[T]:
+    yield from tqdm(items, total=total, desc=what, disable=disable)

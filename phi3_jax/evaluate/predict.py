@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data import TokenizedRows, eval_batches
 from phi3_jax.data.pipeline import eval_order
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.evaluate.metrics import Metric, Scores, TokenLoss
 from phi3_jax.evaluate.predictions import Prediction
 from phi3_jax.generation.text import answer_prompts, prompt_seeds
@@ -28,11 +28,18 @@ from phi3_jax.training.step import make_eval_step
 class Task:
     """What every model is to do.
 
-    **Fields**: `data`, the section that `rows` are of; `settings`, how to answer; `pad_id`, what fills rows;
-    `rows_each`, rows of a forward pass on each of the `devices`.
+    Attributes:
+        tokenizer: The base's.
+        rows: What is evaluated.
+        data: The section that `rows` are of.
+        metrics: What is measured.
+        settings: How to answer.
+        pad_id: The token that fills rows.
+        devices: Where the models are.
+        rows_each: Rows of a forward pass on each of the devices.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     rows: TokenizedRows
     data: DataSection
     metrics: Sequence[Metric]
@@ -48,19 +55,30 @@ class Task:
 
     @property
     def needs_answers(self) -> bool:
+        """Whether the models have to answer."""
         return any(metric.needs_answers for metric in self.metrics)
 
     @property
     def needs_loss(self) -> bool:
+        """Whether the rows' losses are asked for."""
         return any(isinstance(metric, TokenLoss) for metric in self.metrics)
 
     def prompt(self, row: int) -> list[int]:
         """The tokens before a row's last assistant turn; none where there is no such turn."""
-        return self.rows[row][0][: self.rows.prompt_lengths[row]].tolist()
+        prompt: list[int] = self.rows[row][0][: self.rows.prompt_lengths[row]].tolist()
+        return prompt
 
 
 class Runner:
-    """A model that is loaded, with whichever adapter."""
+    """A model that is loaded, with whichever adapter.
+
+    Args:
+        model: The model; its weights move to where the mesh has them.
+        devices: Where it is to be.
+
+    Attributes:
+        model: The model on its devices.
+    """
 
     def __init__(self, model: Phi3ForCausalLM, devices: Devices) -> None:
         self._graph, state = nnx.split(model)
@@ -71,7 +89,14 @@ class Runner:
     def predictions(self, task: Task, name: str, lora: Lora | None, rows: Sequence[int]) -> Iterator[Prediction]:
         """What the model makes of these rows, as batches finish; in no certain order.
 
-        Raises `InputError` for a row whose loss is not finite.
+        Args:
+            task: What to do.
+            name: The model's, for messages.
+            lora: An adapter, None for the model itself.
+            rows: Which of the task's rows.
+
+        Raises:
+            InputError: A row's loss is not finite.
         """
         lora = task.devices.spread({"model": None, "lora": lora})["lora"]
         losses = self._losses(task, name, lora, rows) if task.needs_loss else iter(())

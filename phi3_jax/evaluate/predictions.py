@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -23,13 +22,13 @@ _PIECE = 2**16  # bytes that a fingerprint takes at a time
 class Prediction:
     """What a model made of a row.
 
-    **Fields**
-    - `id`: the row's number in the data, from 0.
-    - `prompt`: what the model was given, special tokens included; None where the row has no assistant turn.
-    - `reference`: the last assistant turn of the data.
-    - `answer`, `finish_reason`: the model's, see `phi3_jax.generation.text.Answer`; None where no metric
-      needs answers.
-    - `scores`: the row's own, by metric.
+    Attributes:
+        id: The row's number in the data, from 0.
+        prompt: What the model was given, special tokens included; None where the row has no assistant turn.
+        reference: The last assistant turn of the data.
+        answer: The model's; None where no metric needs answers.
+        finish_reason: Why it ended, see `phi3_jax.generation.text.Answer`.
+        scores: The row's own, by metric.
     """
 
     id: int
@@ -43,8 +42,17 @@ class Prediction:
 class PredictionFile:
     """`predictions/<name>.jsonl`: opened with the lines that an earlier call has left, and appended to.
 
-    Raises `InputError` where the file holds anything else than predictions. A last line that was cut
-    off is left out, and overwritten.
+    A last line that was cut off is left out, and overwritten.
+
+    Args:
+        path: The file.
+        rows: How many rows there are to predict.
+
+    Attributes:
+        found: The predictions of an earlier call, by row.
+
+    Raises:
+        InputError: The file holds anything else than predictions.
     """
 
     def __init__(self, path: Path, rows: int) -> None:
@@ -70,16 +78,19 @@ class PredictionFile:
                     raise InputError(f"{self._path}, line {number}: is no prediction; remove the file") from error
 
     def open(self) -> None:
+        """Makes the file ready to be appended to."""
         with storing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
             self._file.truncate(self._end)
 
     def append(self, prediction: Prediction) -> None:
+        """Adds a line."""
         # A lone surrogate, which a cut-off answer can hold, is escaped as all that is not ASCII is.
         append_line(self._file, self._path, json.dumps(asdict(prediction)))
 
     def close(self) -> None:
+        """The end of what `open` began."""
         self._file.close()
 
 
@@ -87,10 +98,13 @@ class PredictionFile:
 FREE = ("parallel", "batch_size", "name_or_path", "train")
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises `InputError` where the folder cannot be one, or holds an evaluation that this one cannot continue.
+def check_folder(folder: Path, settings: Mapping[str, object]) -> None:
+    """Looks whether an evaluation may be written to the folder, or continued in it.
 
-    It can where all settings are the same; models may come and go.
+    It may be continued where all settings are the same; models may come and go.
+
+    Raises:
+        InputError: The folder cannot be one, or holds something else.
     """
     check_writable("output_dir", folder)
     if is_main():
@@ -103,9 +117,10 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     before = read_yaml(file, "name another folder")
     if not isinstance(before, dict) or "models" not in before:
         raise InputError(f"{folder}: holds another kind of run (config.yaml); name another folder")
-    then, now = _flat(before), _flat(json.loads(json.dumps(settings)))
-    for name in (*before["models"], *settings["models"]):
-        if name not in before["models"] or name not in settings["models"]:
+    asked = json.loads(json.dumps(settings))
+    then, now = _flat(before), _flat(asked)
+    for name in (*before["models"], *asked["models"]):
+        if name not in before["models"] or name not in asked["models"]:
             then, now = ({k: v for k, v in flat.items() if k[:2] != ("models", name)} for flat in (then, now))
     changed = [
         f"{'.'.join(key)} ({then.get(key)!r} then, {now.get(key)!r} now)"
@@ -119,12 +134,12 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, object]) -> str:
     """What config.yaml holds, by which a later call knows whether it may continue."""
     return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False, allow_unicode=True)
 
 
-def _flat(settings: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def _flat(settings: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
     if not isinstance(settings, dict):
         return {path: settings}
     return {key: value for name, part in settings.items() for key, value in _flat(part, (*path, str(name))).items()}

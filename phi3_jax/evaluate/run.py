@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress
@@ -56,7 +56,14 @@ Named = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 @dataclass(frozen=True)
 class _Model:
-    """One of the models. **Fields**: `kind`, base, adapter or merged; `folder`, its local files."""
+    """One of the models.
+
+    Attributes:
+        name: What it is called.
+        kind: base, adapter or merged.
+        given: What the caller named: a folder or hub id.
+        folder: Its local files.
+    """
 
     name: str
     kind: str
@@ -79,33 +86,43 @@ def evaluate(
     local_files_only: bool = False,
     parallel: ParallelSection | None = None,
     batch_size: int = 4,
-    **generation: Any,
+    **generation: object,
 ) -> Results:
     """Measures a base, its adapters and merged checkpoints on the same rows, in the same way.
 
-    ```python
-    from phi3_jax.evaluate import evaluate
+    Args:
+        model: The base, a checkpoint folder or hub id; its tokenizer makes the rows of all models.
+        data: File, folder or hub id, or a section that says more; its `packing` and `shuffle` are not heeded.
+        adapters: Folders or hub ids, by name, or named by their last part.
+        merged: The same of merged checkpoints.
+        metrics: Names, as a sequence or with commas between them; see docs/evaluation.md.
+        output_dir: Where predictions are kept as they come, and results.json and report.html are written at the end.
+            An evaluation that was interrupted there goes on where it stopped.
+        include_base: False leaves the base's own figures out, and with them all differences.
+        dtype: Of the base; `auto` is bfloat16, and float32 on a CPU.
+        quantization: Of the base: `nf4` or `int8`.
+        revision: Of the base, on the hub.
+        local_files_only: Whether nothing may be downloaded.
+        parallel: The mesh, as in training.
+        batch_size: Rows of a device in a forward pass.
+        **generation: Fields of `GenerationConfig` over the checkpoint's own; without `do_sample` the most likely tokens
+            are taken, and `max_new_tokens` is 128.
 
-    results = evaluate("base", "test.jsonl", adapters={"orders": "out/adapter"}, metrics="loss,rouge,exact_match")
-    print(results)
-    print(results.models["orders"]["rougeL"].difference)
-    ```
+    Returns:
+        The figures of every model with their intervals, and every row's prediction.
 
-    **Arguments**
-    - `model`: the base, a checkpoint folder or hub id; its tokenizer makes the rows of all models.
-    - `data`: file, folder or hub id, or a section that says more; its `packing` and `shuffle` are not heeded.
-    - `adapters`, `merged`: folders or hub ids, by name, or named by their last part.
-    - `metrics`: names, as a sequence or parted by commas; see docs/evaluation.md.
-    - `output_dir`: where predictions are kept as they come, and results.json and report.html are written
-      at the end. An evaluation that was interrupted there goes on where it stopped.
-    - `include_base`: False leaves the base's own figures out, and with them all differences.
-    - `dtype`, `quantization`, `revision`, `local_files_only`: of the base; `auto` is bfloat16, and float32 on a CPU.
-    - `parallel`: the mesh, as in training. `batch_size`: rows of a device in a forward pass.
-    - `generation`: fields of `GenerationConfig` over the checkpoint's own; without `do_sample` the most
-      likely tokens are taken, and `max_new_tokens` is 128.
+    Raises:
+        InputError: Something is wrong with the arguments, the data, the checkpoints or the folder; nothing was written.
 
-    Raises `InputError` for whatever is wrong with the arguments, the data, the checkpoints or the
-    folder, before anything is written.
+    Example:
+        >>> import tempfile
+        >>> from phi3_jax.demo import demo_path
+        >>> data = Path(tempfile.mkdtemp()) / "test.jsonl"
+        >>> _ = data.write_text('{"prompt": "3 red mugs to Oslo?", "completion": "mugs; 3"}')
+        >>> results = evaluate(demo_path("base"), data, max_new_tokens=4)
+        >>> loss = results.models["base"]["loss"]
+        >>> 0 < loss.low <= loss.value <= loss.high
+        True
     """
     specs = split_metrics(metrics) if isinstance(metrics, str) else list(metrics)
     made = make_metrics(specs)
@@ -143,13 +160,23 @@ def evaluate(
         if target is not None:
             with together():
                 if is_main():
-                    _write(target, results, settings)
+                    _write(target, results, settings, base.given, str(section.train))
     return results
 
 
 def name_models(named: Named) -> dict[str, str]:
-    """Name -> folder or hub id. Texts may be `NAME=PATH`; without a name it is the last part of the path,
-    or the one before where that is only `adapter` or `model`, as training names what it writes."""
+    """Folders or hub ids, by name.
+
+    Texts may be `NAME=PATH`; without a name it is the last part of the path, or the one before where that is only
+    `adapter` or `model`, as training names what it writes.
+
+    Raises:
+        InputError: Two have one name.
+
+    Example:
+        >>> name_models(["orders=out/a", "out/demo/adapter"])
+        {'orders': 'out/a', 'demo': 'out/demo/adapter'}
+    """
     if isinstance(named, Mapping):
         return {str(name): str(path) for name, path in named.items()}
     models: dict[str, str] = {}
@@ -180,7 +207,7 @@ def _task(
     config: Phi3Config,
     devices: Devices,
     rows_each: int,
-    generation: Mapping[str, Any],
+    generation: Mapping[str, object],
 ) -> Task:
     """The rows and how to judge them. Raises `InputError` for rows that the metrics cannot use."""
     tokenizer = load_tokenizer(folder)
@@ -229,7 +256,7 @@ def _check_rows(task: Task, config: Phi3Config, name: str) -> None:
 
 def _settings(
     run: RunConfig, task: Task, base: _Model, models: Sequence[_Model], specs: Sequence[str]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What config.yaml says: everything that a line of predictions depends on, with fingerprints of what
     lies in files."""
     files = [spec.partition("=")[2] for spec in specs if spec.startswith("json_schema=")]
@@ -268,7 +295,7 @@ def _run_all(
     base: _Model,
     models: Sequence[_Model],
     target: Path | None,
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
     held: ExitStack,
 ) -> dict[str, list[Prediction]]:
     """Every model's predictions; those on the base first, which is loaded once."""
@@ -333,7 +360,7 @@ def _file(target: Path | None, name: str, rows: int) -> PredictionFile | None:
 
 
 def _begin(
-    target: Path | None, settings: dict[str, Any], files: Mapping[str, PredictionFile | None], held: ExitStack
+    target: Path | None, settings: Mapping[str, object], files: Mapping[str, PredictionFile | None], held: ExitStack
 ) -> None:
     """Takes the folder until `held` ends, once all that can be wrong with the input has been looked at."""
     if target is None:
@@ -364,10 +391,10 @@ def _kept(file: PredictionFile | None, predictions: Iterable[Prediction]) -> Ite
         file.close()
 
 
-def _write(target: Path, results: Results, settings: dict[str, Any]) -> None:
+def _write(target: Path, results: Results, settings: Mapping[str, object], base: str, data: str) -> None:
     """results.json and report.html, each whole or not at all."""
     # In a notebook there is no command; the folder's own settings say what was done.
-    command = command_line(["phi3-jax", "evaluate", "--model", settings["base"]["name_or_path"]])
+    command = command_line(["phi3-jax", "evaluate", "--model", base])
     found = {**results.to_dict(), "settings": settings, "command": command, "versions": versions()}
     write_text(target / "results.json", json.dumps(found, indent=4) + "\n")
     rows = list(zip(*results.predictions.values(), strict=True))
@@ -378,7 +405,7 @@ def _write(target: Path, results: Results, settings: dict[str, Any]) -> None:
     ]
     write_evaluation_report(
         target / "report.html",
-        title=f"{', '.join(results.predictions)} on {Path(str(settings['data']['train'])).name}",
+        title=f"{', '.join(results.predictions)} on {Path(data).name}",
         columns=list(results.predictions),
         metrics=report_rows(results),
         samples=samples,

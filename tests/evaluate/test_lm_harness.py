@@ -8,6 +8,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -323,6 +324,12 @@ def test_refused_requests(request_: tuple[list[int], list[int]], message: str) -
 def test_refused_arguments(arguments: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Phi3JaxLM.create_from_arg_string(arguments)
+
+
+def test_a_bos_that_the_tokenizer_does_not_have_is_refused() -> None:
+    model = Phi3ForCausalLM(CONFIG, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="the tokenizer has no BOS; leave it out"):
+        Phi3JaxLM(model, SimpleNamespace(bos_token_id=None), add_bos_token=True)
 
 
 def test_says_how_to_install_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
