@@ -69,14 +69,15 @@ def run(argv: Sequence[str]) -> None:
 
 def _print_plain(results: Any, as_json: bool) -> None:
     """The three figures of the one model."""
+    from phi3_jax.report.forms import figure_words, form_of
+
     (figures,) = results.models.values()
     values = {f"eval_{name}": found.value for name, found in figures.items()}
     if as_json:
         print(json.dumps({**values, **results.data}))
         return
-    print(f"loss            {values['eval_loss']:.4f}")
-    print(f"perplexity      {values['eval_perplexity']:.4f}")
-    print(f"token accuracy  {values['eval_token_accuracy']:.2%}")
+    for name, value in values.items():
+        print(f"{figure_words(name):<16}{form_of(name).write(value)}")
     print(f"over {results.data['target_tokens']:,} target tokens of {results.data['rows']:,} rows")
 
 

@@ -104,6 +104,11 @@ FORMS: Mapping[str, Form] = {
 }
 
 
+def figure_words(name: str) -> str:
+    """A figure's name within a sentence: `"eval_token_accuracy"` is "token accuracy"."""
+    return words(name.removeprefix("eval_"))
+
+
 def form_of(name: str) -> Form:
     """How a figure is shown; one that is not known, under its name.
 

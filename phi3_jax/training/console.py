@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from phi3_jax.report.forms import figure_words, form_of
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import printable
 
@@ -41,11 +42,9 @@ class RunConsole:
     def figures(self, row: dict[str, Any], total: int) -> None:
         """Shows a row of metrics: in the bar, or as a line of its own."""
         if "eval_loss" in row:
-            text = (
-                f"evaluation: loss {row['eval_loss']:.4f}, perplexity {row['eval_perplexity']:.3f}, "
-                f"token accuracy {row['eval_token_accuracy']:.2%}"
-            )
-            self.print(f"step {row['step']}/{total}  {text}")
+            names = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
+            text = ", ".join(f"{figure_words(name)} {form_of(name).write(row[name])}" for name in names)
+            self.print(f"step {row['step']}/{total}  evaluation: {text}")
             return
         loss = f"loss {row['loss']:.4f}" if "loss" in row else "all steps skipped"
         text = f"{loss}  {row['tokens_per_second']:,.0f} tokens/s"
@@ -56,9 +55,8 @@ class RunConsole:
     def before_and_after(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         """A line for each figure of the evaluation."""
         for name in (name for name in after if not name.endswith("_interval")):
-            percent = name in ("eval_token_accuracy", "exact_match")
-            old, new = (f"{x[name]:.1%}" if percent else f"{x[name]:.4f}" for x in (before, after))
-            self.print(f"{name.removeprefix('eval_').replace('_', ' ')}: {old} before, {new} after")
+            old, new = (form_of(name).write(figures[name]) for figures in (before, after))
+            self.print(f"{figure_words(name)}: {old} before, {new} after")
 
     def stop(self) -> None:
         self._bar.stop()
