@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from phi3_jax import Phi3Config, Phi3ForCausalLM
 from phi3_jax.config.model import RopeConfig
-from phi3_jax.config.parse import read_yaml
+from phi3_jax.config.parse import merged, read_yaml
 from phi3_jax.config.run import parse_run_config
 from phi3_jax.demo import demo_path
 from phi3_jax.training.loop import train
@@ -119,11 +119,12 @@ def train_stage(folder: Path, start: Path, rows: list[Row], held_out: list[Row],
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "eval.jsonl", held_out)
-    raw = read_yaml(ROOT / "configs" / "demo_base.yaml")
-    raw["model"]["name_or_path"] = str(start)
-    raw["data"] |= {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")}
-    raw["training"] |= {"output_dir": str(folder / "run"), "seed": seed}
-    train(parse_run_config(raw)[0])
+    stage = {
+        "model": {"name_or_path": str(start)},
+        "data": {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")},
+        "training": {"output_dir": str(folder / "run"), "seed": seed},
+    }
+    train(parse_run_config(merged(read_yaml(ROOT / "configs" / "demo_base.yaml"), stage))[0])
     return folder / "run" / "model"
 
 

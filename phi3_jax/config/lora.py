@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeGuard, TypeVar
 
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import check_expression, matches
@@ -26,13 +26,16 @@ EVA_DEFAULTS = {
 }
 
 
-class FrozenDict(dict[str, Any]):
+Value = TypeVar("Value")
+
+
+class FrozenDict(dict[str, Value]):
     """A dictionary that never changes, and so can be hashed."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
-    def _refuse(self, *_: Any, **__: Any) -> Any:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("the entries of a LoraConfig do not change; make another with dataclasses.replace")
 
     __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = _refuse
@@ -42,27 +45,47 @@ class FrozenDict(dict[str, Any]):
 class LoraConfig:
     """What PEFT's `LoraConfig` calls these things; hashable, so that it can ride in a pytree.
 
-    **Fields**
-    - `r`: rank. `lora_alpha`: the update is scaled by `lora_alpha / r`, with `use_rslora` by
-      `lora_alpha / sqrt(r)`. `lora_dropout`: probability of dropping an adapter input in training.
-    - `target_modules`: a list of whole names or `.suffixes`, a regular expression that must match
-      the whole name, or `"all-linear"` (every linear layer but the output head). `q_proj`, `k_proj`,
-      `v_proj`, `gate_proj` and `up_proj` stand for slices of Phi-3's fused layers.
-    - `exclude_modules`: names or an expression of what is left out of `target_modules`.
-    - `layers_to_transform`: a layer's index or several; the others have no adapters.
-      `layers_pattern`: the name of the list of layers, which in Phi-3 is `layers`.
-    - `rank_pattern`, `alpha_pattern`: another `r` or `lora_alpha` for modules whose names match: each
-      key is a regular expression for the end of a name, the first that matches counts.
-    - `use_dora`: weight-decomposed adapters (DoRA). `lora_bias`: a bias on B.
-    - `init_lora_weights`: True (Kaiming-uniform A, zero B), `"gaussian"` (A ~ N(0, 1/r), zero B),
-      `"orthogonal"`, `"pissa"` or `"pissa_niter_N"`, `"olora"`, `"eva"`, `"loftq"`, or False (both
-      random: for tests only, as in PEFT). `loftq_config`, `eva_config`: PEFT's settings of these two.
-    - `modules_to_save`: modules that train as a whole beside the adapters.
-    - `trainable_token_indices`: tokens whose embedding rows train, or `{module: tokens}`.
-    - `bias`, `task_type`, `base_model_name_or_path`: as in PEFT; carried so that both dictionaries of
-      a PEFT script can be handed over unchanged.
+    The fields' texts are the help of `phi3-jax train`, too.
 
-    Raises `InputError` for values that are impossible or contradict each other.
+    Attributes:
+        r: Rank of the update.
+        lora_alpha: The update is scaled by lora_alpha / r.
+        lora_dropout: Probability of dropping an adapter's input in training.
+        target_modules: all-linear (every linear layer but the output head), a list of module names or .suffixes such
+            as [qkv_proj, o_proj] or, for slices of fused layers, [q_proj, v_proj] (also k_proj, gate_proj and
+            up_proj), or one regular expression for the whole name.
+        exclude_modules: Names, or one expression, left out of target_modules.
+        layers_to_transform: Index or indices of the layers that get adapters; null for all.
+        layers_pattern: Name of the list of layers; layers.
+        rank_pattern: Other ranks by module, for example {down_proj: 32}: each key is a regular expression for the end
+            of a name, and the first that matches counts.
+        alpha_pattern: Other lora_alpha by module.
+        use_rslora: Scale by lora_alpha / sqrt(r) instead.
+        use_dora: DoRA; magnitude and direction of each weight's rows apart.
+        lora_bias: Give B a bias.
+        init_lora_weights: true (Kaiming-uniform A, zero B), gaussian (A ~ N(0, 1/r), zero B), orthogonal, pissa,
+            pissa_niter_16, olora, eva or loftq; false makes both random, for tests.
+        loftq_config: Settings of loftq, {loftq_bits, loftq_iter}.
+        eva_config: Settings of eva, {rho, tau, use_label_mask, label_mask_value, whiten, adjust_scaling_factors}.
+        modules_to_save: Modules that train as a whole beside the adapters, for example [lm_head].
+        trainable_token_indices: Ids of tokens whose embeddings train, or such lists by module.
+        bias: Phi-3 has no biases; none.
+        task_type: Phi-3 is a causal language model; CAUSAL_LM.
+        base_model_name_or_path: Base that the saved adapter names; that of the run where it is null.
+
+    Raises:
+        InputError: A value is impossible, or two contradict each other.
+
+    Example:
+        >>> from phi3_jax import LoraConfig
+        >>> config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 4})
+        >>> config.scaling
+        2.0
+        >>> config.rank_and_alpha("model.layers.0.self_attn.v_proj")
+        (4, 16)
+        >>> LoraConfig(r=0)
+        Traceback (most recent call last):
+        phi3_jax.system.errors.InputError: peft.r is 0, expected a whole number of at least 1
     """
 
     r: int = 16
@@ -223,7 +246,7 @@ class LoraConfig:
         )
 
 
-def matching_key(pattern: Mapping[str, Any] | None, name: str) -> str | None:
+def matching_key(pattern: Mapping[str, object] | None, name: str) -> str | None:
     """The first key of a rank or α pattern that is the end of `name`, as a regular expression."""
     return next((key for key in pattern or {} if matches("the pattern", _end_of_name(key), name)), None)
 
@@ -232,12 +255,12 @@ def _end_of_name(key: str) -> str:
     return rf"(.*\.)?({key})"
 
 
-def _look_up(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+def _look_up(pattern: Mapping[str, Value] | None, name: str, default: Value) -> Value:
     key = matching_key(pattern, name)
     return default if pattern is None or key is None else pattern[key]
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> object:
     if isinstance(value, set | frozenset):
         return tuple(sorted(value))
     if isinstance(value, list):
@@ -247,15 +270,15 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: object) -> bool:
     return isinstance(value, str | tuple) and all(isinstance(name, str) and name for name in value)
 
 
-def _is_index(value: Any) -> bool:
+def _is_index(value: object) -> TypeGuard[int]:
     return is_whole(value) and value >= 0
 
 
-def _is_rank(value: Any) -> bool:
+def _is_rank(value: object) -> bool:
     return _is_index(value) and value >= 1
 
 

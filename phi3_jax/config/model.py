@@ -30,9 +30,14 @@ ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 class RopeConfig:
     """Rotary embedding of a Phi-3 model.
 
-    `short_factor` and `long_factor` are LongRoPE's divisors of the frequencies, one for each
-    rotated pair of dimensions; both are None for the default RoPE. `attention_factor` multiplies
-    cos and sin (1 for the default RoPE).
+    Attributes:
+        theta: Base of the frequencies.
+        partial_rotary_factor: Share of each head's dimensions that is rotated.
+        original_max_position_embeddings: Positions up to which LongRoPE takes `short_factor`.
+        short_factor: LongRoPE's divisors of the frequencies, one for each rotated pair of dimensions; None for the
+            default RoPE.
+        long_factor: The same for longer texts.
+        attention_factor: Multiplies cos and sin; 1 for the default RoPE.
     """
 
     theta: float = 10000.0
@@ -44,16 +49,46 @@ class RopeConfig:
 
     @property
     def is_longrope(self) -> bool:
+        """Whether the frequencies depend on the length."""
         return self.long_factor is not None
 
 
 @dataclass(frozen=True)
 class Phi3Config:
-    """A model of Hugging Face's model_type `phi3`; field names are config.json's.
+    """A model of Hugging Face's model_type `phi3`; field names are config.json's, defaults Phi-3-mini's.
 
-    `source` keeps the JSON text that the configuration was read from, so that saving writes back
-    every key, also those that mean nothing here. `generation` is the text of generation_config.json,
-    which belongs to the checkpoint as well: without its end tokens a chat model does not stop.
+    Attributes:
+        vocab_size: Rows of the embedding.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Hidden units of the MLP.
+        num_hidden_layers: Decoder layers.
+        num_attention_heads: Heads of the queries.
+        num_key_value_heads: Heads of keys and values, which divide those of the queries.
+        head_dim: Width of a head.
+        max_position_embeddings: Most positions in a row.
+        rms_norm_eps: Added to the mean square in the norms.
+        hidden_act: Activation of the MLP.
+        initializer_range: Standard deviation of random weights.
+        tie_word_embeddings: Whether the output head is the embedding.
+        sliding_window: Positions that a position sees before itself; None for all.
+        resid_pdrop: Dropout that Phi-3 has and does not use.
+        attention_dropout: Dropout of attention, which cannot be trained with here.
+        bos_token_id: Token before a text.
+        eos_token_id: Token, or tokens, at its end.
+        pad_token_id: Token of padding.
+        rope: Rotary embedding.
+        source: JSON text that the configuration was read from, so that saving writes back every key, also those that
+            mean nothing here.
+        generation: Text of generation_config.json, which belongs to the checkpoint as well: without its end tokens a
+            chat model does not stop.
+
+    Example:
+        >>> from phi3_jax import Phi3Config
+        >>> config = Phi3Config(hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+        >>> config.qkv_sizes
+        (16, 8, 8)
+        >>> Phi3Config.from_dict(config.to_dict()) == config
+        True
     """
 
     vocab_size: int = 32064
@@ -103,12 +138,16 @@ class Phi3Config:
             )
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config.json") -> "Phi3Config":
-        """Reads the contents of a config.json, in the old style (`rope_theta`, `rope_scaling`)
-        or that of transformers 5 (`rope_parameters`).
+    def from_dict(cls, raw: Mapping[str, object], *, where: str = "config.json") -> "Phi3Config":
+        """Reads the contents of a config.json.
 
-        Raises `InputError` for another model_type, missing or impossible sizes, values of the wrong
-        type, unknown kinds of RoPE and LongRoPE factors of the wrong number.
+        Args:
+            raw: In the old style (`rope_theta`, `rope_scaling`) or that of transformers 5 (`rope_parameters`).
+            where: What error messages call it.
+
+        Raises:
+            InputError: Another model_type, impossible sizes, values of the wrong type, unknown kinds of RoPE, LongRoPE
+                factors of the wrong number.
         """
         if raw.get("model_type") != "phi3":
             raise InputError(
@@ -116,7 +155,7 @@ class Phi3Config:
                 "give a checkpoint of the Phi-3 family"
             )
         # transformers fills what config.json leaves out with Phi-3-mini's values; so do we.
-        values = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
+        values: dict[str, Any] = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
         for name in ("rope", "source", "generation"):
             values.pop(name, None)
         values["num_attention_heads"] = heads = raw.get("num_attention_heads", 32)
@@ -133,7 +172,11 @@ class Phi3Config:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Phi3Config":
-        """Reads `folder/config.json`, and `folder/generation_config.json` where there is one."""
+        """Reads `folder/config.json`, and `folder/generation_config.json` where there is one.
+
+        Raises:
+            InputError: As `from_dict`, and for files that are missing or no JSON.
+        """
         path = Path(folder) / "config.json"
         config = cls.from_dict(read_json(path, "give a checkpoint folder with a config.json"), where=str(path))
         generation = Path(folder) / "generation_config.json"
@@ -192,7 +235,7 @@ def _check_sizes(values: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: hidden_act is {shown(act)}, expected one of {', '.join(ACTIVATIONS)}")
 
 
-def _check_others(values: Mapping[str, Any], where: str) -> None:
+def _check_others(values: Mapping[str, object], where: str) -> None:
     """Raises `InputError` for a value of the wrong type among those that are no sizes."""
     for name in ("rms_norm_eps", "initializer_range", "resid_pdrop", "attention_dropout"):
         value = values.get(name, 0)
@@ -206,7 +249,7 @@ def _check_others(values: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: sliding_window is {shown(window)}, expected a positive whole number or null")
 
 
-def _check_tokens(values: Mapping[str, Any], where: str) -> None:
+def _check_tokens(values: Mapping[str, object], where: str) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = values.get(name)
         tokens = value if name == "eos_token_id" and isinstance(value, list | tuple) else [value]
@@ -220,7 +263,7 @@ def _attention_factor(scale: float, original: int) -> float:
     return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original))
 
 
-def _read_rope(raw: Mapping[str, Any], config: Phi3Config, where: str) -> RopeConfig:
+def _read_rope(raw: Mapping[str, object], config: Phi3Config, where: str) -> RopeConfig:
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise InputError(f"{where}: rope parameters are a {type(rope).__name__}, expected an object")

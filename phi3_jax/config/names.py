@@ -8,7 +8,12 @@ BASE, NONE = "base", "none"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The known name most like `name`: letter by letter, or by initials (`lr`), or by a part (`batch_size`)."""
+    """The known name most like `name`: letter by letter, or by initials (`lr`), or by a part (`batch_size`).
+
+    Example:
+        >>> nearest("lr", ["seed", "learning_rate"])
+        'learning_rate'
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     by_initials = [k for k in known if "".join(word[:1] for word in k.split("_")) == name]
     by_part = [k for k in known if len(name) > 3 and name in k]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import yaml
 
@@ -23,7 +23,19 @@ from phi3_jax.system.secrets import redact
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run: `phi3-jax train --config FILE --section.key value`."""
+    """A whole run: `phi3-jax train --config FILE --section.key value`.
+
+    Attributes:
+        model: The base model.
+        peft: The adapter.
+        data: Training and evaluation rows.
+        training: How to train.
+        parallel: Devices along each axis of the mesh.
+        logging: What is written beside metrics.jsonl.
+
+    Raises:
+        InputError: Two sections contradict each other.
+    """
 
     model: ModelSection
     peft: PeftSection = field(default_factory=PeftSection)
@@ -37,11 +49,24 @@ class RunConfig:
         _check_adapter(self)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
+    def from_dict(cls, raw: Mapping[str, object]) -> RunConfig:
         """Reads nested dictionaries, `{"model": {...}, "training": {...}}`, as a YAML file holds them.
 
         The names of transformers', TRL's and PEFT's arguments are understood; those without a meaning
-        here are named in a printed line. Raises `InputError` for unknown keys and wrong values.
+        here are named in a printed line.
+
+        Raises:
+            InputError: A key is unknown or a value wrong.
+
+        Example:
+            >>> from phi3_jax import RunConfig
+            >>> raw = {"model": {"name_or_path": "base"}, "training": {"max_steps": 40, "log_level": "info"}}
+            >>> run = RunConfig.from_dict(raw)
+            has no meaning in JAX, ignored: training.log_level
+            >>> run.training.max_steps, run.training.learning_rate
+            (40, 0.0001)
+            >>> RunConfig.from_dict(run.to_dict()) == run
+            True
         """
         run, notices = parse_run_config(raw)
         for notice in notices:
@@ -52,15 +77,32 @@ class RunConfig:
     def from_dicts(
         cls,
         *,
-        model: str | Mapping[str, Any],
-        training_config: Mapping[str, Any],
-        peft_config: Mapping[str, Any],
-        data: str | Mapping[str, Any],
+        model: str | Mapping[str, object],
+        training_config: Mapping[str, object],
+        peft_config: Mapping[str, object],
+        data: str | Mapping[str, object],
     ) -> RunConfig:
         """Takes the `training_config` and `peft_config` dictionaries of a TRL script as they are.
 
-        `model` is a checkpoint folder or hub id, `data` a file, folder or hub dataset id to train on,
-        or each a dictionary of its whole section.
+        Args:
+            model: Checkpoint folder or hub id, or the whole section.
+            training_config: What the script gives to TrainingArguments or SFTConfig.
+            peft_config: What it gives to LoraConfig.
+            data: File, folder or hub dataset id to train on, or the whole section.
+
+        Raises:
+            InputError: A key is unknown or a value wrong.
+
+        Example:
+            >>> from phi3_jax import RunConfig
+            >>> run = RunConfig.from_dicts(
+            ...     model="microsoft/Phi-3-mini-4k-instruct",
+            ...     training_config={"learning_rate": 5e-6, "bf16": True, "optim": "adamw_torch"},
+            ...     peft_config={"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"},
+            ...     data="chats.jsonl",
+            ... )
+            >>> run.model.dtype, run.training.optim, run.data.train
+            ('bfloat16', 'adamw', 'chats.jsonl')
         """
         return cls.from_dict(
             {
@@ -72,14 +114,18 @@ class RunConfig:
         )
 
     def changed(self, changes: Mapping[str, object]) -> RunConfig:
-        """The run with other values, by `section.key`. Raises `InputError` where they contradict the rest."""
+        """The run with other values, by `section.key`.
+
+        Raises:
+            InputError: They contradict the rest.
+        """
         sections: dict[str, dict[str, object]] = {}
         for name, value in changes.items():
             section, _, key = name.partition(".")
             sections.setdefault(section, {})[key] = value
         return replace(self, **{name: replace(getattr(self, name), **values) for name, values in sections.items()})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, dict[str, object]]:
         """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""
         return {
             section: {key: _plain(value) for key, value in values.items()} for section, values in asdict(self).items()
@@ -90,20 +136,24 @@ class RunConfig:
         return redact(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
+# Section -> its dataclass.
 SECTIONS: dict[str, type] = get_type_hints(RunConfig)
 
 
-def parse_run_config(raw: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+def parse_run_config(raw: Mapping[str, object]) -> tuple[RunConfig, list[str]]:
     """Makes a run of nested values, typed or the text of a command line.
 
-    Returns it with lines to print about names of other libraries that were ignored. Raises
-    `InputError` for the first thing that is wrong.
+    Returns:
+        The run, and lines to print about names of other libraries that were ignored.
+
+    Raises:
+        InputError: For the first thing that is wrong.
     """
     sections, notices = parse_sections(raw, SECTIONS)
     return RunConfig(**sections), notices
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """What YAML and JSON know: lists for tuples, and plain dictionaries."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}

@@ -1,6 +1,6 @@
 """The sections of a run's configuration: a dataclass each, with the names of TRL, PEFT and transformers.
 
-The `Args` of the docstrings are the command line's help texts. A section checks its own values when
+The `Attributes` of the docstrings are the command line's help texts. A section checks its own values when
 it is made.
 """
 
@@ -33,7 +33,7 @@ def _check_range(
 class ModelSection:
     """The base model.
 
-    Args:
+    Attributes:
         name_or_path: Checkpoint folder or hub id.
         dtype: Type of the base's weights in memory.
         attention: Attention kernel; auto chooses by device.
@@ -68,30 +68,7 @@ class ModelSection:
 class PeftSection(LoraConfig):
     """The adapter: the names of PEFT's LoraConfig.
 
-    Args:
-        r: Rank of the update.
-        lora_alpha: The update is scaled by lora_alpha / r.
-        lora_dropout: Probability of dropping an adapter's input in training.
-        target_modules: all-linear (every linear layer but the output head), a list of module names such as
-            [qkv_proj, o_proj] or, for slices of fused layers, [q_proj, v_proj], or one regular expression for the
-            whole name.
-        exclude_modules: Names, or one expression, left out of target_modules.
-        layers_to_transform: Index or indices of the layers that get adapters; null for all.
-        layers_pattern: Name of the list of layers; layers.
-        rank_pattern: Other ranks by module, for example {down_proj: 32}.
-        alpha_pattern: Other lora_alpha by module.
-        use_rslora: Scale by lora_alpha / sqrt(r) instead.
-        use_dora: DoRA; magnitude and direction of each weight's rows apart.
-        lora_bias: Give B a bias.
-        init_lora_weights: true (Kaiming-uniform A, zero B), gaussian, orthogonal, pissa, pissa_niter_16, olora, eva
-            or loftq; false makes both random, for tests.
-        loftq_config: Settings of loftq, {loftq_bits, loftq_iter}.
-        eva_config: Settings of eva, {rho, tau, use_label_mask, label_mask_value, whiten, adjust_scaling_factors}.
-        modules_to_save: Modules that train as a whole beside the adapters, for example [lm_head].
-        trainable_token_indices: Ids of tokens whose embeddings train.
-        bias: Phi-3 has no biases; none.
-        task_type: Phi-3 is a causal language model; CAUSAL_LM.
-        base_model_name_or_path: Base that the saved adapter names; model.name_or_path where it is null.
+    Attributes:
         init_from: Adapter folder to start from instead of fresh weights.
         full_finetuning: Train every weight of the model and no adapter.
     """
@@ -104,7 +81,7 @@ class PeftSection(LoraConfig):
 class DataSection:
     """Training and evaluation rows.
 
-    Args:
+    Attributes:
         train: File (JSON, JSONL, Parquet, CSV), folder of files, save_to_disk folder, or hub dataset id.
         eval: The same for evaluation; or use eval_fraction.
         eval_fraction: Share of the training rows held out, drawn by training.seed, when eval is not given.
@@ -157,7 +134,7 @@ class DataSection:
 class TrainingSection:
     """How to train: the names of transformers' TrainingArguments, with defaults for LoRA.
 
-    Args:
+    Attributes:
         output_dir: Folder that the run writes; must not hold another run.
         overwrite_output_dir: Replace the run that output_dir holds, unless it is resumed.
         learning_rate: Peak of the schedule.
@@ -295,7 +272,7 @@ class TrainingSection:
 class ParallelSection:
     """Devices along each axis of the mesh; -1 for one of them stands for all that the others leave.
 
-    Args:
+    Attributes:
         data: Copies of the model, each with its own rows.
         fsdp: Devices that share one copy's weights, each with its own rows.
         tensor: Devices that share each matrix product.
@@ -321,7 +298,7 @@ class ParallelSection:
 class LoggingSection:
     """What is written beside metrics.jsonl.
 
-    Args:
+    Attributes:
         tensorboard: Write TensorBoard event files under output_dir/tensorboard.
         wandb: Log to Weights & Biases (needs the wandb package).
         wandb_project: Its project.
