@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from phi3_jax.config.run import RunConfig
 from phi3_jax.config.sections import DataSection, ModelSection, ParallelSection
 from phi3_jax.data import prepare_data
 from phi3_jax.evaluate.metrics import Metric, make_metrics, split_metrics
+from phi3_jax.evaluate.names import Named, check_names, name_models
 from phi3_jax.evaluate.predict import Runner, Task
 from phi3_jax.evaluate.predictions import (
     Prediction,
@@ -48,10 +48,6 @@ from phi3_jax.training.checks import check_length, check_shared
 from phi3_jax.training.job import job_devices
 from phi3_jax.training.results import command_line
 from phi3_jax.training.versions import versions
-
-_NAME = re.compile(r"[\w.+-]+")
-
-Named = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def evaluate(
     named = [
         (kind, *item) for kind, m in (("adapter", adapters), ("merged", merged)) for item in name_models(m).items()
     ]
-    _check_names([BASE, *(name for _, name, _ in named)])
+    check_names([BASE, *(name for _, name, _ in named)])
     folder = resolve(model, revision=revision)
     base = _Model(BASE, "base", str(model), folder)
     others = [_Model(name, kind, given, resolve(given)) for kind, name, given in named]
@@ -162,42 +158,6 @@ def evaluate(
                 if is_main():
                     _write(target, results, settings, base.given, str(section.train))
     return results
-
-
-def name_models(named: Named) -> dict[str, str]:
-    """Folders or hub ids, by name.
-
-    Texts may be `NAME=PATH`; without a name it is the last part of the path, or the one before where that is only
-    `adapter` or `model`, as training names what it writes.
-
-    Raises:
-        InputError: Two have one name.
-
-    Example:
-        >>> name_models(["orders=out/a", "out/demo/adapter"])
-        {'orders': 'out/a', 'demo': 'out/demo/adapter'}
-    """
-    if isinstance(named, Mapping):
-        return {str(name): str(path) for name, path in named.items()}
-    models: dict[str, str] = {}
-    for given in [named] if isinstance(named, str | Path) else named:
-        text = str(given)
-        name, equals, path = text.partition("=")
-        if not equals or not _NAME.fullmatch(name) or Path(text).exists():
-            *_, above, last = Path("/", "base", text).parts
-            name, path = re.sub(r"[^\w.+-]", "_", above if last in ("adapter", "model") else last), text
-        if name in models:
-            raise InputError(f"{models[name]} and {path} are both named {name}; give names, such as other={path}")
-        models[name] = path
-    return models
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise InputError(f"two models are named {name}; give the adapter or checkpoint another name, NAME=PATH")
-        if not _NAME.fullmatch(name) or set(name) == {"."}:
-            raise InputError(f"{name!r} is no name for a model's file; give letters, digits and any of . _ + -")
 
 
 def _task(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,8 @@ Place = Callable[[float], float]
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Series:
-    """A named line.
-
-    Attributes:
-        name: What the line shows.
-        style: Its class in the style sheet.
-        points: (x, y) pairs.
-    """
+class Series(NamedTuple):
+    """A named line: its class in the style sheet, and (x, y) pairs."""
 
     name: str
     style: str
@@ -42,15 +36,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from `low` to `high`.
-
-    Attributes:
-        low: Where it begins.
-        high: Where it ends.
-        count: How high it is.
-        style: Its class in the style sheet.
-        title: What pointing at it shows.
-    """
+    """A bar from `low` to `high`: its height, its class in the style sheet, and what pointing at it shows."""
 
     low: float
     high: float
@@ -59,24 +45,15 @@ class Bar:
     title: str
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A mark of an axis: its place and its label."""
+class Tick(NamedTuple):
+    """A mark of an axis."""
 
     at: float
     label: str
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart.
-
-    Attributes:
-        name: What the line shows.
-        style: Its class in the style sheet.
-        points: (x, y, what pointing at it shows) of each.
-        is_dotted: Whether each of its points is shown.
-    """
+class Line(NamedTuple):
+    """A series as it is drawn, with (x, y, what pointing at it shows) of each point."""
 
     name: str
     style: str
@@ -84,9 +61,8 @@ class Line:
     is_dotted: bool
 
 
-@dataclass(frozen=True)
-class Box:
-    """A rectangle of a chart, by its upper left corner."""
+class Box(NamedTuple):
+    """A rectangle, by its upper left corner."""
 
     x: float
     y: float
@@ -96,19 +72,8 @@ class Box:
     title: str
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Axes and what they frame.
-
-    Attributes:
-        x: The ticks of the horizontal axis.
-        y: The ticks of the vertical axis.
-        x_label: What the horizontal axis measures.
-        label: What the picture shows, in words.
-        lines: Of a line chart.
-        boxes: Of a bar chart.
-        is_log: Whether the vertical axis is logarithmic.
-    """
+class Chart(NamedTuple):
+    """The ticks of both axes and what they frame; `label` says what it shows."""
 
     x: list[Tick]
     y: list[Tick]
@@ -119,8 +84,7 @@ class Chart:
     is_log: bool = False
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """A part of a bar of shares."""
 
     x: float
@@ -129,16 +93,14 @@ class Share:
     label: str
 
 
-@dataclass(frozen=True)
-class ShareBar:
+class ShareBar(NamedTuple):
     """One bar of parts that sum up to 1, and what it shows in words."""
 
     shares: list[Share]
     label: str
 
 
-@dataclass(frozen=True)
-class Dot:
+class Dot(NamedTuple):
     """A value on its interval; places from 6 to 194."""
 
     at: float

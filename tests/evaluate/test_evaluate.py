@@ -17,7 +17,7 @@ from phi3_jax.cli import main
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data import prepare_data
 from phi3_jax.evaluate import evaluate, predict
-from phi3_jax.evaluate.run import name_models
+from phi3_jax.evaluate.names import name_models
 from phi3_jax.hf.checkpoint import load_model
 from phi3_jax.lora import merge_lora
 from phi3_jax.objectives.next_token import loss

@@ -2,13 +2,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from jinja2 import UndefinedError
 
-from phi3_jax.report.answers import compared
-from phi3_jax.report.page import environment
 from phi3_jax.report.write import write_evaluation_report, write_report
 from tests.helpers.pages import HOSTILE, evaluation_report, run_report
-from tests.helpers.rendered import macro
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -114,23 +110,6 @@ def test_hostile_text_stays_text(tmp_path, write, arguments):
     assert r"\x00\x1b\x9f\ud800\u202e" in hostile.text
 
 
-def text(value: object) -> str:
-    """As a template writes it."""
-    return environment().from_string("{{ value }}").render(value=value)
-
-
-def marked(a: str, b: str, tag: str) -> tuple[str, str]:
-    """Both texts as a page shows them."""
-    first, second = (macro("answers.html", "marked", runs, tag) for runs in compared(a, b))
-    return first, second
-
-
-def test_what_moves_or_hides_text_is_shown_and_other_scripts_are_left_alone():
-    assert text("a\u2067b\u200bc\u2028d\U000e0041e\ufeff\x7f") == (r"a\u2067b\u200bc\u2028d\U000e0041e\ufeff\x7f")
-    for kept in ("שלום עולם", "क्षि", "👩\u200d👩\u200d👧", "a\tb\nc", "می\u200cخواهم"):
-        assert text(kept) == kept
-
-
 def test_tokens_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
     name = "https://me:a-secret@host/a-token-of-no-known-form/data"
@@ -139,11 +118,6 @@ def test_tokens_are_left_out(tmp_path, monkeypatch):
     assert "a-token-of" not in html
     assert "a-secret" not in html
     assert "REDACTED@host/REDACTED/data" in html
-
-
-def test_a_name_that_a_template_does_not_get_is_an_error():
-    with pytest.raises(UndefinedError, match="'absent' is undefined"):
-        environment().from_string("{{ absent }}").render()
 
 
 @pytest.mark.parametrize("after", [None, {}, {"eval_loss": 1.5, "eval_perplexity": 4.48, "eval_token_accuracy": 0.7}])
@@ -199,37 +173,6 @@ def test_answers_that_became_right_or_wrong_come_first_then_the_most_changed(tmp
     page = report(tmp_path, samples=samples)
     assert re.findall(r"#\d", page.text) == ["#5", "#4", "#3", "#2", "#1", "#6"]
     assert "1 became right · 1 became wrong · 2 still wrong · 1 still right" in page.text
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "left", "right"),
-    [
-        ("a red mug", "a red mug", "a red mug", "a red mug"),
-        ("a red mug", "a blue mug", "a <x>red</x> mug", "a <x>blue</x> mug"),
-        ("to the old town", "to a new town", "to <x>the old</x> town", "to <x>a new</x> town"),  # one run
-        ("count: 1;", "count: 12;", "count: <x>1</x>;", "count: <x>12</x>;"),
-        ("1 < 2 & 3", "1 < 2 & 4", "1 &lt; 2 &amp; <x>3</x>", "1 &lt; 2 &amp; <x>4</x>"),
-        ("我爱你", "我爱他", "我爱<x>你</x>", "我爱<x>他</x>"),
-        ("abc", "xyz", "abc", "xyz"),  # nothing in common: nothing stands out
-        ("", "xyz", "", "xyz"),
-    ],
-)
-def test_the_words_that_differ_are_marked(a, b, left, right):
-    assert marked(a, b, "x") == (left, right)
-
-
-def test_long_answers_are_shown_whole_and_marked_as_far_as_they_are_compared():
-    a = " ".join(map(str, range(5000)))
-    b = a.replace("17 ", "x ", 1)
-    left, right = marked(a, b, "x")
-    assert "16 <x>17</x> 18" in left
-    for answer, shown in ((a, left), (b, right)):
-        assert re.sub("</?x>", "", shown) == answer
-
-
-def test_answers_that_repeat_themselves_do_not_take_minutes():
-    a, b = "the the end " * 3000, "the end the " * 3000
-    assert [re.sub("</?x>", "", shown) for shown in marked(a, b, "x")] == [a, b]
 
 
 def test_shares_are_drawn_on_the_whole_way_from_none_to_all(tmp_path):
