@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         weighted_sum,
     )
     from phi3_jax.objectives.next_token import loss
-    from phi3_jax.peft.adapter import load_adapter, save_adapter
+    from phi3_jax.peft.adapter import load_adapter
+    from phi3_jax.peft.save import save_adapter
     from phi3_jax.quant import quantize_model
     from phi3_jax.system.errors import InputError
     from phi3_jax.training.loop import train
@@ -42,7 +43,8 @@ _MODULES = {
     "system.errors": ("InputError",),
     "generation": ("GenerationConfig", "generate"),
     "hf.tokenizer": ("load_tokenizer",),
-    "peft.adapter": ("load_adapter", "save_adapter"),
+    "peft.adapter": ("load_adapter",),
+    "peft.save": ("save_adapter",),
     "lora": (
         "Lora",
         "combine",

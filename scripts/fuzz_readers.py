@@ -87,11 +87,13 @@ def _write_checkpoint(folder: Path) -> None:
     from safetensors.numpy import save_file
 
     from phi3_jax.config.model import Phi3Config
-    from phi3_jax.hf.layout import checkpoint_slots
+    from phi3_jax.hf.layout import checkpoint_layout
 
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(as_json(CONFIG))
-    tensors = {slot.name: np.ones(slot.shape, np.float16) for slot in checkpoint_slots(Phi3Config.from_dict(CONFIG))}
+    tensors = {
+        entry.name: np.ones(entry.shape, np.float16) for entry in checkpoint_layout(Phi3Config.from_dict(CONFIG))
+    }
     names = sorted(tensors)
     files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, part in files.items():
@@ -101,10 +103,9 @@ def _write_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from phi3_jax.hf.checkpoint import read_config
-    from phi3_jax.hf.files import read_weights
+    from phi3_jax.hf.checkpoint import Checkpoint
 
-    read_weights(folder, read_config(folder)).raise_for_problems(folder)
+    assert Checkpoint.open(folder).weights.tensors
 
 
 def _write_header(folder: Path) -> None:
@@ -141,7 +142,7 @@ def _write_adapter(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     from phi3_jax.config.model import Phi3Config
-    from phi3_jax.hf.checkpoint import abstract_model
+    from phi3_jax.model.leaves import abstract_model
     from phi3_jax.peft.adapter import load_adapter
 
     if "model" not in _KEPT:

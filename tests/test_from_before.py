@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from phi3_jax.cli import main
-from phi3_jax.hf.checkpoint import load_model
-from phi3_jax.peft.adapter import load_adapter, save_adapter
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.save import save_adapter
 
 BEFORE = Path(__file__).parent / "from_before"
 RUNS = ["lora", "by_layer", "quantised"]
@@ -86,7 +87,7 @@ def test_an_adapter_is_read_evaluated_and_exported(before, name, capsys):
     assert told["target_modules"] == raw["target_modules"]
     assert told["trainable_parameters"] == sum(array.size for array in load_file(adapter / ADAPTER).values())
 
-    model = load_model(before / "base", dtype="float32")
+    model = Checkpoint.open(before / "base").load_model(dtype="float32")
     lora = load_adapter(adapter, model)
     save_adapter("again", lora)
     again, whole = load_file("again/" + ADAPTER), load_file(adapter / ADAPTER)

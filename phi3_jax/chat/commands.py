@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from phi3_jax.chat.session import SETTINGS, Session, named_adapter
+from phi3_jax.chat.session import SETTINGS, Session
 from phi3_jax.config.names import BASE, nearest
 from phi3_jax.generation.text import Answer
+from phi3_jax.peft.names import named
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import parse_yaml
 
@@ -81,7 +82,7 @@ def _command(line: str, session: Session, screen: Screen) -> bool:
 
 def _adapter(argument: str, session: Session, screen: Screen) -> None:
     if "=" in argument:
-        session.load(*named_adapter(argument))
+        session.load(*named(argument))
     elif argument:
         session.switch(argument)
     else:

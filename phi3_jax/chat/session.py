@@ -216,14 +216,6 @@ class Session:
         return indices[-1]
 
 
-def named_adapter(text: str) -> tuple[str, str]:
-    """(name, path) of `NAME=PATH`; of a path alone the name is its last part."""
-    name, equals, path = text.partition("=")
-    if equals and name and path and "/" not in name and not Path(text).exists():
-        return name, path
-    return Path(text).resolve().name, text
-
-
 def check_name(name: str, taken: Mapping[str, Any]) -> None:
     """Raises `InputError` for a name that an adapter cannot have."""
     check_text(name, "the adapter's name")

@@ -3,11 +3,14 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from phi3_jax.cli.parser import Parser, positive
+from phi3_jax.cli.parser import Parser, add_hub_arguments, hub_of, positive
 from phi3_jax.cli.shape import add_shape_arguments, print_figures, random_shape, refuse_shape
+
+if TYPE_CHECKING:
+    from phi3_jax.model import Phi3ForCausalLM
+    from phi3_jax.peft.adapter import PeftAdapter
 
 DESCRIPTION = """Measure greedy decoding with a cache, on one device. The prompt's pass and compilation are measured
 apart. The model is that of --model, whose weights are read where the folder has any and drawn at random where it has
@@ -36,16 +39,18 @@ def run(argv: Sequence[str]) -> None:
         help="type of the weights; auto: bfloat16, on a CPU float32",
     )
     add("--quantization", choices=("nf4", "int8"), help="what the linear layers of the base are kept in")
+    add_hub_arguments(parser)
     add("--json", action="store_true", help="print the JSON object alone")
     options = parser.parse(argv)
     if options.model is not None:
         refuse_shape(options, "--model")
 
-    from phi3_jax.peft.adapter import load_adapter
+    from phi3_jax.peft.adapter import PeftAdapter
     from phi3_jax.performance.generate import benchmark_generate
 
-    model = _model(options)
-    lora = None if options.adapter is None else load_adapter(options.adapter, model)
+    adapter = None if options.adapter is None else PeftAdapter.open(options.adapter, hub_of(options).at(None))
+    model = _model(options, adapter)
+    lora = None if adapter is None else adapter.load(model)
     result = benchmark_generate(
         model, lora, batch=options.batch, prompt=options.prompt, new_tokens=options.new_tokens, rounds=options.rounds
     )
@@ -54,20 +59,19 @@ def run(argv: Sequence[str]) -> None:
     print(json.dumps(result))
 
 
-def _model(options: argparse.Namespace) -> Any:
-    from phi3_jax.hf.checkpoint import load_model, read_config
-    from phi3_jax.hf.hub import resolve_checkpoint
+def _model(options: argparse.Namespace, adapter: "PeftAdapter | None") -> "Phi3ForCausalLM":
     from phi3_jax.parallel.mesh import auto_dtype
+    from phi3_jax.peft.base import open_base
     from phi3_jax.performance.weights import random_model
 
     dtype = auto_dtype(options.dtype)
-    folder = None if options.model is None else Path(options.model)
-    if folder is None:
+    if options.model is None:
         config = random_shape(options, options.prompt + options.new_tokens)
-    elif folder.is_dir() and not any(folder.glob("*.safetensors*")):
-        config = read_config(folder)
     else:
-        return load_model(resolve_checkpoint(options.model), dtype=dtype, quantization=options.quantization)
+        checkpoint = open_base(options.model, [] if adapter is None else [adapter], hub_of(options))
+        if checkpoint.has_weights:
+            return checkpoint.load_model(dtype=dtype, quantization=options.quantization)
+        config = checkpoint.config
     return random_model(config, dtype=dtype, quantization=options.quantization)
 
 

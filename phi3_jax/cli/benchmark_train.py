@@ -103,14 +103,9 @@ def _spell_out(options: Namespace) -> None:
 
 def _named(run: RunConfig) -> Phi3Config:
     """The shape of the checkpoint that the run names."""
-    from phi3_jax.hf.checkpoint import read_config
-    from phi3_jax.hf.hub import resolve_checkpoint
+    from phi3_jax.hf.checkpoint import Checkpoint
 
-    section = run.model
-    folder = resolve_checkpoint(
-        section.name_or_path, revision=section.revision, patterns=("config.json",), **section.hub
-    )
-    return read_config(folder)
+    return Checkpoint.open_config(run.model.name_or_path, run.model.hub).config
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from phi3_jax.cli.generation import (
     add_adapters_argument,
     add_generation_arguments,
     generation_settings,
-    load_adapters,
+    load,
 )
-from phi3_jax.cli.parser import Parser, add_base_arguments, load_base
+from phi3_jax.cli.parser import Parser, add_base_arguments, hub_of
 from phi3_jax.config.names import BASE, NONE
 from phi3_jax.system.errors import InputError
 
@@ -27,22 +27,21 @@ def run(argv: Sequence[str]) -> None:
     arguments = parser.parse(argv)
     if NONE in arguments.adapter:
         raise InputError("--adapter none has no meaning here: the base is always there; leave it out")
-    loaded = load_base(arguments)
+    loaded = load(arguments)
     settings = generation_settings(arguments, loaded.model.config, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
-    local = arguments.local_files_only
-    adapters = load_adapters(arguments.adapter, loaded.model, local_files_only=local)
+    hub = hub_of(arguments).at(None)
 
     from phi3_jax.chat.commands import Screen, converse
     from phi3_jax.chat.session import Session
     from phi3_jax.chat.terminal import Plain, Terminal
-    from phi3_jax.peft.adapter import load_adapter
+    from phi3_jax.peft.adapter import PeftAdapter
 
     session = Session(
         loaded.model,
         loaded.tokenizer,
         settings,
-        adapters=adapters,
-        load=lambda path: load_adapter(path, loaded.model, local_files_only=local),
+        adapters={name: lora for name, lora in loaded.adapters.items() if lora is not None},
+        load=lambda path: PeftAdapter.open(path, hub).load(loaded.model),
         system=arguments.system,
     )
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -51,5 +50,6 @@ def run(argv: Sequence[str]) -> None:
     screen: Screen = Terminal(session) if is_terminal else Plain(sys.stdin, sys.stdout)
     session.notice = screen.notice
     if is_terminal:
-        screen.notice(f"{arguments.model}: {', '.join([BASE, *adapters])}. /help lists the commands, Ctrl-D leaves.")
+        names = ", ".join([BASE, *loaded.adapters])
+        screen.notice(f"{loaded.checkpoint.name}: {names}. /help lists the commands, Ctrl-D leaves.")
     converse(session, screen)

@@ -52,6 +52,7 @@ def run(argv: Sequence[str]) -> None:
         dtype=arguments.dtype,
         quantization=arguments.quantization,
         revision=arguments.revision,
+        cache_dir=arguments.cache_dir,
         local_files_only=arguments.local_files_only,
         parallel=parallel,
         batch_size=arguments.batch_size,

@@ -9,12 +9,13 @@ from typing import Any, TextIO
 
 from phi3_jax.cli.generation import (
     AS_CHECKPOINT,
+    Loaded,
     add_adapters_argument,
     add_generation_arguments,
     generation_settings,
-    load_adapters,
+    load,
 )
-from phi3_jax.cli.parser import Loaded, Parser, add_base_arguments, load_base, positive
+from phi3_jax.cli.parser import Parser, add_base_arguments, positive
 from phi3_jax.config.names import BASE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing
@@ -34,17 +35,16 @@ def run(argv: Sequence[str]) -> None:
         prompts = read_prompts(arguments.prompts)
     else:
         prompts = [text_prompt(text, f"--prompt {number}") for number, text in enumerate(arguments.prompt, 1)]
-    loaded = load_base(arguments)
+    loaded = load(arguments)
     tokenizer = loaded.tokenizer
     if not arguments.raw and tokenizer.chat_template is None:
-        raise InputError(f"{arguments.model}: its tokenizer has no chat template; give --raw")
+        raise InputError(f"{loaded.checkpoint.name}: its tokenizer has no chat template; give --raw")
     settings = generation_settings(arguments, loaded.model.config, tokenizer, max_new_tokens=MAX_NEW_TOKENS)
     chat = None if arguments.raw else ChatTokenizer(tokenizer)
     tokens = [prompt_tokens(prompt, tokenizer, chat, arguments.system) for prompt in prompts]
     for prompt, ids in zip(prompts, tokens, strict=True):
         check_prompt(ids, prompt.where, loaded.model.config, settings)
-    adapters = load_adapters(arguments.adapter, loaded.model, local_files_only=arguments.local_files_only)
-    adapters = adapters or {BASE: None}
+    adapters = loaded.adapters or {BASE: None}
     with _output(arguments.output) as out:
         write = _Writer(out, arguments, prompts, list(adapters), settings)
         if arguments.stream:

@@ -2,18 +2,23 @@
 
 import argparse
 import json
-from collections.abc import Container, Sequence
-from dataclasses import fields
-from typing import Any, get_type_hints
+from collections.abc import Container
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import docstring_parser
 
-from phi3_jax.cli.parser import positive
+from phi3_jax.cli.parser import hub_of, positive
 from phi3_jax.config.generation import COUNTS, OF_CHECKPOINT, SAMPLING, GenerationConfig
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.names import BASE, NONE
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
+
+if TYPE_CHECKING:
+    from phi3_jax.hf.checkpoint import Checkpoint
+    from phi3_jax.lora import Lora
+    from phi3_jax.model import Phi3ForCausalLM
 
 # For a command that answers as the checkpoint says, with the length where it says none.
 AS_CHECKPOINT = (
@@ -81,17 +86,42 @@ def generation_settings(
     return GenerationConfig.from_model(config, eos_token_id=end_token_ids(tokenizer, config), **given)
 
 
-def load_adapters(given: Sequence[str], model: Any, *, local_files_only: bool) -> dict[str, Any]:
-    """The adapters of `--adapter`, by name; None for `none`, the base."""
-    from phi3_jax.chat.session import check_name, named_adapter
-    from phi3_jax.peft.adapter import load_adapter
+@dataclass(frozen=True)
+class Loaded:
+    """The base and the adapters that a command was asked for.
 
-    adapters: dict[str, Any] = {}
-    for text in given:
+    Attributes:
+        checkpoint: The base's.
+        tokenizer: Its tokenizer, with the chat template.
+        model: Its weights.
+        adapters: By name; None for `none`, the base.
+    """
+
+    checkpoint: "Checkpoint"
+    tokenizer: Tokenizer
+    model: "Phi3ForCausalLM"
+    adapters: "dict[str, Lora | None]"
+
+
+def load(arguments: argparse.Namespace) -> Loaded:
+    """Loads what the options of `add_base_arguments` and `add_adapters_argument` ask for."""
+    from phi3_jax.chat.session import check_name
+    from phi3_jax.parallel.mesh import auto_dtype
+    from phi3_jax.peft.adapter import PeftAdapter
+    from phi3_jax.peft.base import open_base
+    from phi3_jax.peft.names import named
+
+    hub = hub_of(arguments)
+    opened: dict[str, PeftAdapter | None] = {}
+    for text in arguments.adapter:
         if text == NONE:
-            adapters[BASE] = None
+            opened[BASE] = None
             continue
-        name, path = named_adapter(text)
-        check_name(name, adapters)
-        adapters[name] = load_adapter(path, model, local_files_only=local_files_only)
-    return adapters
+        name, path = named(text)
+        check_name(name, opened)
+        opened[name] = PeftAdapter.open(path, hub.at(None))
+    checkpoint = open_base(arguments.model, [adapter for adapter in opened.values() if adapter is not None], hub)
+    tokenizer = checkpoint.tokenizer  # before the weights, which may take minutes
+    model = checkpoint.load_model(dtype=auto_dtype(arguments.dtype), quantization=arguments.quantization)
+    adapters = {name: None if adapter is None else adapter.load(model) for name, adapter in opened.items()}
+    return Loaded(checkpoint, tokenizer, model, adapters)

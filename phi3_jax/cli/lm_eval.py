@@ -6,7 +6,7 @@ import io
 import traceback
 from collections.abc import Sequence
 
-from phi3_jax.cli.parser import Parser, add_model_arguments
+from phi3_jax.cli.parser import Parser, add_base_arguments
 from phi3_jax.system.compat import HarnessCommand, harness_command
 from phi3_jax.system.errors import InputError
 
@@ -15,7 +15,8 @@ BATCH_SIZE = "8"  # the harness's own default is 1
 
 def run(argv: Sequence[str]) -> None:
     parser = Parser("lm-eval", "Run lm-evaluation-harness's tasks on a model.")
-    add_model_arguments(parser)
+    add_base_arguments(parser)
+    parser.add_argument("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
     parser.epilog = (
         "All other options are those of `lm-eval run`, such as --tasks, --num_fewshot, --limit, --apply_chat_template, "
         "--gen_kwargs, --include_path, --output_path, --log_samples and --batch_size (here 8 where it is not given); "
@@ -32,6 +33,7 @@ def run(argv: Sequence[str]) -> None:
         "dtype": arguments.dtype,
         "quantization": arguments.quantization,
         "revision": arguments.revision,
+        "cache_dir": arguments.cache_dir,
         "local_files_only": arguments.local_files_only or None,
     }
     own = {name: value for name, value in given.items() if value is not None}

@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.names import nearest
 from phi3_jax.system.compat import option_strings
 from phi3_jax.system.errors import InputError
@@ -70,15 +69,13 @@ def positive(value: str | int) -> int:
     return int(value)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, with an adapter or without, for commands that run one."""
-    add_base_arguments(parser)
-    parser.add_argument("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
-
-
 def add_base_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, for commands that have options of their own for adapters."""
-    parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder or hub id")
+    """The options that say which model, for commands that take adapters beside it, or one without."""
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="checkpoint folder or hub id (default: the base that the adapter was trained on, at its revision)",
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float32", "float16"),
@@ -88,40 +85,19 @@ def add_base_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization", choices=("nf4", "int8"), help="what the linear layers of the base are kept in"
     )
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the model on the hub")
-    parser.add_argument("--local-files-only", action="store_true", help="never ask the network")
+    add_hub_arguments(parser)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What `add_model_arguments` asks for. **Fields**: `folder`, the checkpoint's local files; `lora`, None without."""
-
-    folder: Path
-    model: Any
-    tokenizer: Any
-    lora: Any
-
-
-def load(arguments: argparse.Namespace) -> Loaded:
-    """Loads model, tokenizer and adapter."""
-    from phi3_jax.peft.adapter import load_adapter
-
-    loaded = load_base(arguments)
-    if not arguments.adapter:
-        return loaded
-    lora = load_adapter(arguments.adapter, loaded.model, local_files_only=arguments.local_files_only)
-    return replace(loaded, lora=lora)
+def add_hub_arguments(
+    parser: argparse.ArgumentParser, revision: str = "branch, tag or commit of the model on the hub"
+) -> None:
+    """The options that say how the hub is asked; `hub_of` reads them."""
+    add = parser.add_argument
+    add("--revision", metavar="NAME", help=revision)
+    add("--cache-dir", metavar="DIR", help="where hub downloads are kept (default: huggingface_hub's)")
+    add("--local-files-only", action="store_true", help="never ask the network")
 
 
-def load_base(arguments: argparse.Namespace) -> Loaded:
-    """Loads model and tokenizer, what `add_base_arguments` asks for."""
-    from phi3_jax.hf.checkpoint import load_model
-    from phi3_jax.hf.hub import resolve_checkpoint
-    from phi3_jax.hf.tokenizer import load_tokenizer
-    from phi3_jax.parallel.mesh import auto_dtype
-
-    local = arguments.local_files_only
-    folder = resolve_checkpoint(arguments.model, revision=arguments.revision, local_files_only=local)
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=auto_dtype(arguments.dtype), quantization=arguments.quantization)
-    return Loaded(folder, model, tokenizer, None)
+def hub_of(arguments: argparse.Namespace) -> Hub:
+    """What the options of `add_hub_arguments` say."""
+    return Hub(arguments.revision, cache_dir=arguments.cache_dir, local_files_only=arguments.local_files_only)

@@ -72,6 +72,7 @@ class LoraConfig:
         bias: Phi-3 has no biases; none.
         task_type: Phi-3 is a causal language model; CAUSAL_LM.
         base_model_name_or_path: Base that the saved adapter names; that of the run where it is null.
+        revision: Revision of that base, for the saved adapter to name; that of the run where it is null.
 
     Raises:
         InputError: A value is impossible, or two contradict each other.
@@ -108,6 +109,7 @@ class LoraConfig:
     bias: Literal["none"] = "none"
     task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
     base_model_name_or_path: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         # YAML and PEFT give lists and dictionaries; a pytree's static part must be hashable.

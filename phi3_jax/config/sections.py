@@ -6,8 +6,9 @@ it is made.
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.system.errors import InputError
 
@@ -59,9 +60,9 @@ class ModelSection:
             object.__setattr__(self, "quantization", None)
 
     @property
-    def hub(self) -> dict[str, Any]:
-        """How the hub is asked, for this model and what goes with it: arguments of `hf.hub.resolve_checkpoint`."""
-        return {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+    def hub(self) -> Hub:
+        """How the hub is asked for this model."""
+        return Hub(self.revision, cache_dir=self.cache_dir, local_files_only=self.local_files_only)
 
 
 @dataclass(frozen=True)

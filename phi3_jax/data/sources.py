@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from phi3_jax.config.hub_options import is_hub_id
 from phi3_jax.system.compat import is_compressed
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import free_memory
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 _PLAIN = re.compile(r"\w[\w.-]*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Words in a file's name that say which split it holds, as datasets reads them.
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -139,7 +139,7 @@ def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str 
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return [_load_from_disk(path, split)]
         return _read_folder(path, split)
-    if path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(path_or_hub_id):
+    if path.suffix.lower() in SUFFIXES or not is_hub_id(path_or_hub_id):
         raise InputError(f"{path_or_hub_id}: no such data file or folder; check the path")
     return [_load_from_hub(path_or_hub_id, split, dataset_config)]
 

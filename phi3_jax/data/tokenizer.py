@@ -1,6 +1,7 @@
 """What this package needs of a tokenizer: transformers' fast ones have it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Tokenizer(Protocol):
     @property
     def added_tokens_decoder(self) -> Mapping[int, "AddedToken"]: ...
 
+    def __len__(self) -> int:
+        """How many tokens there are, those beside the model's vocabulary included."""
+        ...
+
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]:
         """The ids as `input_ids`, with BOS and the like unless `add_special_tokens` is False."""
         ...
@@ -80,4 +85,4 @@ class Tokenizer(Protocol):
         """The text, unless it is to be tokenised."""
         ...
 
-    def save_pretrained(self, save_directory: str) -> object: ...
+    def save_pretrained(self, save_directory: str | Path) -> object: ...

@@ -25,6 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from tqdm import tqdm
 
 from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.data.template import render_chat
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.evaluate.likelihood import Tokens, score_continuations
@@ -33,6 +34,8 @@ from phi3_jax.generation.stop import StopStrings
 from phi3_jax.lora import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.mesh import auto_dtype
+from phi3_jax.peft.adapter import PeftAdapter
+from phi3_jax.peft.base import open_base
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
@@ -111,38 +114,36 @@ class Phi3JaxLM(TemplateLM):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained: str,
+        pretrained: str | None = None,
         *,
         adapter: str | None = None,
         dtype: str = "auto",
         quantization: str | None = None,
         revision: str | None = None,
+        cache_dir: str | None = None,
         local_files_only: bool = False,
         **settings: Unpack[Settings],
     ) -> Self:
         """Loads a checkpoint and an adapter: folders or hub ids.
 
         Args:
-            pretrained: The checkpoint.
-            adapter: The adapter, where there is one.
+            pretrained: The checkpoint; None for the one that the adapter names.
+            adapter: The adapter; None for the base alone.
             dtype: Of the weights; auto: bfloat16, on a CPU float32.
             quantization: `nf4` or `int8`, see `Phi3ForCausalLM.from_pretrained`.
-            revision: Of the checkpoint.
-            local_files_only: Whether nothing may be downloaded.
+            revision: Of the checkpoint on the hub; default: the one that the adapter was trained on.
+            cache_dir: Where hub downloads are kept.
+            local_files_only: Never ask the network.
             **settings: Those of the class.
 
         Raises:
-            InputError: Something cannot be loaded, or the adapter is for another base.
+            InputError: For what cannot be loaded, an adapter for another base among it.
         """
-        from phi3_jax.hf.checkpoint import load_model
-        from phi3_jax.hf.hub import resolve_checkpoint
-        from phi3_jax.hf.tokenizer import load_tokenizer
-        from phi3_jax.peft.adapter import load_adapter
-
-        folder = resolve_checkpoint(pretrained, revision=revision, local_files_only=local_files_only)
-        model = load_model(folder, dtype=auto_dtype(dtype), quantization=quantization)
-        lora = load_adapter(adapter, model, local_files_only=local_files_only) if adapter else None
-        return cls(model, load_tokenizer(folder), lora=lora, **settings)
+        hub = Hub(revision, cache_dir=cache_dir, local_files_only=local_files_only)
+        opened = PeftAdapter.open(adapter, hub.at(None)) if adapter else None
+        base = open_base(pretrained, [opened] if opened else [], hub)
+        model = base.load_model(dtype=auto_dtype(dtype), quantization=quantization)
+        return cls(model, base.tokenizer, lora=opened.load(model) if opened else None, **settings)
 
     @classmethod
     def create_from_arg_obj(
@@ -154,7 +155,7 @@ class Phi3JaxLM(TemplateLM):
         (JAX_PLATFORMS), not the harness's, which always says one.
 
         Raises:
-            InputError: A name is unknown, or `pretrained` is missing.
+            InputError: For an unknown name, and without `pretrained` and `adapter`.
         """
         given = dict(arg_dict)
         if batch_size := (additional_config or {}).get("batch_size"):
@@ -165,11 +166,10 @@ class Phi3JaxLM(TemplateLM):
         for name in given:
             if name not in known:
                 raise InputError(f"unknown model argument {name}; there are {', '.join(known)}")
-        if "pretrained" not in given:
+        if "pretrained" not in given and not given.get("adapter"):
             raise InputError("model_args have no pretrained; give pretrained=FOLDER, or a hub id")
-        paths = {
-            name: str(given[name]) for name in ("pretrained", "adapter", "revision") if given.get(name) is not None
-        }
+        texts = ("pretrained", "adapter", "revision", "cache_dir")
+        paths = {name: str(given[name]) for name in texts if given.get(name) is not None}
         return cls.from_pretrained(**(given | paths))
 
     @classmethod

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from phi3_jax.peft.names import named
 from phi3_jax.system.errors import InputError
 
 _NAME = re.compile(r"[\w.+-]+")
@@ -11,11 +12,8 @@ _NAME = re.compile(r"[\w.+-]+")
 Named = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 
-def name_models(named: Named) -> dict[str, str]:
-    """Folders or hub ids, by name.
-
-    Texts may be `NAME=PATH`; without a name it is the last part of the path, or the one before where that is only
-    `adapter` or `model`, as training names what it writes.
+def name_models(given: Named) -> dict[str, str]:
+    """Folders or hub ids, by name: that of `NAME=PATH`, or the path's own (`peft.names.named`).
 
     Raises:
         InputError: Two have one name.
@@ -24,15 +22,11 @@ def name_models(named: Named) -> dict[str, str]:
         >>> name_models(["orders=out/a", "out/demo/adapter"])
         {'orders': 'out/a', 'demo': 'out/demo/adapter'}
     """
-    if isinstance(named, Mapping):
-        return {str(name): str(path) for name, path in named.items()}
+    if isinstance(given, Mapping):
+        return {str(name): str(path) for name, path in given.items()}
     models: dict[str, str] = {}
-    for given in [named] if isinstance(named, str | Path) else named:
-        text = str(given)
-        name, equals, path = text.partition("=")
-        if not equals or not _NAME.fullmatch(name) or Path(text).exists():
-            *_, above, last = Path("/", "base", text).parts
-            name, path = re.sub(r"[^\w.+-]", "_", above if last in ("adapter", "model") else last), text
+    for text in [given] if isinstance(given, str | Path) else given:
+        name, path = named(str(text))
         if name in models:
             raise InputError(f"{models[name]} and {path} are both named {name}; give names, such as other={path}")
         models[name] = path

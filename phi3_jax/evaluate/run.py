@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.names import BASE
 from phi3_jax.config.run import RunConfig
@@ -31,14 +32,13 @@ from phi3_jax.evaluate.predictions import (
 )
 from phi3_jax.evaluate.results import Results, report_rows
 from phi3_jax.generation.text import check_prompt, end_token_ids, padding_id
-from phi3_jax.hf.checkpoint import load_model, read_config
-from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.tokenizer import load_tokenizer
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.parallel.mesh import auto_dtype
-from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.adapter import PeftAdapter
+from phi3_jax.peft.base import open_base
 from phi3_jax.report.write import write_evaluation_report
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing, write_text
@@ -52,23 +52,21 @@ from phi3_jax.training.versions import versions
 
 @dataclass(frozen=True)
 class _Model:
-    """One of the models.
-
-    Attributes:
-        name: What it is called.
-        kind: base, adapter or merged.
-        given: What the caller named: a folder or hub id.
-        folder: Its local files.
-    """
+    """One of the models: the base or a merged one, which is a checkpoint, or an adapter."""
 
     name: str
-    kind: str
-    given: str
-    folder: Path
+    source: Checkpoint | PeftAdapter
+    is_base: bool = False
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self.source, PeftAdapter):
+            return "adapter"
+        return "base" if self.is_base else "merged"
 
 
 def evaluate(
-    model: str | Path,
+    model: str | Path | None,
     data: str | Path | DataSection,
     *,
     adapters: Named = (),
@@ -79,6 +77,7 @@ def evaluate(
     dtype: str = "auto",
     quantization: Literal["nf4", "int8"] | None = None,
     revision: str | None = None,
+    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     parallel: ParallelSection | None = None,
     batch_size: int = 4,
@@ -87,7 +86,8 @@ def evaluate(
     """Measures a base, its adapters and merged checkpoints on the same rows, in the same way.
 
     Args:
-        model: The base, a checkpoint folder or hub id; its tokenizer makes the rows of all models.
+        model: The base, a checkpoint folder or hub id; its tokenizer makes the rows of all models. None for the one
+            that the adapters name, at the revision that they were trained on.
         data: File, folder or hub id, or a section that says more; its `packing` and `shuffle` are not heeded.
         adapters: Folders or hub ids, by name, or named by their last part.
         merged: The same of merged checkpoints.
@@ -97,7 +97,8 @@ def evaluate(
         include_base: False leaves the base's own figures out, and with them all differences.
         dtype: Of the base; `auto` is bfloat16, and float32 on a CPU.
         quantization: Of the base: `nf4` or `int8`.
-        revision: Of the base, on the hub.
+        revision: Of the base, on the hub; default: the one that the adapters were trained on.
+        cache_dir: Where hub downloads are kept.
         local_files_only: Whether nothing may be downloaded.
         parallel: The mesh, as in training.
         batch_size: Rows of a device in a forward pass.
@@ -122,27 +123,24 @@ def evaluate(
     """
     specs = split_metrics(metrics) if isinstance(metrics, str) else list(metrics)
     made = make_metrics(specs)
-    dtype = auto_dtype(dtype)
+    names = name_models(adapters), name_models(merged)
+    check_names([BASE, *names[0], *names[1]])
+    hub = Hub(revision, cache_dir=cache_dir, local_files_only=local_files_only)
+    opened = {name: PeftAdapter.open(given, hub.at(None)) for name, given in names[0].items()}
+    base = open_base(model, opened.values(), hub)
+    others = [_Model(name, adapter) for name, adapter in opened.items()]
+    others += [_Model(name, Checkpoint.open(given, hub.at(None))) for name, given in names[1].items()]
+    models = [_Model(BASE, base, is_base=True), *others] if include_base else others
     section = data if isinstance(data, DataSection) else DataSection(train=str(data))
     run = RunConfig(
-        ModelSection(str(model), dtype=dtype, quantization=quantization),  # type: ignore[arg-type]
+        ModelSection(base.name, dtype=auto_dtype(dtype), quantization=quantization),  # type: ignore[arg-type]
         data=replace(section, packing=False, shuffle=False),
         parallel=parallel or ParallelSection(),
     )
-    resolve = partial(resolve_checkpoint, local_files_only=local_files_only)
-    named = [
-        (kind, *item) for kind, m in (("adapter", adapters), ("merged", merged)) for item in name_models(m).items()
-    ]
-    check_names([BASE, *(name for _, name, _ in named)])
-    folder = resolve(model, revision=revision)
-    base = _Model(BASE, "base", str(model), folder)
-    others = [_Model(name, kind, given, resolve(given)) for kind, name, given in named]
-    models = [base, *others] if include_base else others
-    config = read_config(folder)
-    task = _task(run, made, folder, config, job_devices(run, config), batch_size, generation)
+    task = _task(run, made, base, job_devices(run, base.config), batch_size, generation)
     for other in others:
-        if other.kind == "merged":
-            _check_rows(task, read_config(other.folder), other.name)
+        if isinstance(other.source, Checkpoint):
+            _check_rows(task, other.source.config, other.name)
     settings = _settings(run, task, base, models, specs)
     check_agreement({"evaluation": settings_text(settings)})
     target = None if output_dir is None else local_path(output_dir, "output_dir")
@@ -156,21 +154,20 @@ def evaluate(
         if target is not None:
             with together():
                 if is_main():
-                    _write(target, results, settings, base.given, str(section.train))
+                    _write(target, results, settings, base.name, str(section.train))
     return results
 
 
 def _task(
     run: RunConfig,
     metrics: Mapping[str, Metric],
-    folder: Path,
-    config: Phi3Config,
+    base: Checkpoint,
     devices: Devices,
     rows_each: int,
     generation: Mapping[str, object],
 ) -> Task:
     """The rows and how to judge them. Raises `InputError` for rows that the metrics cannot use."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer, config = base.tokenizer, base.config
     rows = prepare_data(run.data, tokenizer, seed=0).train
     settings = GenerationConfig.from_model(config, **{"max_new_tokens": 128, "do_sample": False, **generation})
     if "eos_token_id" not in generation:
@@ -215,14 +212,14 @@ def _check_rows(task: Task, config: Phi3Config, name: str) -> None:
 
 
 def _settings(
-    run: RunConfig, task: Task, base: _Model, models: Sequence[_Model], specs: Sequence[str]
+    run: RunConfig, task: Task, base: Checkpoint, models: Sequence[_Model], specs: Sequence[str]
 ) -> dict[str, object]:
     """What config.yaml says: everything that a line of predictions depends on, with fingerprints of what
     lies in files."""
     files = [spec.partition("=")[2] for spec in specs if spec.startswith("json_schema=")]
     return {
         "base": {
-            "name_or_path": base.given,
+            "name_or_path": base.name,
             "weights": weights_fingerprint(base.folder),
             "dtype": run.model.dtype,
             "quantization": run.model.quantization,
@@ -230,8 +227,8 @@ def _settings(
         "models": {
             model.name: {
                 "kind": model.kind,
-                "name_or_path": model.given,
-                "weights": weights_fingerprint(model.folder),
+                "name_or_path": model.source.name,
+                "weights": weights_fingerprint(model.source.folder),
             }
             for model in models
         },
@@ -252,7 +249,7 @@ def _settings(
 def _run_all(
     task: Task,
     run: RunConfig,
-    base: _Model,
+    base: Checkpoint,
     models: Sequence[_Model],
     target: Path | None,
     settings: Mapping[str, object],
@@ -262,7 +259,8 @@ def _run_all(
     files = {model.name: _file(target, model.name, len(task.rows)) for model in models}
     is_done = {name: file is not None and len(file.found) == len(task.rows) for name, file in files.items()}
     found: dict[str, list[Prediction]] = {}
-    on_base = [model for model in models if model.kind != "merged"]
+    on_base = [model for model in models if model.is_base or isinstance(model.source, PeftAdapter)]
+    merged = [(model, model.source) for model in models if isinstance(model.source, Checkpoint) and not model.is_base]
     console = Console(stderr=True, quiet=not is_main())
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
 
@@ -282,9 +280,9 @@ def _run_all(
         loaded = None if all(is_done[model.name] for model in on_base) else _load(run, task, base)
         # Adapters first: what is wrong with one should show before hours are spent.
         loras = {
-            model.name: load_adapter(model.folder, loaded.model)
+            model.name: model.source.load(loaded.model)
             for model in on_base
-            if loaded is not None and model.kind == "adapter"
+            if loaded is not None and isinstance(model.source, PeftAdapter)
         }
         _begin(target, settings, files, held)
         for model in on_base:
@@ -294,23 +292,21 @@ def _run_all(
                 predictions = loaded.predictions(task, model.name, loras.get(model.name), rows)
             keep(model, predictions)
         del loaded
-        for model in models:
-            if model.kind == "merged":
-                rows = missing(model)
-                runner = _load(run, task, model) if rows else None
-                keep(model, iter(()) if runner is None else runner.predictions(task, model.name, None, rows))
-                del runner
+        for model, checkpoint in merged:
+            rows = missing(model)
+            runner = _load(run, task, checkpoint) if rows else None
+            keep(model, iter(()) if runner is None else runner.predictions(task, model.name, None, rows))
+            del runner
     return {model.name: found[model.name] for model in models}
 
 
-def _load(run: RunConfig, task: Task, model: _Model) -> Runner:
+def _load(run: RunConfig, task: Task, checkpoint: Checkpoint) -> Runner:
     mesh = task.devices.mesh
-    loaded = load_model(
-        model.folder,
+    loaded = checkpoint.load_model(
         dtype=run.model.dtype,
         quantization=run.model.quantization,
         shardings=partial(weight_sharding, mesh=mesh),
-        parts=mesh.shape["tensor"] > 1,
+        split=mesh.shape["tensor"] > 1,
     )
     return Runner(loaded, task.devices)
 

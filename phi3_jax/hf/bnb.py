@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.hf.layout import Expected, Slot, checkpoint_slots
+from phi3_jax.hf.layout import Expected, LayoutEntry, checkpoint_layout
 from phi3_jax.hf.safetensors_io import FLOATS, READABLE, TensorEntry, TensorSource, read_tensor
+from phi3_jax.model.leaves import LeafPath
 from phi3_jax.parallel.distributed import to_host
 from phi3_jax.quant import FP4Weight, Int8Weight, NF4Weight, Quantized
+from phi3_jax.quant.base import Arrays, QuantType
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
+from phi3_jax.quant.build import LeafValue
 from phi3_jax.quant.dynamic import dynamic_map
 from phi3_jax.quant.nf4 import from_flat
 from phi3_jax.quant.quantize import is_quantizable, layer_name
@@ -36,19 +38,28 @@ FOUR_BIT: dict[str, type[NF4Weight]] = {"nf4": NF4Weight, "fp4": FP4Weight}
 
 @dataclass(frozen=True)
 class BnbConfig:
-    """What `quantization_config` says. **Fields**: `kind`; `double_quant`; `paths`, of the model's state,
-    whose weights are quantised."""
+    """What `quantization_config` says.
 
-    kind: Literal["nf4", "fp4", "int8"]
+    Attributes:
+        kind: Of the codes.
+        double_quant: The statistics are quantised too.
+        paths: The leaves of the model's state that are quantised.
+    """
+
+    kind: QuantType
     double_quant: bool
-    paths: frozenset[tuple[str, ...]]
+    paths: frozenset[LeafPath]
+
+    def __str__(self) -> str:
+        return f"{self.kind}{' with double quantisation' if self.double_quant else ''}"
 
 
 def read_bnb_config(config: Phi3Config, where: Path) -> BnbConfig | None:
     """What config.json, at `where`, says of quantisation; None for an unquantised checkpoint.
 
-    Raises `InputError` for other methods than bitsandbytes', and for settings of it that change the
-    file's tensors in ways that are not read here.
+    Raises:
+        InputError: For other methods than bitsandbytes', and for settings of it that change the file's tensors in
+            ways that are not read here.
     """
     raw = json.loads(config.source).get("quantization_config")
     if raw is None:
@@ -60,8 +71,9 @@ def read_bnb_config(config: Phi3Config, where: Path) -> BnbConfig | None:
             "bfloat16 or float32 checkpoint"
         )
     four, eight = bool(raw.get("load_in_4bit")), bool(raw.get("load_in_8bit"))
-    kind: Any = "int8" if eight else raw.get("bnb_4bit_quant_type", "fp4")
-    if four == eight or (four and kind not in (*FOUR_BIT,)):
+    kinds: dict[str, QuantType] = {"nf4": "nf4", "fp4": "fp4"}
+    kind: QuantType | None = "int8" if eight else kinds.get(str(raw.get("bnb_4bit_quant_type", "fp4")))
+    if four == eight or kind is None:
         raise InputError(
             f"{where}: quantization_config has load_in_4bit {four}, load_in_8bit {eight} and bnb_4bit_quant_type "
             f"{raw.get('bnb_4bit_quant_type')!r}, expected one of the two, and nf4 or fp4"
@@ -75,7 +87,7 @@ def read_bnb_config(config: Phi3Config, where: Path) -> BnbConfig | None:
     return BnbConfig(kind, four and bool(raw.get("bnb_4bit_use_double_quant")), paths)
 
 
-def _quantized_paths(config: Phi3Config, skipped: Any, where: Path) -> frozenset[tuple[str, ...]]:
+def _quantized_paths(config: Phi3Config, skipped: object, where: Path) -> frozenset[LeafPath]:
     """The weights that `llm_int8_skip_modules` leaves, by transformers' rule: names from the start, up to a
     dot, or from the end. Without it the output head alone is left out."""
     names = ["lm_head"] if skipped is None else skipped
@@ -87,10 +99,10 @@ def _quantized_paths(config: Phi3Config, skipped: Any, where: Path) -> frozenset
 
     if not config.tie_word_embeddings and not is_skipped("lm_head"):
         raise InputError(f"{where}: lm_head is quantised, which is not supported; add it to llm_int8_skip_modules")
-    answers: dict[tuple[str, ...], set[bool]] = {}
-    for slot in checkpoint_slots(config):
-        if slot.layer is not None and is_quantizable(slot.path, (0, *slot.shape)):
-            answers.setdefault(slot.path, set()).add(not is_skipped(layer_name(slot.path, slot.layer)))
+    answers: dict[LeafPath, set[bool]] = {}
+    for entry in checkpoint_layout(config):
+        if entry.layer is not None and is_quantizable(entry.path, (0, *entry.shape)):
+            answers.setdefault(entry.path, set()).add(not is_skipped(layer_name(entry.path, entry.layer)))
     mixed = [path[-2] for path, found in answers.items() if len(found) > 1]
     if mixed:
         raise InputError(
@@ -100,84 +112,89 @@ def _quantized_paths(config: Phi3Config, skipped: Any, where: Path) -> frozenset
     return frozenset(path for path, found in answers.items() if found == {True})
 
 
-def expected_tensors(slot: Slot, config: BnbConfig) -> dict[str, Expected]:
+def expected_tensors(entry: LayoutEntry, config: BnbConfig) -> dict[str, Expected]:
     """The tensors that a quantised weight is stored as."""
     if config.kind == "int8":
-        module = slot.name.removesuffix(".weight")
+        module = entry.name.removesuffix(".weight")
         return {
-            slot.name: Expected(slot.shape, ("I8",)),
-            f"{module}.SCB": Expected(slot.shape[:1], ("F32",)),
+            entry.name: Expected(entry.shape, ("I8",)),
+            f"{module}.SCB": Expected(entry.shape[:1], ("F32",)),
             f"{module}.weight_format": Expected((), ("U8",), optional=True),
         }
-    size = math.prod(slot.shape)
+    size = math.prod(entry.shape)
     blocks = -(-size // BLOCK_SIZE)
     tensors = {
-        slot.name: Expected((-(-size // 2), 1), ("U8",)),
-        f"{slot.name}.absmax": Expected((blocks,), ("U8" if config.double_quant else "F32",)),
-        f"{slot.name}.quant_map": Expected((16,), ("F32",)),
-        f"{slot.name}{STATE}{config.kind}": Expected(None, ("U8",)),
+        entry.name: Expected((-(-size // 2), 1), ("U8",)),
+        f"{entry.name}.absmax": Expected((blocks,), ("U8" if config.double_quant else "F32",)),
+        f"{entry.name}.quant_map": Expected((16,), ("F32",)),
+        f"{entry.name}{STATE}{config.kind}": Expected(None, ("U8",)),
     }
     if config.double_quant:
-        tensors[f"{slot.name}.nested_absmax"] = Expected((-(-blocks // NESTED_BLOCK_SIZE),), ("F32",))
-        tensors[f"{slot.name}.nested_quant_map"] = Expected((256,), ("F32",))
+        tensors[f"{entry.name}.nested_absmax"] = Expected((-(-blocks // NESTED_BLOCK_SIZE),), ("F32",))
+        tensors[f"{entry.name}.nested_quant_map"] = Expected((256,), ("F32",))
     return tensors
 
 
-def read_weight(tensors: Mapping[str, TensorEntry], slot: Slot, config: BnbConfig) -> Quantized:
+def read_weight(tensors: Mapping[str, TensorEntry], entry: LayoutEntry, config: BnbConfig) -> Quantized:
     """One layer's quantised weight, in numpy arrays.
 
-    Raises `InputError` where its statistics are not those of bitsandbytes' tables and block sizes.
+    Raises:
+        InputError: Where its statistics are not those of bitsandbytes' tables and block sizes.
     """
     if config.kind == "int8":
-        return _read_int8(tensors, slot)
-    state = _read_state(tensors[f"{slot.name}{STATE}{config.kind}"], slot, config)
+        return _read_int8(tensors, entry)
+    dtype, mean = _read_state(tensors[f"{entry.name}{STATE}{config.kind}"], entry, config)
     kind = FOUR_BIT[config.kind]
-    _check_table(tensors[f"{slot.name}.quant_map"], kind.levels)
+    _check_table(tensors[f"{entry.name}.quant_map"], kind.levels)
     nested = offset = None
     if config.double_quant:
-        _check_table(tensors[f"{slot.name}.nested_quant_map"], dynamic_map(signed=True))
-        nested = _read_finite(tensors[f"{slot.name}.nested_absmax"])
-        offset = np.asarray(state["nested_offset"], np.float32)
-    absmax = tensors[f"{slot.name}.absmax"]
+        _check_table(tensors[f"{entry.name}.nested_quant_map"], dynamic_map(signed=True))
+        nested = _read_finite(tensors[f"{entry.name}.nested_absmax"])
+        offset = np.asarray(mean, np.float32)
+    absmax = tensors[f"{entry.name}.absmax"]
     return from_flat(
         kind,
-        _read(tensors[slot.name]).reshape(-1),
+        _read(tensors[entry.name]).reshape(-1),
         _read(absmax) if config.double_quant else _read_finite(absmax),
         nested,
         offset,
-        shape=slot.shape,
-        dtype=FLOATS_BY_NAME[state["dtype"]],
+        shape=entry.shape,
+        dtype=dtype,
     )
 
 
-def _read_int8(tensors: Mapping[str, TensorEntry], slot: Slot) -> Int8Weight:
-    module = slot.name.removesuffix(".weight")
+def _read_int8(tensors: Mapping[str, TensorEntry], entry: LayoutEntry) -> Int8Weight:
+    module = entry.name.removesuffix(".weight")
     layout = tensors.get(f"{module}.weight_format")
     if layout is not None and _read(layout) != 0:
         raise InputError(f"{layout.path}: {layout.name} is {_read(layout)}, expected 0 (rows); save the model again")
-    return Int8Weight(_read(tensors[slot.name]), _read_finite(tensors[f"{module}.SCB"]))
+    return Int8Weight(_read(tensors[entry.name]), _read_finite(tensors[f"{module}.SCB"]))
 
 
-def _read_state(entry: TensorEntry, slot: Slot, config: BnbConfig) -> dict[str, Any]:
-    wanted: dict[str, Any] = {"quant_type": config.kind, "blocksize": BLOCK_SIZE, "shape": list(slot.shape)}
+def _read_state(tensor: TensorEntry, entry: LayoutEntry, config: BnbConfig) -> tuple[np.dtype, float]:
+    """The type of the weight it stands for, and what its absmax are counted from, 0 without double quantisation."""
+    wanted: dict[str, object] = {"quant_type": config.kind, "blocksize": BLOCK_SIZE, "shape": list(entry.shape)}
     if config.double_quant:
         wanted |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
-    if math.prod(entry.shape) > MAX_STATE:
-        raise InputError(f"{entry.path}: {entry.name} has {entry.shape[0]} bytes, expected {MAX_STATE} at most")
+    if math.prod(tensor.shape) > MAX_STATE:
+        raise InputError(f"{tensor.path}: {tensor.name} has {tensor.shape[0]} bytes, expected {MAX_STATE} at most")
     try:
-        state = parse_json(_read(entry).tobytes().decode("utf-8"))
-        found = {name: state.get(name) for name in wanted}
-        right = found == wanted and state.get("dtype") in FLOATS_BY_NAME
+        state = parse_json(_read(tensor).tobytes().decode("utf-8"))
+        dtype, offset = FLOATS_BY_NAME.get(state.get("dtype")), 0.0
+        right = {name: state.get(name) for name in wanted} == wanted and dtype is not None
         if config.double_quant:
-            right = right and math.isfinite(state.get("nested_offset"))
+            offset = state.get("nested_offset")
+            right = right and math.isfinite(offset)
     except (ValueError, AttributeError, TypeError, OverflowError) as error:
-        raise InputError(f"{entry.path}: {entry.name} is no proper quant_state ({error}); download it again") from error
-    if not right:
         raise InputError(
-            f"{entry.path}: {entry.name} says {json.dumps(state)[:300]}, expected {json.dumps(wanted)} and a dtype "
+            f"{tensor.path}: {tensor.name} is no proper quant_state ({error}); download it again"
+        ) from error
+    if not right or dtype is None:
+        raise InputError(
+            f"{tensor.path}: {tensor.name} says {json.dumps(state)[:300]}, expected {json.dumps(wanted)} and a dtype "
             "of 16 or 32 bits; quantise the model again with these settings"
         )
-    return state
+    return dtype, offset
 
 
 def _check_table(entry: TensorEntry, levels: np.ndarray) -> None:
@@ -201,11 +218,11 @@ def _read_finite(entry: TensorEntry) -> np.ndarray:
     return array
 
 
-def tensor_sources(slot: Slot, weight: Quantized) -> list[TensorSource]:
+def tensor_sources(entry: LayoutEntry, weight: Quantized) -> list[TensorSource]:
     """What to write for one layer of a stack of quantised weights."""
-    layer = slot.layer
+    layer = entry.layer
 
-    def source(name: str, array: Any, shape: tuple[int, ...]) -> TensorSource:
+    def source(name: str, array: Arrays, shape: tuple[int, ...]) -> TensorSource:
         # Sliced before it comes to the host: jax keeps the host's copy of an array that it has fetched.
         return TensorSource(name, array.dtype, shape, partial(lambda array: to_host(array[layer]), array))
 
@@ -213,24 +230,24 @@ def tensor_sources(slot: Slot, weight: Quantized) -> list[TensorSource]:
         return TensorSource(name, array.dtype, array.shape, lambda: array)
 
     if isinstance(weight, Int8Weight):
-        module = slot.name.removesuffix(".weight")
+        module = entry.name.removesuffix(".weight")
         return [
-            source(slot.name, weight.codes, slot.shape),
-            source(f"{module}.SCB", weight.absmax, slot.shape[:1]),
+            source(entry.name, weight.codes, entry.shape),
+            source(f"{module}.SCB", weight.absmax, entry.shape[:1]),
             constant(f"{module}.weight_format", np.zeros((), np.uint8)),
         ]
     assert isinstance(weight, NF4Weight)
-    size = math.prod(slot.shape)
-    state: dict[str, Any] = {
+    size = math.prod(entry.shape)
+    state: dict[str, object] = {
         "quant_type": weight.quant_type,
         "blocksize": BLOCK_SIZE,
         "dtype": weight.dtype.name,
-        "shape": list(slot.shape),
+        "shape": list(entry.shape),
     }
     tensors = [
-        source(slot.name, weight.codes, (-(-size // 2), 1)),
-        source(f"{slot.name}.absmax", weight.absmax, (-(-size // BLOCK_SIZE),)),
-        constant(f"{slot.name}.quant_map", weight.levels),
+        source(entry.name, weight.codes, (-(-size // 2), 1)),
+        source(f"{entry.name}.absmax", weight.absmax, (-(-size // BLOCK_SIZE),)),
+        constant(f"{entry.name}.quant_map", weight.levels),
     ]
     if weight.nested_absmax is not None and weight.offset is not None:
         state |= {
@@ -239,25 +256,28 @@ def tensor_sources(slot: Slot, weight: Quantized) -> list[TensorSource]:
             "nested_offset": float(to_host(weight.offset[layer])),
         }
         tensors += [
-            source(f"{slot.name}.nested_absmax", weight.nested_absmax, weight.nested_absmax.shape[1:]),
-            constant(f"{slot.name}.nested_quant_map", dynamic_map(signed=True)),
+            source(f"{entry.name}.nested_absmax", weight.nested_absmax, weight.nested_absmax.shape[1:]),
+            constant(f"{entry.name}.nested_quant_map", dynamic_map(signed=True)),
         ]
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    return [*tensors, constant(f"{slot.name}{STATE}{weight.quant_type}", text)]
+    return [*tensors, constant(f"{entry.name}{STATE}{weight.quant_type}", text)]
 
 
-def config_section(weights: Mapping[tuple[str, ...], Any], dtype: str, earlier: Any) -> dict[str, Any] | None:
+def config_section(weights: Mapping[LeafPath, LeafValue], dtype: str, earlier: object) -> dict[str, object] | None:
     """The `quantization_config` to write for a model's state; None where nothing in it is quantised.
 
-    **Arguments**: `weights`, by path; `dtype`, of the model; `earlier`, the section that the model was
-    read with, whose settings that concern computing alone are kept.
+    Args:
+        weights: By path: arrays, and what stands in place of them.
+        dtype: Of the model.
+        earlier: The section that the model was read with, whose settings that concern computing alone are kept.
 
-    Raises `InputError` where the weights are quantised in more than one way.
+    Raises:
+        InputError: Where the weights are quantised in more than one way.
     """
     quantized = {path: value for path, value in weights.items() if isinstance(value, Quantized)}
     if not quantized:
         return None
-    kinds = {(_kind(value), _is_double(value)) for value in quantized.values()}
+    kinds = {(value.quant_type, value.double_quant) for value in quantized.values()}
     if len(kinds) > 1:
         raise InputError(
             f"the model's weights are quantised in {len(kinds)} ways, and a checkpoint has one; expected one"
@@ -283,11 +303,3 @@ def config_section(weights: Mapping[tuple[str, ...], Any], dtype: str, earlier: 
         "load_in_8bit": not four,
         "quant_method": "bitsandbytes",
     }
-
-
-def _kind(weight: Quantized) -> str:
-    return weight.quant_type if isinstance(weight, NF4Weight) else "int8"
-
-
-def _is_double(weight: Quantized) -> bool:
-    return isinstance(weight, NF4Weight) and weight.nested_absmax is not None

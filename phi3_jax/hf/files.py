@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.hf.bnb import expected_tensors, read_bnb_config
-from phi3_jax.hf.layout import EMBEDDING, HEAD, Expected, checkpoint_slots
+from phi3_jax.hf.bnb import BnbConfig, expected_tensors
+from phi3_jax.hf.layout import EMBEDDING, HEAD, Expected, checkpoint_layout
 from phi3_jax.hf.safetensors_io import TensorEntry, read_header
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import read_json
@@ -32,18 +32,24 @@ class Weights:
     problems: tuple[str, ...]
 
     def raise_for_problems(self, folder: Path) -> None:
-        """Raises `InputError` that tells all of them, if there are any."""
+        """Tells all of them, if there are any. Raises `InputError`."""
         if self.problems:
             raise InputError(
                 f"{folder}: {'; '.join(self.problems)}; give the whole checkpoint that config.json speaks of"
             )
 
 
-def read_weights(folder: Path, config: Phi3Config) -> Weights:
-    """Reads the headers of the folder's safetensors files and holds them against `config`.
+def has_weights(folder: Path) -> bool:
+    """Whether the folder has files of weights; an index alone, as in a clone without its large files, is none."""
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
-    Raises `InputError` where there are no safetensors files, or their index cannot be read; all
-    other problems are returned.
+
+def read_weights(folder: Path, config: Phi3Config, quantization: BnbConfig | None) -> Weights:
+    """Reads the headers of the folder's safetensors files and holds them against its configuration.
+
+    Raises:
+        InputError: Where there are no safetensors files, or their index cannot be read; all other problems are
+            returned.
     """
     index = _read_index(folder)
     files, problems = _shards(folder, index)
@@ -62,7 +68,7 @@ def read_weights(folder: Path, config: Phi3Config) -> Weights:
         tensors.update(entries)
     # What a lost shard should hold is not missing besides.
     lost = {name for name, file in (index or {}).items() if file not in readable}
-    expected = _expected(config, folder)
+    expected = _expected(config, quantization)
     if not readable and index is None:
         lost = set(expected)
     problems += _listed("unreadable files", broken)
@@ -106,14 +112,13 @@ def _shards(folder: Path, index: Mapping[str, str] | None) -> tuple[list[Path], 
     return [folder / name for name in present], problems
 
 
-def _expected(config: Phi3Config, folder: Path) -> dict[str, Expected]:
-    quantization = read_bnb_config(config, folder / CONFIG)
+def _expected(config: Phi3Config, quantization: BnbConfig | None) -> dict[str, Expected]:
     expected: dict[str, Expected] = {}
-    for slot in checkpoint_slots(config):
-        if quantization is not None and slot.path in quantization.paths:
-            expected |= expected_tensors(slot, quantization)
+    for entry in checkpoint_layout(config):
+        if quantization is not None and entry.path in quantization.paths:
+            expected |= expected_tensors(entry, quantization)
         else:
-            expected[slot.name] = Expected(slot.shape)
+            expected[entry.name] = Expected(entry.shape)
     if config.tie_word_embeddings:
         expected[HEAD] = replace(expected[".".join(EMBEDDING)], optional=True)
     return expected

@@ -2,16 +2,18 @@
 
 import collections
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.hf.bnb import read_bnb_config
-from phi3_jax.hf.files import read_weights
-from phi3_jax.hf.hub import TOKENIZER_FILES, resolve_checkpoint
-from phi3_jax.hf.layout import checkpoint_slots
-from phi3_jax.hf.safetensors_io import READABLE, read_header
-from phi3_jax.hf.tokenizer import load_tokenizer, tokenizer_config
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.files import CONFIG
+from phi3_jax.hf.hub import SMALL_FILES
+from phi3_jax.hf.layout import checkpoint_layout
+from phi3_jax.hf.safetensors_io import READABLE, TensorEntry, read_header
+from phi3_jax.hf.tokenizer import has_tokenizer, tokenizer_config
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import read_json, read_text
 from phi3_jax.system.text import one_line, printable
@@ -44,39 +46,51 @@ def checkpoint_info(
 ) -> dict[str, Any]:
     """What can be said of a checkpoint, an adapter, or a run's output folder; fit for JSON.
 
-    **Returns** `path`; `config`, `quantization`, `parameters` (their number), `parameters_by_module`, `weights`
-    (`files`, `bytes`, tensors by `dtypes`), `tokenizer` and `chat_template`, each None where there
-    is none; and `adapters`, a list of those in the folder and in its subfolders. Of a hub repository
-    only the small files are downloaded, so that its weights count as absent unless they are cached.
+    Of a hub repository only the small files are downloaded, so that its weights count as absent unless they
+    are cached.
 
-    Raises `InputError` where there is neither a config.json nor an adapter, and where the weights
-    that are there cannot be loaded.
+    Args:
+        path_or_hub_id: Folder, or hub id.
+        revision: Branch, tag or commit on the hub.
+        token: To log in to the hub with.
+        cache_dir: Where downloads are kept.
+        local_files_only: Never ask the network.
+
+    Returns:
+        `path`; `config`, `quantization`, `parameters` (their number), `parameters_by_module`, `weights` (`files`,
+        `bytes`, tensors by `dtypes`), `tokenizer` and `chat_template`, each None where there is none; and
+        `adapters`, a list of those in the folder and in its subfolders.
+
+    Raises:
+        InputError: Where there is neither a config.json nor an adapter, and where the weights that are there
+            cannot be loaded.
+
+    Example:
+        >>> from phi3_jax.demo import demo_path
+        >>> info = checkpoint_info(demo_path("base"))
+        >>> info["weights"]["files"], info["adapters"], info["tokenizer"]["eos_token"]
+        (1, [], '<|end|>')
     """
-    folder = resolve_checkpoint(
-        path_or_hub_id,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        patterns=TOKENIZER_FILES,
-    )
+    hub = Hub(revision, token, cache_dir, local_files_only)
+    checkpoint = Checkpoint.open(path_or_hub_id, hub, patterns=SMALL_FILES)
+    folder = checkpoint.folder
     adapters = [_adapter(file.parent) for file in _adapter_configs(folder)]
-    keys = ("config", "quantization", "parameters", "parameters_by_module", "weights")
-    info: dict[str, Any] = {"path": str(path_or_hub_id), **dict.fromkeys(keys)}
-    if (folder / "config.json").exists():
-        config = Phi3Config.from_pretrained(folder)
-        counts = _parameters(config)
-        values = (
-            _config(config),
-            _quantization(config, folder),
-            sum(counts.values()),
-            counts,
-            _weights(folder, config),
-        )
-        info |= dict(zip(keys, values, strict=True))
+    info: dict[str, Any] = {
+        "path": str(path_or_hub_id),
+        **dict.fromkeys(("config", "quantization", "parameters", "parameters_by_module", "weights")),
+    }
+    if (folder / CONFIG).exists():
+        counts = _parameters(checkpoint.config)
+        info |= {
+            "config": _config(checkpoint.config),
+            "quantization": None if checkpoint.quantization is None else str(checkpoint.quantization),
+            "parameters": sum(counts.values()),
+            "parameters_by_module": counts,
+            "weights": _weights(checkpoint),
+        }
     elif not adapters:
         raise InputError(f"{path_or_hub_id}: no config.json and no adapter in it; give a checkpoint or adapter folder")
-    return {**info, "tokenizer": _tokenizer(folder), "chat_template": _chat_template(folder), "adapters": adapters}
+    return {**info, "tokenizer": _tokenizer(checkpoint), "chat_template": _chat_template(folder), "adapters": adapters}
 
 
 def _adapter_configs(folder: Path) -> list[Path]:
@@ -84,7 +98,7 @@ def _adapter_configs(folder: Path) -> list[Path]:
     return [*folder.glob(name), *sorted(folder.glob(f"*/{name}"))]
 
 
-def _config(config: Phi3Config) -> dict[str, Any]:
+def _config(config: Phi3Config) -> dict[str, object]:
     rope = config.rope
     return {
         **{key: getattr(config, key) for key in CONFIG_KEYS},
@@ -95,45 +109,39 @@ def _config(config: Phi3Config) -> dict[str, Any]:
     }
 
 
-def _quantization(config: Phi3Config, folder: Path) -> str | None:
-    quantization = read_bnb_config(config, folder / "config.json")
-    if quantization is None:
-        return None
-    return quantization.kind + (" with double quantisation" if quantization.double_quant else "")
-
-
 def _parameters(config: Phi3Config) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
-    for slot in checkpoint_slots(config):
-        counts[".".join(slot.path).removesuffix(".weight")] += math.prod(slot.shape)
+    for entry in checkpoint_layout(config):
+        counts[".".join(entry.path).removesuffix(".weight")] += math.prod(entry.shape)
     return dict(counts)
 
 
-def _weights(folder: Path, config: Phi3Config) -> dict[str, Any] | None:
-    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-        return None  # an index alone, as in a clone without its large files, is no harm
-    weights = read_weights(folder, config)
-    weights.raise_for_problems(folder)
-    dtypes = collections.Counter(DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in weights.tensors.values())
+def _weights(checkpoint: Checkpoint) -> dict[str, object] | None:
+    if not checkpoint.has_weights:
+        return None
     return {
-        "files": len(weights.files),
-        "bytes": sum(file.stat().st_size for file in weights.files),
-        "dtypes": dict(dtypes),
+        "files": len(checkpoint.weights.files),
+        "bytes": sum(file.stat().st_size for file in checkpoint.weights.files),
+        "dtypes": _dtypes(checkpoint.weights.tensors.values()),
     }
 
 
-def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+def _dtypes(tensors: Iterable[TensorEntry]) -> dict[str, int]:
+    return dict(collections.Counter(DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in tensors))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, object] | None:
+    if not has_tokenizer(checkpoint.folder):
         return None
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = checkpoint.tokenizer
     except InputError as error:
         return {"problem": str(error)}
     names = ("bos_token", "eos_token", "pad_token")
     return {"tokens": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
 
 
-def _chat_template(folder: Path) -> dict[str, Any] | None:
+def _chat_template(folder: Path) -> dict[str, object] | None:
     """Read from the files, since a folder may have a template and no tokenizer."""
     file = folder / "chat_template.jinja"  # goes first, as in transformers
     text = read_text(file) if file.exists() else tokenizer_config(folder).get("chat_template")
@@ -149,7 +157,7 @@ def _chat_template(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _adapter(folder: Path) -> dict[str, Any]:
+def _adapter(folder: Path) -> dict[str, object]:
     raw = read_json(folder / "adapter_config.json")
     info = {"path": str(folder), "base_model_name_or_path": raw.get("base_model_name_or_path")}
     info |= {key: raw[key] for key in ADAPTER_KEYS if key in raw}
@@ -161,11 +169,11 @@ def _adapter(folder: Path) -> dict[str, Any]:
     return {
         **info,
         "trainable_parameters": sum(math.prod(entry.shape) for entry in tensors),
-        "dtypes": dict(collections.Counter(DTYPE_NAMES.get(entry.dtype, entry.dtype) for entry in tensors)),
+        "dtypes": _dtypes(tensors),
     }
 
 
-def print_info(info: dict[str, Any]) -> None:
+def print_info(info: Mapping[str, Any]) -> None:
     """Prints what `checkpoint_info` found, for people; nothing in it steers their terminal."""
     print(printable(info["path"]))
     if info["config"] is not None:
@@ -178,7 +186,7 @@ def print_info(info: dict[str, Any]) -> None:
         if weights is None:
             print("\nweights: none in this folder")
         else:
-            dtypes = _dtypes(weights["dtypes"])
+            dtypes = _counted(weights["dtypes"])
             print(f"\nweights: {dtypes or 'none'} in {weights['files']} file(s), {weights['bytes']:,} bytes")
     if info["tokenizer"] is None:
         print("\ntokenizer: none")
@@ -200,15 +208,15 @@ def print_info(info: dict[str, Any]) -> None:
         shown = {key: value for key, value in adapter.items() if key not in ("path", "trainable_parameters")}
         count = "no weights in this folder" if parameters is None else f"{parameters:,}"
         if adapter["dtypes"]:
-            shown["dtypes"] = _dtypes(adapter["dtypes"])
+            shown["dtypes"] = _counted(adapter["dtypes"])
         _print_section(f"adapter {adapter['path']}", {**shown, "trainable_parameters": count})
 
 
-def _dtypes(counts: dict[str, int]) -> str:
+def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} tensors of {dtype}" for dtype, count in counts.items())
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, dict):
@@ -216,7 +224,7 @@ def _word(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _print_section(title: str, rows: dict[str, Any]) -> None:
+def _print_section(title: str, rows: Mapping[str, object]) -> None:
     print(f"\n{printable(title)}:")
     width = max(map(len, rows), default=0)
     for name, value in rows.items():

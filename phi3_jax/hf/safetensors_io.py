@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -66,8 +65,9 @@ class TensorSource:
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, by name; their data is not read.
 
-    Raises `InputError` for a file that is cut off or too long, and for a header that is no JSON,
-    names a tensor twice, or has sizes and offsets that do not fit together.
+    Raises:
+        InputError: For a file that is cut off or too long, and for a header that is no JSON, names a tensor twice,
+            or has sizes and offsets that do not fit together.
     """
     return _read_header(path)[0]
 
@@ -107,7 +107,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     return {entry.name: entry for entry in entries}, metadata
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return is_whole(value) and 0 <= value < MAX_COUNT
 
 
@@ -115,7 +115,7 @@ def _nbytes(entry: TensorEntry) -> int:
     return math.prod(entry.shape) * ITEM_SIZES[entry.dtype]
 
 
-def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
+def _entry(path: Path, name: str, fields: object, data_start: int) -> TensorEntry:
     label = f"tensor {name[:100]!r}"
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= set(fields):
         raise ValueError(f"{label} lacks dtype, shape or data_offsets")
@@ -149,7 +149,10 @@ def read_tensor(entry: TensorEntry, out: np.ndarray, index: tuple[slice, ...] | 
 
     No other bytes are read: some of the rows are one piece of the file, some of the columns one for each row.
 
-    **Arguments**: `index`, a slice without steps for each axis.
+    Args:
+        entry: The tensor.
+        out: Where it goes, of the part's shape.
+        index: A slice without steps for each axis.
     """
     direct = READABLE[entry.dtype] == out.dtype
     for start, part in _pieces(entry, index, out.reshape(-1) if direct else None):
@@ -219,10 +222,13 @@ def write_safetensors(
 ) -> None:
     """Writes the file that `safetensors.torch.save_file` would, one tensor in memory at a time.
 
-    **Arguments**: `metadata`, texts to lie beside the tensors.
+    Args:
+        path: The file.
+        tensors: In the order in which they are to lie there.
+        metadata: Texts to lie beside them.
     """
     names = {dtype: name for name, dtype in READABLE.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.nbytes

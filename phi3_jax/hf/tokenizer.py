@@ -6,25 +6,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.model import LARGEST
-from phi3_jax.hf.hub import TOKENIZER_FILES, first_line, resolve_checkpoint
+from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.hf.hub import SMALL_FILES, TOKENIZER_FILES, resolve_checkpoint
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import PanicException, attempt, is_panic, may_panic_when_read
 from phi3_jax.system.reading import check_file, read_json
-from phi3_jax.system.text import shown
+from phi3_jax.system.text import first_line, shown
 
-# The JSON files among `TOKENIZER_FILES` that say something of the tokenizer.
-TOKENIZER_JSON = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "config.json",
-    "vocab.json",
-)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 MAX_TOKENIZER = 128 * 2**20  # bytes of one file
 MAX_GROWTH = 100  # of a text; a space becomes one character
 
@@ -36,7 +31,7 @@ def load_tokenizer(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> Any:
+) -> Tokenizer:
     """The transformers tokenizer of a checkpoint, without remote code.
 
     What a tokenizer.json says is what counts, whatever class tokenizer_config.json names: Phi-3's
@@ -45,21 +40,50 @@ def load_tokenizer(
     can read. Padding and truncation stored in the file are dropped, `add_bos_token` is heeded
     (transformers 5 forgets it where there is a tokenizer.json).
 
-    Raises `InputError` where there is no tokenizer, or one that transformers cannot read.
+    Args:
+        path_or_hub_id: Folder, or hub id whose tokenizer is downloaded and cached.
+        revision: Branch, tag or commit on the hub.
+        token: To log in to the hub with.
+        cache_dir: Where downloads are kept.
+        local_files_only: Never ask the network.
+
+    Raises:
+        InputError: Where there is no tokenizer, or one that transformers cannot read.
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> from phi3_jax.demo import demo_path
+        >>> tokenizer = p3.load_tokenizer(demo_path("base"))
+        >>> ids = tokenizer.encode("Hello", add_special_tokens=False)
+        >>> tokenizer.decode(ids)
+        'Hello'
     """
-    folder = resolve_checkpoint(
-        path_or_hub_id,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        patterns=TOKENIZER_FILES,
-    )
+    hub = Hub(revision, token, cache_dir, local_files_only)
+    return read_tokenizer(resolve_checkpoint(path_or_hub_id, hub, patterns=SMALL_FILES), str(path_or_hub_id))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's own file is in the folder; templates and settings alone are none."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in the folder, to be copied elsewhere.
+
+    Raises:
+        InputError: For a link out of the folder, whose target would be copied.
+    """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for file in files:
+        check_file(file)
+    return files
+
+
+def read_tokenizer(folder: Path, name: str) -> Tokenizer:
+    """The tokenizer in a folder, as `load_tokenizer` says. Messages call it by the name."""
     has_fast = (folder / "tokenizer.json").is_file()
-    if not has_fast and not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json")):
-        raise InputError(
-            f"{path_or_hub_id}: no tokenizer.json or tokenizer.model in it; add the checkpoint's tokenizer"
-        )
+    if not has_tokenizer(folder) and not (folder / "vocab.json").is_file():
+        raise InputError(f"{name}: no tokenizer.json or tokenizer.model in it; add the checkpoint's tokenizer")
     _check_files(folder)
     config = tokenizer_config(folder)
 
@@ -76,13 +100,14 @@ def load_tokenizer(
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise InputError(f"{path_or_hub_id}: its tokenizer cannot be read ({first_line(error)})") from error
+        raise InputError(f"{name}: its tokenizer cannot be read ({first_line(error)})") from error
     if has_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         if config.get("add_bos_token") is True and tokenizer.bos_token is not None:
             _prepend_bos(tokenizer)
-    return tokenizer
+    read: Tokenizer = tokenizer
+    return read
 
 
 @contextmanager
@@ -105,10 +130,8 @@ def _without_log() -> Iterator[None]:
 
 def _check_files(folder: Path) -> None:
     """Looks at what transformers is going to read, which follows every link and takes any size."""
-    patterns = (*TOKENIZER_FILES, "additional_chat_templates/*.jinja")
-    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
-        if file.suffix == ".json" and file.name not in TOKENIZER_JSON:
-            continue  # says nothing of the tokenizer
+    named = {file for file in folder.iterdir() if file.name in (*TOKENIZER_FILES, "config.json")}
+    for file in sorted(named.union(folder.glob("*.jinja"), folder.glob("additional_chat_templates/*.jinja"))):
         check_file(file)
         if file.stat().st_size > MAX_TOKENIZER:
             raise InputError(f"{file}: is larger than {MAX_TOKENIZER / 2**20:g} MiB, which no tokenizer is")
@@ -120,9 +143,11 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_tables(file: Path) -> None:
-    """Raises `InputError` for what the library would take any amount of memory for: tokens whose numbers no model
-    has, for it makes tables of that length, and replacements that make a long text of a short one. And for what it
-    gives up over."""
+    """Refuses what the library would take any amount of memory for.
+
+    Tokens whose numbers no model has, for it makes tables of that length, and replacements that make a long text
+    of a short one. And what it gives up over. Raises `InputError`.
+    """
     try:
         content = file.read_bytes()
         raw = json.loads(content)
@@ -146,7 +171,7 @@ def _check_tables(file: Path) -> None:
     raise InputError(f"{file}: has token {shown(largest)}, expected numbers below {LARGEST['vocab_size']}")
 
 
-def _growth(step: Any) -> float:
+def _growth(step: object) -> float:
     """How many times as long a text can become in a normalizer or a decoder, at most."""
     if not isinstance(step, dict):
         return 1.0
@@ -158,13 +183,13 @@ def _growth(step: Any) -> float:
     return growth
 
 
-def tokenizer_config(folder: Path) -> dict[str, Any]:
+def tokenizer_config(folder: Path) -> dict[str, object]:
     """The contents of tokenizer_config.json; empty where there is none."""
     path = folder / "tokenizer_config.json"
     return read_json(path) if path.exists() else {}
 
 
-def _prepend_bos(tokenizer: Any) -> None:
+def _prepend_bos(tokenizer: "PreTrainedTokenizerFast") -> None:
     """As LlamaTokenizerFast did with `add_bos_token`; nothing where the file does so already."""
     from tokenizers.processors import TemplateProcessing
 

@@ -144,6 +144,7 @@ def _sum_config(
         lora_dropout=first.lora_dropout,
         lora_bias=biased,
         base_model_name_or_path=first.base_model_name_or_path,
+        revision=first.revision,
     )
     names = (
         checkpoint_name(name, layer) if name.startswith(STACK) else name

@@ -168,7 +168,8 @@ def look_up(
 class SplitWeight:
     """A fused layer's weight held in its parts, so that devices can share the rows of each evenly.
 
-    **Fields**: `parts`, `[*stack, part, in]` each.
+    Attributes:
+        parts: `[*stack, part, in]` each.
     """
 
     parts: tuple[Array, ...]

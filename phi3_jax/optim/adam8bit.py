@@ -55,7 +55,7 @@ def nearest_code(x: Float[Array, "*shape"], *, signed: bool) -> UInt8[Array, "*s
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedMoment:
     """A moment in 8 bits, quantised in blocks along each layer's flattened tensor.
 
     **Fields**: `codes`, in the parameter's shape; `absmax` `[*stack, blocks]`, the largest magnitude
@@ -66,22 +66,22 @@ class Quantized:
     absmax: Float[Array, "*stack blocks"]
 
     @classmethod
-    def zeros(cls, shape: tuple[int, ...], stack: int) -> "Quantized":
+    def zeros(cls, shape: tuple[int, ...], stack: int) -> "QuantizedMoment":
         """Zeros; the first `stack` axes of the shape count tensors of their own."""
         blocks = -(-math.prod(shape[stack:]) // BLOCK_SIZE)
         return cls(jnp.zeros(shape, jnp.uint8), jnp.zeros((*shape[:stack], blocks), jnp.float32))
 
 
-def quantize(values: Float[Array, "*shape"], *, signed: bool) -> Quantized:
+def quantize(values: Float[Array, "*shape"], *, signed: bool) -> QuantizedMoment:
     """Quantises one tensor."""
     blocks = _blocks(values)
     absmax = jnp.max(jnp.abs(blocks), axis=-1)
     # A block of zeros has no scale to divide by, and stays zeros.
     codes = nearest_code(blocks / jnp.where(absmax > 0, absmax, 1)[:, None], signed=signed)
-    return Quantized(_from_blocks(codes, values.shape), absmax)
+    return QuantizedMoment(_from_blocks(codes, values.shape), absmax)
 
 
-def dequantize(moment: Quantized, *, signed: bool) -> Float[Array, "*shape"]:
+def dequantize(moment: QuantizedMoment, *, signed: bool) -> Float[Array, "*shape"]:
     """The numbers that one tensor's codes stand for, in float32."""
     numbers = jnp.asarray(dynamic_map(signed=signed))[_blocks(moment.codes)]
     return _from_blocks(numbers * moment.absmax[:, None], moment.codes.shape)
@@ -102,7 +102,7 @@ def bias_correction(beta: float, step: Int[Array, ""]) -> Float[Array, ""]:
 
 
 class Adam8bitState(NamedTuple):
-    """`step`, how many are done; `mu`, `nu`, the moments: a `Quantized`, or float32, for each parameter."""
+    """`step`, how many are done; `mu`, `nu`, the moments: a `QuantizedMoment`, or float32, for each parameter."""
 
     step: Int[Array, ""]
     mu: Any
@@ -126,7 +126,7 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
         stack = roles.stack_axes(path)
         if math.prod(leaf.shape[stack:]) < MIN_8BIT_SIZE or roles.is_embedding_table(path):
             return jnp.zeros(leaf.shape, jnp.float32)
-        return Quantized.zeros(leaf.shape, stack)
+        return QuantizedMoment.zeros(leaf.shape, stack)
 
     def init(params: Any) -> Adam8bitState:
         # One set of arrays each: a donated buffer must not be given twice.
@@ -146,7 +146,7 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
             return _Advance(direction, _like(mu, m, signed=True), _like(nu, v, signed=False))
 
         def advance_layers(grad: Array, mu: Any, nu: Any) -> _Advance:
-            if isinstance(mu, Quantized) and mu.absmax.ndim > 1:
+            if isinstance(mu, QuantizedMoment) and mu.absmax.ndim > 1:
                 # Layer by layer, so that float32 moments exist for one at a time.
                 return jax.lax.map(lambda layer: advance(*layer), (grad, mu, nu))
             return advance(grad, mu, nu)
@@ -162,8 +162,8 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
 
 
 def _value(moment: Any, *, signed: bool) -> Array:
-    return dequantize(moment, signed=signed) if isinstance(moment, Quantized) else moment
+    return dequantize(moment, signed=signed) if isinstance(moment, QuantizedMoment) else moment
 
 
 def _like(old: Any, new: Array, *, signed: bool) -> Any:
-    return quantize(new, signed=signed) if isinstance(old, Quantized) else new
+    return quantize(new, signed=signed) if isinstance(old, QuantizedMoment) else new

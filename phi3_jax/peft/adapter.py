@@ -1,72 +1,114 @@
-"""Adapters in PEFT's files, both ways: adapter_config.json and adapter_model.safetensors."""
+"""Adapters in PEFT's files: `PeftAdapter`, a folder or hub id opened once, and what is read from it."""
 
-import json
-import math
-import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
-from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, read_header, read_metadata, read_tensor, write_safetensors
+from phi3_jax.config.hub_options import Hub
+from phi3_jax.config.lora import LoraConfig
+from phi3_jax.hf.hub import SMALL_FILES, resolve_checkpoint
+from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, read_header, read_metadata, read_tensor
+from phi3_jax.hf.tokenizer import has_tokenizer
 from phi3_jax.lora.base_weights import weight_shape
 from phi3_jax.lora.targets import saved_modules
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.peft.card import model_card
-from phi3_jax.peft.config import CONFIG_FILE, config_entries, read_adapter_config
+from phi3_jax.peft.config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from phi3_jax.peft.targets import peft_modules
-from phi3_jax.peft.tensors import PREFIX, from_peft, peft_adapters, saved_names, sources, tensor_names, to_peft
+from phi3_jax.peft.tensors import PREFIX, from_peft, peft_adapters, saved_names, tensor_names
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.files import storing, temporary_folder
 
-__all__ = ["load_adapter", "read_adapter_config", "save_adapter"]
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+# With the tokenizer that training lays beside it.
+ALL_FILES = (*SMALL_FILES, WEIGHTS_FILE)
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 
+@dataclass(frozen=True, eq=False)
+class PeftAdapter:
+    """A LoRA adapter that PEFT (or `save_adapter`) wrote; each of its files is read once, when first asked for.
 
-def save_adapter(
-    folder: str | Path,
-    lora: Lora,
-    *,
-    tokenizer: Any = None,
-    base_model_name_or_path: str | None = None,
-) -> None:
-    """Writes what `peft.PeftModel.from_pretrained` loads: config, float32 weights, a model card.
-
-    Everything is written for the base as it is: adapters of slices as one of the fused layer, adapters
-    that started as PiSSA, OLoRA or LoftQ as a plain one of twice the rank.
-
-    An adapter that is in the folder already is replaced; should that be interrupted, the folder is
-    left without adapter_config.json, so that nobody loads old and new mixed.
-
-    **Arguments**
-    - `tokenizer`: saved along where given (anything with transformers' `save_pretrained`).
-    - `base_model_name_or_path`: what `AutoPeftModelForCausalLM` will look for; default: that of
-      `lora.config`.
-
-    Raises `StorageError` where the folder cannot be written, and `InputError` for adapters that no
-    configuration of PEFT describes.
+    Attributes:
+        name: The folder or hub id, as it was given.
+        folder: Where its files lie here.
     """
-    folder = Path(folder)
-    base = base_model_name_or_path or lora.config.base_model_name_or_path
-    modules, config, metadata = to_peft(lora)
-    tensors = list(sources(modules, lora.saved))
-    entries = config_entries(config, base)
-    card = model_card(config, sum(math.prod(tensor.shape) for tensor in tensors), base)
-    weights = sum(tensor.nbytes for tensor in tensors)
-    with storing(folder, weights), temporary_folder(folder.parent, f".{folder.name}.") as temporary:
-        write_safetensors(temporary / WEIGHTS_FILE, tensors, metadata)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        (temporary / CONFIG_FILE).write_text(json.dumps(entries, indent=2, sort_keys=True), encoding="utf-8")
-        _move(temporary, folder)
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def open(
+        cls, path_or_hub_id: str | Path, hub: Hub | None = None, *, patterns: Sequence[str] = ADAPTER_FILES
+    ) -> Self:
+        """Finds the folder, or the files in the hub's cache, where they are downloaded to.
+
+        Args:
+            path_or_hub_id: A folder, or the id of an adapter on the hub.
+            hub: How the hub is asked; its revision is the adapter's own.
+            patterns: Of the files to download.
+
+        Raises:
+            InputError: As `resolve_checkpoint`.
+        """
+        return cls(str(path_or_hub_id), resolve_checkpoint(path_or_hub_id, hub, patterns=patterns))
+
+    @cached_property
+    def config(self) -> LoraConfig:
+        """What adapter_config.json says. Raises `InputError` as `read_adapter_config`."""
+        return read_adapter_config(self.folder)
+
+    @property
+    def base(self) -> str | None:
+        """The folder or hub id of the base that it was trained on."""
+        return self.config.base_model_name_or_path
+
+    @property
+    def revision(self) -> str | None:
+        """The base's revision that it was trained on; None for the main branch or a folder."""
+        return self.config.revision
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside it, with the template that it was trained with."""
+        return has_tokenizer(self.folder)
+
+    def load(self, model: Phi3ForCausalLM) -> Lora:
+        """Its tensors, as float32 whatever their type in the file.
+
+        Args:
+            model: The base, whose names and shapes the adapter must fit; shapes in place of arrays are enough.
+
+        Raises:
+            InputError: As `load_adapter`.
+        """
+        path = self.folder / WEIGHTS_FILE
+        config = self.config
+        if not path.is_file():
+            # Of a hub's repository a pickle is not even downloaded, so it may be there unseen.
+            found = "found only adapter_model.bin" if (self.folder / "adapter_model.bin").exists() else "not found"
+            raise InputError(
+                f"{self.folder}: {WEIGHTS_FILE} expected, {found} (a pickle, which can run code, is not opened); "
+                "save the adapter as safetensors"
+            )
+        try:
+            adapters = peft_adapters(model, config, peft_modules(model, config))
+            saved = saved_modules(model, config.modules_to_save or ())
+        except InputError as error:
+            raise InputError(f"{self.folder / CONFIG_FILE}: {error}") from error
+        arrays = _read_tensors(path, model, _expected_shapes(model, adapters, saved))
+        num_layers = model.config.num_hidden_layers
+        weights = {name: [arrays[tensor] for tensor in saved_names(name, num_layers)] for name in saved}
+        return from_peft(
+            model,
+            config,
+            {name: _filled(name, adapter, arrays) for name, adapter in adapters.items()},
+            {name: np.stack(w) if name.startswith("model.layers.") else w[0] for name, w in weights.items()},
+            read_metadata(path),
+        )
 
 
 def load_adapter(
@@ -74,8 +116,8 @@ def load_adapter(
     model: Phi3ForCausalLM,
     *,
     revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Lora:
     """Reads a LoRA adapter that PEFT (or `save_adapter`) wrote, as float32 whatever its file's type.
@@ -83,47 +125,35 @@ def load_adapter(
     It becomes what `init_lora` makes for such a configuration; an adapter of a fused layer that is made
     of slices becomes those of the slices.
 
-    **Arguments**
-    - `path_or_hub_id`: a folder, or a hub id that is downloaded and cached; `revision`, `token`,
-      `cache_dir`, `local_files_only` as in huggingface_hub.
-    - `model`: the base, whose names and shapes the adapter must fit.
+    Args:
+        path_or_hub_id: A folder, or a hub id that is downloaded and cached.
+        model: The base, whose names and shapes the adapter must fit.
+        revision: Branch, tag or commit of the adapter on the hub.
+        token: To log in to the hub with.
+        cache_dir: Where downloads are kept.
+        local_files_only: Never ask the network.
 
-    Raises `InputError` for another kind of adapter, for every feature that is not supported, and,
-    all at once, for tensors that are missing, unknown, misshapen or not finite. Pickles
-    (adapter_model.bin) are never opened.
+    Raises:
+        InputError: For another kind of adapter, for every feature that is not supported, and, all at once, for
+            tensors that are missing, unknown, misshapen or not finite. Pickles (adapter_model.bin) are never
+            opened.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import phi3_jax as p3
+        >>> from flax import nnx
+        >>> config = p3.Phi3Config(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     num_key_value_heads=2, head_dim=8, max_position_embeddings=32, pad_token_id=None,
+        ... )
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> folder = tempfile.mkdtemp()
+        >>> p3.save_adapter(folder, p3.init_lora(model, p3.LoraConfig(r=4), jax.random.key(0)))
+        >>> p3.load_adapter(folder, model).config.r
+        4
     """
-    folder = resolve_checkpoint(
-        path_or_hub_id,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        patterns=(CONFIG_FILE, WEIGHTS_FILE),
-    )
-    config = read_adapter_config(folder)
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        # Of a hub's repository a pickle is not even downloaded, so it may be there unseen.
-        found = "found only adapter_model.bin" if (folder / "adapter_model.bin").exists() else "not found"
-        raise InputError(
-            f"{folder}: {WEIGHTS_FILE} expected, {found} (a pickle, which can run code, is not opened); "
-            "save the adapter as safetensors"
-        )
-    try:
-        adapters = peft_adapters(model, config, peft_modules(model, config))
-        saved = saved_modules(model, config.modules_to_save or ())
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG_FILE}: {error}") from error
-    arrays = _read_tensors(path, model, _expected_shapes(model, adapters, saved))
-    num_layers = model.config.num_hidden_layers
-    weights = {name: [arrays[tensor] for tensor in saved_names(name, num_layers)] for name in saved}
-    return from_peft(
-        model,
-        config,
-        {name: _filled(name, adapter, arrays) for name, adapter in adapters.items()},
-        {name: np.stack(w) if name.startswith("model.layers.") else w[0] for name, w in weights.items()},
-        read_metadata(path),
-    )
+    return PeftAdapter.open(path_or_hub_id, Hub(revision, token, cache_dir, local_files_only)).load(model)
 
 
 def _filled(name: str, adapter: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -205,14 +235,3 @@ def _is_base_weight(entry: TensorEntry, model: Phi3ForCausalLM) -> bool:
             "loaded; save the adapter without (PEFT's save_embedding_layers=False)"
         )
     return entry.shape == weight.shape and np.array_equal(_read(entry).astype(weight.dtype), np.asarray(weight))
-
-
-def _move(temporary: Path, folder: Path) -> None:
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
-    for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG_FILE):  # the config last
-        if file.is_dir():  # a tokenizer's further chat templates
-            shutil.rmtree(folder / file.name, ignore_errors=True)
-        os.replace(file, folder / file.name)

@@ -1,6 +1,6 @@
 """The model card beside an adapter."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import yaml
 
@@ -8,12 +8,15 @@ from phi3_jax.config.lora import LoraConfig
 from phi3_jax.system.dotted import last_part
 
 
-def model_card(config: LoraConfig, count: int, base: str | None) -> str:
+def model_card(config: LoraConfig, count: int) -> str:
     """README.md of an adapter.
 
-    **Arguments**: `config`, what adapter_config.json says; `count`, of the numbers in the file; `base`, the
-    base model's name, if known.
+    Args:
+        config: What adapter_config.json says, of the base too.
+        count: Of the numbers in the file.
     """
+    base = config.base_model_name_or_path
+    given = repr(base or "path to the base model") + (f", revision={config.revision!r}" if config.revision else "")
     front = {
         **({"base_model": base} if base else {}),
         "library_name": "peft",
@@ -38,7 +41,7 @@ Made with phi3_jax. {count:,} parameters, float32.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base or "path to the base model"!r})
+model = AutoModelForCausalLM.from_pretrained({given})
 model = PeftModel.from_pretrained(model, "path to this folder")
 ```
 
@@ -47,7 +50,7 @@ model = PeftModel.from_pretrained(model, "path to this folder")
 ```python
 import phi3_jax as p3
 
-model = p3.Phi3ForCausalLM.from_pretrained({base or "path to the base model"!r})
+model = p3.Phi3ForCausalLM.from_pretrained({given})
 lora = p3.load_adapter("path to this folder", model)
 logits = model(input_ids, lora=lora)
 ```
@@ -57,6 +60,7 @@ logits = model(input_ids, lora=lora)
 def _rows(config: LoraConfig) -> list[tuple[str, str]]:
     scale = "α/√r" if config.use_rslora else "α/r"
     rows = [
+        *([("base's revision", config.revision)] if config.revision else []),
         ("kind", _kind(config)),
         ("modules", ", ".join(_modules(config))),
         ("rank r", _values(config.r, config.rank_pattern)),
@@ -100,6 +104,6 @@ def _modules(config: LoraConfig) -> list[str]:
     )
 
 
-def _values(default: float, pattern: dict[str, Any] | None) -> str:
+def _values(default: float, pattern: Mapping[str, float] | None) -> str:
     others = [f"{value:g} in {name}" for name, value in (pattern or {}).items()]
     return ", ".join([f"{default:g}", *others])

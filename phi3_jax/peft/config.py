@@ -1,10 +1,9 @@
 """PEFT's adapter_config.json, both ways."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from phi3_jax.config.foreign import table
 from phi3_jax.config.lora import LoraConfig
@@ -12,7 +11,7 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import read_json
 from phi3_jax.system.text import shown
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 # The entries that a finished adapter's configuration is read from: how LoftQ began is of no matter any more.
 SUPPORTED = {field.name for field in fields(LoraConfig)} - {"loftq_config"}
@@ -23,9 +22,10 @@ PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 def read_adapter_config(folder: str | Path) -> LoraConfig:
     """Reads `folder/adapter_config.json`.
 
-    Raises `InputError` for kinds of adapter other than LoRA, for starts that changed the base's
-    weights, and naming every entry that asks for something not supported yet; entries nobody here has
-    heard of count as such unless they are empty, false or null.
+    Raises:
+        InputError: For kinds of adapter other than LoRA, for starts that changed the base's weights, and naming
+            every entry that asks for something not supported yet; entries nobody here has heard of count as such
+            unless they are empty, false or null.
     """
     path = Path(folder) / CONFIG_FILE
     raw = read_json(path, "give a PEFT adapter's folder")
@@ -42,9 +42,9 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
     _check_start(path, raw.get("init_lora_weights"))
     if raw.get("target_modules") is None:
         raise InputError(f"{path}: target_modules is not given; name the modules that have adapters")
-    base = raw.get("base_model_name_or_path")
-    if not isinstance(base, str | None):
-        raise InputError(f"{path}: base_model_name_or_path is {shown(base)}, expected a folder or a hub id")
+    for name, wanted in (("base_model_name_or_path", "a folder or a hub id"), ("revision", "a branch, tag or commit")):
+        if not isinstance(raw.get(name), str | None):
+            raise InputError(f"{path}: {name} is {shown(raw[name])}, expected {wanted}")
     entries = {name: raw[name] for name in SUPPORTED if raw.get(name) is not None}
     if entries.get("init_lora_weights") != "eva":
         entries.pop("eva_config", None)
@@ -56,7 +56,7 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
         raise InputError(f"{path}: {error}") from error
 
 
-def _is_unsupported(name: str, value: Any) -> bool:
+def _is_unsupported(name: str, value: object) -> bool:
     if name == "bias":
         return value not in (None, "none")
     if name == "task_type":
@@ -64,7 +64,7 @@ def _is_unsupported(name: str, value: Any) -> bool:
     return name not in SUPPORTED and bool(value)
 
 
-def _check_start(path: Path, start: Any) -> None:
+def _check_start(path: Path, start: object) -> None:
     if any(start is known or (isinstance(known, str) and start == known) for known in PLAIN_STARTS):
         return
     way = "save it from PEFT with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
@@ -76,19 +76,19 @@ def _check_start(path: Path, start: Any) -> None:
     )
 
 
-def config_entries(config: LoraConfig, base: str | None) -> dict[str, Any]:
+def config_entries(config: LoraConfig) -> dict[str, object]:
     """The entries that say for PEFT what adapters are.
 
-    **Arguments**: `config`, in the form that `described` gives; `base`, what `AutoPeftModelForCausalLM`
-    will look for.
+    Args:
+        config: In the form that `described` gives.
     """
     changes_base = config.start_is_in_update or config.init_lora_weights == "loftq"
     return {
         "peft_type": "LORA",
         "task_type": config.task_type,
         "auto_mapping": None,
-        "base_model_name_or_path": base,
-        "revision": None,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
         "inference_mode": True,
         "r": config.r,
         "lora_alpha": _whole(config.lora_alpha),
@@ -118,12 +118,12 @@ def _whole(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _lists(tokens: Any) -> Any:
+def _lists(tokens: Mapping[str, Iterable[int]] | Iterable[int] | None) -> object:
     if isinstance(tokens, Mapping):
         return {module: list(ids) for module, ids in tokens.items()}
     return None if tokens is None else list(tokens)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -49,6 +49,7 @@ def portable(lora: Lora, num_layers: int) -> Lora:
         lora_dropout=config.lora_dropout,
         target_modules=tuple(sorted({last_part(name) for name in items})),
         base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
     )
     return Lora.from_items(items, plain)
 

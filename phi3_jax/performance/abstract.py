@@ -13,18 +13,17 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.hf.layout import abstract_model, model_leaves
-from phi3_jax.hf.read import fused_rows
 from phi3_jax.lora import Lora, ParameterTable, init_lora, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.layers import SplitWeight
+from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
 from phi3_jax.parallel.mesh import AXES, mesh_shape
-from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.performance.topology import Topology
-from phi3_jax.quant import Int8Weight, NF4Weight
+from phi3_jax.quant import Int8Weight, NF4Weight, Quantized
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
+from phi3_jax.quant.build import Leaf, build_model
 from phi3_jax.quant.quantize import is_quantizable
 from phi3_jax.training.step import TrainState, make_train_step
 
@@ -69,7 +68,7 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
     all (`jax.sharding.AbstractMesh`), which is enough to trace the step.
     """
     training, full = run.training, run.peft.full_finetuning
-    model, lora = abstract_model_and_lora(run, config, parts=mesh.shape["tensor"] > 1)
+    model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
     graph, state = nnx.split(model)
     params = _laid_out({"model": state, "lora": lora}, mesh)
     freeze_A = training.optim == "lorafa"
@@ -103,33 +102,51 @@ def _laid_out(tree: Any, mesh: Any) -> Any:
 
 
 def abstract_model_and_lora(
-    run: RunConfig, config: Phi3Config, *, parts: bool = False
+    run: RunConfig, config: Phi3Config, *, split: bool = False
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
-    """What `training.start` loads and draws, as shapes. **Arguments**: `parts`, as in `hf.checkpoint.load_model`.
+    """What `training.start` loads and draws, as shapes.
 
-    Of `peft.init_from` the adapter itself is read. Raises `InputError` for what is wrong with `peft`.
+    Of `peft.init_from` the adapter itself is read.
+
+    Args:
+        run: The run.
+        config: The checkpoint's.
+        split: As in `Checkpoint.load_model`.
+
+    Raises:
+        InputError: For what is wrong with `peft`.
     """
     section, full = run.model, run.peft.full_finetuning
     model = abstract_model(config, jnp.float32 if full else section.dtype, section.attention)
     lora = None if full else _abstract_lora(run, model)
-    leaves = []
-    for path, leaf in model_leaves(model).items():
-        value: Any = leaf.get_value()
-        rows = fused_rows(model, path) if parts and not full else None
-        if section.quantization is not None and is_quantizable(path, value.shape):
-            value = abstract_quantized(value, section.quantization, double_quant=section.double_quant)
-        elif rows is not None:
-            shapes = [(*value.shape[:-2], part.stop - part.start, value.shape[-1]) for part in rows]
-            parted: Any = tuple(jax.ShapeDtypeStruct(shape, value.dtype) for shape in shapes)
-            value = SplitWeight(parted)
-        leaves.append((path, leaf.replace(value)))
-    return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(leaves)), lora
+    shapes = _Shapes(section.quantization, section.double_quant)
+    return build_model(model, shapes, split=split and not full), lora
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Shapes as the source of a model's leaves."""
+
+    quantization: str | None
+    double_quant: bool
+
+    def quantizes(self, path: LeafPath, leaf: Leaf) -> bool:
+        return self.quantization is not None and is_quantizable(path, leaf.shape)
+
+    def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:
+        return abstract_quantized(leaf.get_value(), str(self.quantization), double_quant=self.double_quant)
+
+    def dense(self, path: LeafPath, leaf: Leaf, rows: slice | None = None) -> jax.Array:
+        value: jax.Array = leaf.get_value()
+        if rows is None:
+            return value
+        return shape_of((*value.shape[:-2], rows.stop - rows.start, value.shape[-1]), value.dtype)
 
 
 def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM) -> Lora:
     peft = run.peft
     if peft.init_from is not None:
-        lora = load_adapter(peft.init_from, model, **run.model.hub)
+        lora = PeftAdapter.open(peft.init_from, run.model.hub.at(None)).load(model)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lora)
     if peft.init_lora_weights in ("eva", "loftq"):
         # Both end in plain adapters; which ranks EVA moves from layer to layer only its data can tell.
@@ -142,11 +159,11 @@ def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM) -> Lora:
     )
 
 
-def abstract_quantized(weight: jax.ShapeDtypeStruct, quantization: str, *, double_quant: bool) -> Any:
+def abstract_quantized(weight: jax.Array, quantization: str, *, double_quant: bool) -> Quantized:
     """A stack of layers' weights `[layers, out, in]` as quantised: an `NF4Weight` or `Int8Weight` of shapes."""
-    (*stack, rows, columns), shape = weight.shape, jax.ShapeDtypeStruct
+    *stack, rows, columns = weight.shape
     if quantization == "int8":
-        return Int8Weight(shape(weight.shape, jnp.int8), shape((*stack, rows), jnp.float32))
+        return Int8Weight(shape_of(weight.shape, jnp.int8), shape_of((*stack, rows), jnp.float32))
     blocks = math.ceil(rows * columns / BLOCK_SIZE)
     if columns % BLOCK_SIZE == 0:
         codes, absmax = (*stack, rows, columns // 2), (*stack, rows, columns // BLOCK_SIZE)
@@ -154,7 +171,7 @@ def abstract_quantized(weight: jax.ShapeDtypeStruct, quantization: str, *, doubl
         codes, absmax = (*stack, math.ceil(rows * columns / 2)), (*stack, blocks)
     nested, offset = None, None
     if double_quant:
-        nested = shape((*stack, math.ceil(blocks / NESTED_BLOCK_SIZE)), jnp.float32)
-        offset = shape(tuple(stack), jnp.float32)
-    statistics = shape(absmax, jnp.uint8 if double_quant else jnp.float32)
-    return NF4Weight(shape(codes, jnp.uint8), statistics, nested, offset, rows, columns, np.dtype(weight.dtype))
+        nested = shape_of((*stack, math.ceil(blocks / NESTED_BLOCK_SIZE)), jnp.float32)
+        offset = shape_of(tuple(stack), jnp.float32)
+    statistics = shape_of(absmax, jnp.uint8 if double_quant else jnp.float32)
+    return NF4Weight(shape_of(codes, jnp.uint8), statistics, nested, offset, rows, columns, np.dtype(weight.dtype))

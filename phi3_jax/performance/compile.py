@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.system.compat_xla import bytes_needed
 from phi3_jax.system.errors import InputError
@@ -52,14 +53,14 @@ def has_libtpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def compile_elsewhere(run: RunConfig, topology: str) -> Compiled:
+def compile_elsewhere(run: RunConfig, config: Phi3Config, topology: str) -> Compiled:
     """The step of such a run, compiled in a process of its own for the topology of that name.
 
     Raises:
         InputError: For what is wrong with the run.
         RuntimeError: Where the compiler fails.
     """
-    request = json.dumps({"run": run.to_dict(), "topology": topology})
+    request = json.dumps({"run": run.to_dict(), "config": config.to_dict(), "topology": topology})
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # What is here is not to be touched: another program may be at work on it.
     environment["JAX_PLATFORMS"] = "cpu"
@@ -76,19 +77,16 @@ def compile_elsewhere(run: RunConfig, topology: str) -> Compiled:
     return Compiled(**answer)
 
 
-def compile_here(run: RunConfig, topology: str) -> Compiled:
+def compile_here(run: RunConfig, config: Phi3Config, topology: str) -> Compiled:
     """The same in this process."""
     import jax
 
-    from phi3_jax.hf.checkpoint import read_config
-    from phi3_jax.hf.hub import resolve_checkpoint
     from phi3_jax.parallel.mesh import make_mesh
     from phi3_jax.performance.abstract import abstract_step
     from phi3_jax.performance.collectives import count_collectives, layer_collectives
     from phi3_jax.performance.topology import parse_topology, tpu_devices
 
     where = parse_topology(topology)
-    config = read_config(resolve_checkpoint(run.model.name_or_path, patterns=("config.json",)))
     mesh = make_mesh(asdict(run.parallel), tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))
     step = abstract_step(run, config, mesh)
     start = time.perf_counter()
@@ -125,7 +123,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     answer: dict[str, object]
     try:
-        answer = asdict(compile_here(RunConfig.from_dict(request["run"]), request["topology"]))
+        run, config = RunConfig.from_dict(request["run"]), Phi3Config.from_dict(request["config"])
+        answer = asdict(compile_here(run, config, request["topology"]))
     except InputError as error:
         answer = {"input_error": str(error)}
     print(json.dumps(answer))

@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Literal
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.hf.bnb import read_bnb_config
-from phi3_jax.hf.checkpoint import read_config
-from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.layout import abstract_model, model_leaves
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.model.leaves import model_leaves
 from phi3_jax.parallel.hardware import GiB
 from phi3_jax.parallel.mesh import mesh_shape
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
@@ -95,14 +93,15 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
         InputError: Before anything is compiled, where model, rows, mesh and devices do not go together.
     """
     topology = parse_topology(topology_name)
-    run, config = _with_checkpoint(run)
+    checkpoint = Checkpoint.open_config(run.model.name_or_path, run.model.hub)
+    run, config = _as_stored(run, checkpoint), checkpoint.config
     check_length(run.data.max_length, config)
     mesh = mesh_shape(asdict(run.parallel), topology.devices)
     check_mesh(run, config, mesh)
     estimator = Estimator(config)
     memory = estimator(run, topology)
     table = abstract_step(run, config, abstract_mesh(run, topology)).table
-    compiled, notes = _compiled(run, topology, estimate)
+    compiled, notes = _compiled(run, config, topology, estimate)
     factor = 1.0
     if compiled is not None:
         factor = max(1.0, compiled.bytes_per_device / memory.total)
@@ -111,7 +110,7 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
         run=run,
         topology=topology,
         mesh=mesh,
-        parameters=sum(math.prod(leaf.shape) for leaf in model_leaves(abstract_model(config)).values()),
+        parameters=sum(math.prod(leaf.shape) for leaf in model_leaves(checkpoint.shapes).values()),
         trainable_parameters=table.trainable,
         memory=memory,
         compiled=compiled,
@@ -123,30 +122,27 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
     return plan if plan.fits else replace(plan, alternatives=alternatives(run, topology, estimator, factor))
 
 
-def _with_checkpoint(run: RunConfig) -> tuple[RunConfig, Phi3Config]:
-    """The run with its checkpoint's folder, and quantised if that is; and the checkpoint's configuration."""
-    section = run.model
-    folder = resolve_checkpoint(
-        section.name_or_path, revision=section.revision, patterns=("config.json",), **section.hub
-    )
-    config = read_config(folder)
-    model = replace(section, name_or_path=str(folder))
-    stored = read_bnb_config(config, folder / "config.json")
+def _as_stored(run: RunConfig, checkpoint: Checkpoint) -> RunConfig:
+    """The run with its checkpoint's folder, and quantised if that is."""
+    model = replace(run.model, name_or_path=str(checkpoint.folder))
+    stored = checkpoint.quantization
     if stored is not None:
         # fp4 is kept as nf4 is, with other numbers for the codes.
-        kind: Any = "int8" if stored.kind == "int8" else "nf4"
+        kind: Literal["int8", "nf4"] = "int8" if stored.kind == "int8" else "nf4"
         model = replace(model, quantization=kind, double_quant=stored.double_quant)
-    return replace(run, model=model), config
+    return replace(run, model=model)
 
 
-def _compiled(run: RunConfig, topology: Topology, estimate: bool) -> tuple[Compiled | None, list[str]]:
+def _compiled(
+    run: RunConfig, config: Phi3Config, topology: Topology, estimate: bool
+) -> tuple[Compiled | None, list[str]]:
     """The compiled step's figures, None where it is to be or has to be estimated; and lines that say why."""
     if estimate or topology.platform == "gpu":
         return None, []
     if topology.platform == "tpu" and not has_libtpu():
         return None, [f"memory is an estimate: libtpu, which compiles the step, is not here; {GET_LIBTPU}"]
     try:
-        return compile_elsewhere(run, topology.name), []
+        return compile_elsewhere(run, config, topology.name), []
     except RuntimeError as error:
         return None, [f"memory is an estimate: {error}"]
 

@@ -1,30 +1,30 @@
 """Random weights: no checkpoint is read, and a device never holds more than its share of the model."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.hf.layout import abstract_model, model_leaves
-from phi3_jax.hf.read import fused_rows, share
+from phi3_jax.hf.load import Shardings, share
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.layers import SplitWeight
+from phi3_jax.model.leaves import LeafPath, abstract_model, model_leaves
 from phi3_jax.parallel.layout import weight_sharding
-from phi3_jax.quant import make_quantizer
+from phi3_jax.quant import Quantized, Quantizer, make_quantizer
+from phi3_jax.quant.build import Leaf, build_model
 from phi3_jax.quant.quantize import is_quantizable, layer_name, stack_layers
 
 
 def random_model(
     config: Phi3Config,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     quantization: str | None = None,
     double_quant: bool = True,
     attention: str = "auto",
@@ -36,36 +36,57 @@ def random_model(
     Drawn a layer at a time, so that a peak of memory measured afterwards is not that of the drawing. Layers that
     are quantised go over the host one by one, as those of a checkpoint do.
 
-    **Arguments**: `dtype`, of the weights; `quantization` (`nf4`, `int8` or None) and `double_quant`, as in
-    `Phi3ForCausalLM.from_pretrained`; `mesh`, the devices that share the weights, None for a single one.
+    Args:
+        config: The model's shape.
+        dtype: Of the weights.
+        quantization: `nf4`, `int8` or None.
+        double_quant: Quantise the statistics of NF4 too.
+        attention: The kernel.
+        mesh: The devices that share the weights, None for a single one.
+        seed: Of what is drawn.
 
-    Raises `InputError` where the weights cannot be quantised.
+    Raises:
+        InputError: Where the weights cannot be quantised.
     """
     empty = abstract_model(config, dtype, attention)
     quantizer = None if quantization is None else make_quantizer(quantization, double_quant=double_quant)
-    std, dtype = config.initializer_range, jnp.dtype(dtype)
-    leaves = []
-    for index, (path, leaf) in enumerate(model_leaves(empty).items()):
-        key, shape = jax.random.fold_in(jax.random.key(seed), index), leaf.shape
-        sharding = None if mesh is None else partial(weight_sharding, path, mesh=mesh)
-        rows = fused_rows(empty, path) if mesh is not None and mesh.shape["tensor"] > 1 else None
-        value: Any
-        if quantizer is not None and is_quantizable(path, shape):
-            keys = jax.random.split(key, shape[0])
-            drawn = (np.asarray(_draw(k, shape[1:], std, dtype)) for k in keys)
-            layers = (quantizer(layer_name(path, i), weight) for i, weight in enumerate(drawn))
-            value = stack_layers(layers, shape[0], path, np.empty)
-            value = jax.device_put(value) if sharding is None else share(value, sharding)
-        elif "norm" in path[-2]:
-            value = jnp.ones(shape, dtype, device=None if sharding is None else sharding(shape))
-        elif rows is not None:
-            parts = [(shape[0], part.stop - part.start, shape[2]) for part in rows]
-            keys = jax.random.split(key, len(parts))
-            value = SplitWeight(tuple(_draw(k, s, std, dtype, sharding) for k, s in zip(keys, parts, strict=True)))
-        else:
-            value = _draw(key, shape, std, dtype, sharding)
-        leaves.append((path, leaf.replace(value)))
-    return nnx.merge(nnx.graphdef(empty), nnx.from_flat_state(leaves))
+    keys = {path: jax.random.fold_in(jax.random.key(seed), index) for index, path in enumerate(model_leaves(empty))}
+    shardings = None if mesh is None else partial(weight_sharding, mesh=mesh)
+    source = _Random(keys, config.initializer_range, jnp.dtype(dtype), quantizer, shardings)
+    return build_model(empty, source, split=mesh is not None and mesh.shape["tensor"] > 1)
+
+
+@dataclass(frozen=True)
+class _Random:
+    """Keys as the source of a model's leaves."""
+
+    keys: Mapping[LeafPath, PRNGKeyArray]
+    std: float
+    dtype: jnp.dtype
+    quantizer: Quantizer | None
+    shardings: Shardings | None
+
+    def quantizes(self, path: LeafPath, leaf: Leaf) -> bool:
+        return self.quantizer is not None and is_quantizable(path, leaf.shape)
+
+    def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:
+        assert self.quantizer is not None
+        number, *shape = leaf.shape
+        keys = jax.random.split(self.keys[path], number)
+        drawn = (np.asarray(_draw(key, tuple(shape), self.std, self.dtype)) for key in keys)
+        layers = (self.quantizer(layer_name(path, index), weight) for index, weight in enumerate(drawn))
+        stacked = stack_layers(layers, number, path, np.empty)
+        placed: Quantized = jax.device_put(stacked) if self.shardings is None else share(stacked, path, self.shardings)
+        return placed
+
+    def dense(self, path: LeafPath, leaf: Leaf, rows: slice | None = None) -> jax.Array:
+        key, shape = self.keys[path], leaf.shape
+        if rows is not None:
+            key, shape = jax.random.fold_in(key, rows.start), (shape[0], rows.stop - rows.start, shape[2])
+        where = None if self.shardings is None else self.shardings(path, shape)
+        if "norm" in path[-2]:
+            return jnp.ones(shape, self.dtype, device=where)
+        return _draw(key, shape, self.std, self.dtype, where)
 
 
 def _draw(
@@ -73,10 +94,10 @@ def _draw(
     shape: tuple[int, ...],
     std: float,
     dtype: jnp.dtype,
-    sharding: Callable[[tuple[int, ...]], Sharding] | None = None,
+    where: Sharding | None = None,
 ) -> jax.Array:
-    where = None if sharding is None else sharding(shape)
-    return jax.jit(_normal, static_argnums=(1, 2, 3), out_shardings=where)(key, shape, std, dtype)
+    drawn: jax.Array = jax.jit(_normal, static_argnums=(1, 2, 3), out_shardings=where)(key, shape, std, dtype)
+    return drawn
 
 
 def _normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> jax.Array:

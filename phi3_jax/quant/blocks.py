@@ -50,7 +50,8 @@ FP4_LEVELS[8] = 0  # its negative zero is a zero in bitsandbytes' table
 def quantize_blocks(weight: np.ndarray) -> tuple[UInt8[np.ndarray, "bytes"], Float[np.ndarray, "blocks"]]:
     """NF4 codes, two a byte, and the absmax of each block of a weight of any shape and float type.
 
-    Raises `InputError` where it is not finite.
+    Raises:
+        InputError: Where it is not finite.
     """
     flat = weight.reshape(-1)
     blocks = -(-flat.size // BLOCK_SIZE)

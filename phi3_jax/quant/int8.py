@@ -1,14 +1,15 @@
 """`Int8Weight`: a weight in 8 bits, bit for bit as bitsandbytes stores it for LLM.int8()."""
 
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int8
 
-from phi3_jax.quant.base import Arrays, Quantized
+from phi3_jax.quant.base import Arrays, Quantized, QuantType
 from phi3_jax.system.errors import InputError
 
 RECIPROCAL = np.float32(7.874015718698502e-3)  # of 127, as bitsandbytes writes it
@@ -24,20 +25,23 @@ class Int8Weight(Quantized):
     integers; this weight is dequantised and multiplied with the activations as they are, which is
     nearer to the unquantised model.
 
-    **Fields**
-    - `codes` `[*stack, out, in]`.
-    - `absmax` `[*stack, out]`, float32: the largest magnitude of each row; `SCB` in bitsandbytes.
+    Attributes:
+        codes: `[*stack, out, in]`.
+        absmax: `[*stack, out]`, float32: the largest magnitude of each row; `SCB` in bitsandbytes.
     """
 
     codes: Int8[Arrays, "*stack out in"]
     absmax: Float[Arrays, "*stack out"]
 
+    quant_type: ClassVar[QuantType] = "int8"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """That of the weight it stands for, `[*stack, out, in]`."""
-        return self.codes.shape
+        shape: tuple[int, ...] = self.codes.shape
+        return shape
 
-    def dense(self, xp: Any) -> Float[Arrays, "out in"]:
+    def dense(self, xp: ModuleType) -> Float[Arrays, "out in"]:
         """Code · absmax / 127, of a single layer, in float32."""
         return self.codes.astype(xp.float32) * self.absmax[:, None] * RECIPROCAL
 
@@ -48,7 +52,8 @@ def quantize_int8(weight: Float[ArrayLike, "out in"]) -> Int8Weight:
     Codes and absmax are, bit for bit, those that bitsandbytes 0.50.2 makes of a weight of that type
     (float32, bfloat16 or float16), which it rounds to float16 first.
 
-    Raises `InputError` where the weight is not finite in float16 (magnitudes above 65,504).
+    Raises:
+        InputError: Where the weight is not finite in float16 (magnitudes above 65,504).
     """
     host = np.asarray(weight)
     codes = np.empty(host.shape, np.int8)

@@ -1,14 +1,15 @@
 """`NF4Weight`: a weight in 4 bits, bit for bit as bitsandbytes stores it."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from types import ModuleType
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped, UInt8
 
-from phi3_jax.quant.base import Arrays, Quantized
+from phi3_jax.quant.base import Arrays, Quantized, QuantType
 from phi3_jax.quant.blocks import (
     BLOCK_SIZE,
     FP4_LEVELS,
@@ -28,13 +29,16 @@ class NF4Weight(Quantized):
     Where `in_features` is a multiple of 64 no block crosses a row, and codes and absmax have the
     rows as an axis; other weights are flat, `[*stack, out · in / 2]` and one absmax each 64 numbers.
 
-    **Fields**
-    - `codes` `[*stack, out, in / 2]`: two levels a byte, the first in the high bits.
-    - `absmax` `[*stack, out, in / 64]`: the largest magnitude of each block; float32, or with double
-      quantisation the 8-bit codes of it.
-    - `nested_absmax` `[*stack, nested]`, `offset` `[*stack]`: with double quantisation, the scale of
-      each 256 of these codes, in the order of the flat weight, and what they are counted from.
-    - `out_features`, `in_features`, `dtype`: of the weight it stands for.
+    Attributes:
+        codes: `[*stack, out, in / 2]`: two levels a byte, the first in the high bits.
+        absmax: `[*stack, out, in / 64]`: the largest magnitude of each block; float32, or with double
+            quantisation the 8-bit codes of it.
+        nested_absmax: `[*stack, nested]`: with double quantisation, the scale of each 256 of these codes, in
+            the order of the flat weight.
+        offset: `[*stack]`: with double quantisation, what these codes are counted from.
+        out_features: Rows of the weight it stands for.
+        in_features: Its columns.
+        dtype: Its type.
     """
 
     codes: UInt8[Arrays, "*stack out bytes"]
@@ -45,8 +49,13 @@ class NF4Weight(Quantized):
     in_features: int = field(metadata={"static": True})
     dtype: np.dtype = field(metadata={"static": True})
 
-    quant_type: ClassVar[Literal["nf4", "fp4"]] = "nf4"
+    quant_type: ClassVar[QuantType] = "nf4"
     levels: ClassVar[np.ndarray] = NF4_LEVELS
+
+    @property
+    def double_quant(self) -> bool:
+        """Whether its absmax are quantised too."""
+        return self.nested_absmax is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +63,7 @@ class NF4Weight(Quantized):
         stack = self.codes.shape[: -2 if _has_rows(self.in_features) else -1]
         return (*stack, self.out_features, self.in_features)
 
-    def dense(self, xp: Any) -> Float[Arrays, "out in"]:
+    def dense(self, xp: ModuleType) -> Float[Arrays, "out in"]:
         """Level times absmax, of a single layer, in float32."""
         levels = _take(xp, self.levels, _unpacked(xp, self.codes))
         absmax = self.absmax_values(xp)
@@ -63,9 +72,10 @@ class NF4Weight(Quantized):
         else:  # the last block may not be full, nor the last byte
             size = self.out_features * self.in_features
             weight = levels[:size] * xp.repeat(absmax, BLOCK_SIZE)[:size]
-        return weight.reshape(self.out_features, self.in_features)
+        dense: Arrays = weight.reshape(self.out_features, self.in_features)
+        return dense
 
-    def absmax_values(self, xp: Any) -> Float[Arrays, "out blocks"]:
+    def absmax_values(self, xp: ModuleType) -> Float[Arrays, "out blocks"]:
         """The absmax of a single layer in float32, with `xp` numpy or jax.numpy."""
         if self.nested_absmax is None:
             return self.absmax
@@ -80,7 +90,7 @@ class NF4Weight(Quantized):
 class FP4Weight(NF4Weight):
     """A weight in bitsandbytes' FP4. Checkpoints hold such; nothing is quantised to it here."""
 
-    quant_type: ClassVar[Literal["nf4", "fp4"]] = "fp4"
+    quant_type: ClassVar[QuantType] = "fp4"
     levels: ClassVar[np.ndarray] = FP4_LEVELS
 
 
@@ -90,9 +100,12 @@ def quantize_nf4(weight: Float[ArrayLike, "out in"], *, double_quant: bool = Tru
     Codes and absmax are, bit for bit, those that bitsandbytes 0.50.2 makes of a weight of that type
     (float32, bfloat16 or float16).
 
-    **Arguments**: `double_quant`, to keep the absmax in 8 bits (QLoRA's double quantisation).
+    Args:
+        weight: In float32, bfloat16 or float16.
+        double_quant: Keep the absmax in 8 bits (QLoRA's double quantisation).
 
-    Raises `InputError` where the weight is not finite.
+    Raises:
+        InputError: Where the weight is not finite.
     """
     host = np.asarray(weight)
     codes, absmax = quantize_blocks(host)
@@ -122,12 +135,13 @@ def _has_rows(in_features: int) -> bool:
     return in_features % BLOCK_SIZE == 0
 
 
-def _unpacked(xp: Any, codes: UInt8[Arrays, "*rows bytes"]) -> UInt8[Arrays, "*rows codes"]:
+def _unpacked(xp: ModuleType, codes: UInt8[Arrays, "*rows bytes"]) -> UInt8[Arrays, "*rows codes"]:
     twice = xp.repeat(codes, 2, axis=-1)
     is_second = xp.arange(twice.shape[-1]) % 2 == 1
-    return xp.where(is_second, twice & 15, twice >> 4)
+    unpacked: Arrays = xp.where(is_second, twice & 15, twice >> 4)
+    return unpacked
 
 
-def _take(xp: Any, table: np.ndarray, codes: UInt8[Arrays, "*shape"]) -> Float[Arrays, "*shape"]:
+def _take(xp: ModuleType, table: np.ndarray, codes: UInt8[Arrays, "*shape"]) -> Float[Arrays, "*shape"]:
     # The codes cannot leave the table, and making sure of it would take half the time.
     return table[codes] if xp is np else jnp.asarray(table).at[codes].get(mode="promise_in_bounds")

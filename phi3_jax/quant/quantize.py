@@ -3,22 +3,21 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.model.leaves import LeafPath
 from phi3_jax.quant.base import Quantized, is_quantized
+from phi3_jax.quant.build import Leaf, build_model
 from phi3_jax.quant.int8 import quantize_int8
 from phi3_jax.quant.nf4 import quantize_nf4
 from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
-
-KINDS = ("nf4", "int8")
 
 # (checkpoint's name of a module, such as model.layers.3.mlp.down_proj; its weight) -> numpy arrays.
 Quantizer = Callable[[str, Float[np.ndarray, "out in"]], Quantized]
@@ -27,15 +26,19 @@ Quantizer = Callable[[str, Float[np.ndarray, "out in"]], Quantized]
 def make_quantizer(quantization: str, *, double_quant: bool = True) -> Quantizer:
     """What quantises a module's weight to `nf4` or `int8`.
 
-    Raises `InputError` for other kinds; what it returns does for weights that cannot be quantised.
+    Raises:
+        InputError: For other kinds. What is returned raises it for weights that cannot be quantised.
     """
-    if quantization not in KINDS:
-        raise InputError(f"quantization is {quantization!r}, expected one of {', '.join(KINDS)}, or none at all")
-    function: Any = quantize_int8 if quantization == "int8" else partial(quantize_nf4, double_quant=double_quant)
+    kinds: dict[str, Callable[[Float[np.ndarray, "out in"]], Quantized]] = {
+        "nf4": partial(quantize_nf4, double_quant=double_quant),
+        "int8": quantize_int8,
+    }
+    if quantization not in kinds:
+        raise InputError(f"quantization is {quantization!r}, expected one of {', '.join(kinds)}, or none at all")
 
     def quantizer(name: str, weight: Float[np.ndarray, "out in"]) -> Quantized:
         try:
-            return function(weight)
+            return kinds[quantization](weight)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
 
@@ -51,35 +54,61 @@ def quantize_model(
     they are in. (`Phi3ForCausalLM.from_pretrained(..., quantization=...)` never has them all in memory
     unquantised.)
 
-    **Arguments**: `quantization`, `nf4` or `int8`; `double_quant`, that NF4's statistics are quantised too;
-    `quantizer`, takes the place of these two, for starts that look at each weight (LoftQ).
+    Args:
+        model: Whose weights are not quantised yet.
+        quantization: `nf4` or `int8`.
+        double_quant: Quantise NF4's statistics too.
+        quantizer: Takes the place of these two, for starts that look at each weight (LoftQ).
 
-    Raises `InputError` where the model is quantised already, or its weights cannot be.
+    Raises:
+        InputError: Where the model is quantised already, or its weights cannot be.
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> from flax import nnx
+        >>> config = p3.Phi3Config(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        ...     num_key_value_heads=2, head_dim=8, max_position_embeddings=32, pad_token_id=None,
+        ... )
+        >>> model = p3.quantize_model(p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0)), "int8")
+        >>> weight = model.model.layers.mlp.down_proj.weight.get_value()
+        >>> type(weight).__name__, weight.shape, str(weight.codes.dtype)
+        ('Int8Weight', (2, 16, 32), 'int8')
     """
-    quantizer = quantizer or make_quantizer(quantization, double_quant=double_quant)
-    graph, state = nnx.split(model)
-    leaves = dict(nnx.to_flat_state(state))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, leaf in leaves.items():
-            value = leaf.get_value()
-            if is_quantized(value):
-                raise InputError(f"{dotted(path)} is quantised already; give the unquantised model")
-            if not is_quantizable(path, value.shape):
-                continue
-            # Sliced before it comes to the host, which so has a layer at a time.
-            layers = pool.map(
-                lambda i, v=value, p=path: quantizer(layer_name(p, i), np.asarray(v[i])), range(len(value))
-            )
-            leaves[path] = leaf.replace(jax.tree.map(jax.device_put, stack_layers(layers, len(value), path, np.empty)))
-    return nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
+        return build_model(model, _Model(pool, quantizer or make_quantizer(quantization, double_quant=double_quant)))
 
 
-def is_quantizable(path: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
+@dataclass(frozen=True)
+class _Model:
+    """A model as the source of its own leaves, quantised."""
+
+    pool: ThreadPoolExecutor
+    quantizer: Quantizer
+
+    def quantizes(self, path: LeafPath, leaf: Leaf) -> bool:
+        if is_quantized(leaf.get_value()):
+            raise InputError(f"{dotted(path)} is quantised already; give the unquantised model")
+        return is_quantizable(path, leaf.get_value().shape)
+
+    def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:
+        value = leaf.get_value()
+        # Sliced before it comes to the host, which so has a layer at a time.
+        layers = self.pool.map(lambda i: self.quantizer(layer_name(path, i), np.asarray(value[i])), range(len(value)))
+        stacked: Quantized = jax.tree.map(jax.device_put, stack_layers(layers, len(value), path, np.empty))
+        return stacked
+
+    def dense(self, path: LeafPath, leaf: Leaf, rows: slice | None = None) -> jax.Array:
+        array: jax.Array = leaf.get_value()
+        return array if rows is None else array[..., rows, :]
+
+
+def is_quantizable(path: LeafPath, shape: tuple[int, ...]) -> bool:
     """Whether quantisation is for the leaf at `path` of a model's state: matrices of the decoder layers."""
     return path[:2] == ("model", "layers") and len(shape) == 3
 
 
-def layer_name(path: tuple[Any, ...], layer: int) -> str:
+def layer_name(path: LeafPath, layer: int) -> str:
     """What a checkpoint calls the module of a layer: `model.layers.3.mlp.down_proj`."""
     return dotted(("model.layers", layer, *path[2:-1]))
 
@@ -87,18 +116,19 @@ def layer_name(path: tuple[Any, ...], layer: int) -> str:
 def stack_layers(
     layers: Iterable[Quantized],
     number: int,
-    path: tuple[Any, ...],
+    path: LeafPath,
     empty: Callable[[tuple[int, ...], np.dtype], np.ndarray],
 ) -> Quantized:
     """The weights of `number` layers, for the leaf at `path`, as one, in arrays that `empty(shape, dtype)` makes.
 
-    Raises `InputError` where they are not of one kind.
+    Raises:
+        InputError: Where they are not of one kind.
     """
     stacked: list[np.ndarray] = []
-    kind: Any = None
+    kind: jax.tree_util.PyTreeDef | None = None
     for index, layer in enumerate(layers):
         parts, found = jax.tree.flatten(layer)
-        if index == 0:
+        if kind is None:
             stacked, kind = [empty((number, *part.shape), part.dtype) for part in parts], found
         if found != kind:
             raise InputError(
@@ -106,4 +136,6 @@ def stack_layers(
             )
         for whole, part in zip(stacked, parts, strict=True):
             whole[index] = part
-    return jax.tree.unflatten(kind, stacked)
+    assert kind is not None
+    whole_stack: Quantized = jax.tree.unflatten(kind, stacked)
+    return whole_stack

@@ -37,8 +37,9 @@ def one_line(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or where it says nothing its type's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error of another library says, its first line after its type: `KeyError: 'model'`."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 class _Short(reprlib.Repr):

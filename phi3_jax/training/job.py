@@ -14,9 +14,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import prepare_data
 from phi3_jax.generation import end_token_ids, padding_id
-from phi3_jax.hf.checkpoint import read_config
-from phi3_jax.hf.hub import resolve_checkpoint
-from phi3_jax.hf.tokenizer import load_tokenizer
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.devices import Devices
@@ -52,6 +50,7 @@ class Job:
     pad_id: int
     step_key: PRNGKeyArray
     devices: Devices
+    revision: str | None = None
 
     def first_state(self, tx: optax.GradientTransformation) -> TrainState:
         """The state before the first step, which takes `trainable` with it."""
@@ -70,16 +69,15 @@ class Job:
 
 def load_job(run: RunConfig) -> Job:
     """Loads checkpoint and data. Raises `InputError` for whatever is wrong with them."""
-    section = run.model
-    folder = resolve_checkpoint(section.name_or_path, revision=section.revision, **section.hub)
-    config = read_config(folder)
+    checkpoint = Checkpoint.open(run.model.name_or_path, run.model.hub)
+    config = checkpoint.config
     devices = job_devices(run, config)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = checkpoint.tokenizer
     # The data first: what is wrong with it shows in seconds, and a large model takes minutes.
     data = prepare_data(run.data, tokenizer, seed=run.training.seed)
     check_length(int(data.train.lengths.max()), config)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
-    model, lora = load_model_and_lora(run, folder, config, data.train, lora_key, devices.mesh)
+    model, lora = load_model_and_lora(run, checkpoint, data.train, lora_key, devices.mesh)
     return make_job(
         run,
         model,
@@ -91,6 +89,7 @@ def load_job(run: RunConfig) -> Job:
         prompts=_prompts(run, data, model.config.max_position_embeddings),
         end_ids=end_token_ids(tokenizer, model.config),
         pad_id=padding_id(tokenizer, model.config),
+        revision=checkpoint.revision,
     )
 
 
@@ -106,6 +105,7 @@ def make_job(
     prompts: Sequence[Prompt] = (),
     end_ids: tuple[int, ...] = (),
     pad_id: int = 0,
+    revision: str | None = None,
 ) -> Job:
     """Parts the parameters as `run` says and spreads them over the devices; the rest as the fields of `Job`."""
     graph, state = nnx.split(model)
@@ -126,6 +126,7 @@ def make_job(
         pad_id=pad_id,
         step_key=step_key,
         devices=devices,
+        revision=revision,
     )
 
 

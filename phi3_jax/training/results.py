@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from phi3_jax.config.run import RunConfig
-from phi3_jax.hf.checkpoint import save_model
+from phi3_jax.hf.save import save_model
 from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
-from phi3_jax.peft.adapter import save_adapter
+from phi3_jax.peft.save import save_adapter
 from phi3_jax.report.write import write_report
 from phi3_jax.system.files import write_text
 from phi3_jax.system.memory import resident_peak
@@ -40,9 +40,10 @@ def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> P
 def _save_adapter(target: Path, run: RunConfig, job: Job, lora: Lora) -> None:
     # PEFT looks for a base under this name from wherever it runs.
     base = run.peft.base_model_name_or_path or run.model.name_or_path
+    revision = run.peft.revision or (job.revision if base == run.model.name_or_path else None)
     if Path(base).is_dir():
-        base = str(Path(base).absolute())
-    save_adapter(target, lora, tokenizer=job.tokenizer, base_model_name_or_path=base)
+        base, revision = str(Path(base).absolute()), None
+    save_adapter(target, lora, tokenizer=job.tokenizer, base_model_name_or_path=base, revision=revision)
 
 
 def write_results(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,17 +13,15 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import train_batches
 from phi3_jax.data.rows import TokenizedRows
-from phi3_jax.hf.bnb import read_bnb_config
-from phi3_jax.hf.checkpoint import abstract_model, load_model
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import LoftqQuantizer, Lora, config_targets, eva_init, init_lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.parallel.sharding import replicated
-from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.quant import Quantizer
 from phi3_jax.system.errors import InputError
 
@@ -33,31 +30,36 @@ EVA_EPOCHS = 10
 
 
 def load_model_and_lora(
-    run: RunConfig, folder: Path, config: Phi3Config, rows: TokenizedRows, key: PRNGKeyArray, mesh: Mesh
+    run: RunConfig, checkpoint: Checkpoint, rows: TokenizedRows, key: PRNGKeyArray, mesh: Mesh
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
-    """The base of the checkpoint in `folder`, and the adapter to train: fresh, or `peft.init_from`'s.
+    """The checkpoint's base, and the adapter to train: fresh, or `peft.init_from`'s.
 
-    **Arguments**: `config`, the checkpoint's; `rows`, to train on, which some starts look at; `key`, what
-    is drawn from; `mesh`, the devices that share the base's weights.
+    Args:
+        run: Says what is trained, and from which start.
+        checkpoint: The base's.
+        rows: To train on, which some starts look at.
+        key: What is drawn from.
+        mesh: The devices that share the base's weights.
 
-    Raises `InputError` for what is wrong with the checkpoint, the adapter or the settings of `peft`.
+    Raises:
+        InputError: For what is wrong with the checkpoint, the adapter or the settings of `peft`.
     """
-    config.check_trainable(f"{folder}: config.json")
+    checkpoint.config.check_trainable(f"{checkpoint.folder}: config.json")
     if run.peft.full_finetuning:
-        return _load_whole(run, folder, config, mesh), None
+        return _load_whole(run, checkpoint, mesh), None
     if run.peft.init_from is not None:
-        model = _load_base(run, folder, mesh)
-        return model, load_adapter(run.peft.init_from, model, **run.model.hub)
+        model = _load_base(run, checkpoint, mesh)
+        return model, PeftAdapter.open(run.peft.init_from, run.model.hub.at(None)).load(model)
     # Every target is looked up before the weights are read, which may take minutes.
-    config_targets(abstract_model(config), run.peft)
+    config_targets(checkpoint.shapes, run.peft)
     if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:
         raise InputError(
             f"peft.init_lora_weights is {run.peft.init_lora_weights}, which is computed on one host, and there are "
             f"{jax.process_count()}; train a step on one, and give its adapter as peft.init_from here"
         )
     if run.peft.init_lora_weights == "loftq":
-        return _load_loftq(run, folder, config, mesh)
-    model = _load_base(run, folder, mesh)
+        return _load_loftq(run, checkpoint, mesh)
+    model = _load_base(run, checkpoint, mesh)
     if run.peft.init_lora_weights == "eva":
         return model, _eva_start(run, rows)(model, run.peft, key)
     return model, fresh_lora(model, run.peft, key, mesh)
@@ -77,13 +79,14 @@ def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, me
         return jax.jit(start, out_shardings=replicated(mesh))(state)
 
 
-def _load_base(run: RunConfig, folder: Path, mesh: Mesh, quantizer: Quantizer | None = None) -> Phi3ForCausalLM:
-    return load_model(
-        folder,
+def _load_base(
+    run: RunConfig, checkpoint: Checkpoint, mesh: Mesh, quantizer: Quantizer | None = None
+) -> Phi3ForCausalLM:
+    return checkpoint.load_model(
         attention=run.model.attention,
         shardings=partial(weight_sharding, mesh=mesh),
         # So that every device has its heads of q, k and v each.
-        parts=mesh.shape["tensor"] > 1,
+        split=mesh.shape["tensor"] > 1,
         dtype=run.model.dtype,
         quantization=run.model.quantization,
         double_quant=run.model.double_quant,
@@ -91,27 +94,19 @@ def _load_base(run: RunConfig, folder: Path, mesh: Mesh, quantizer: Quantizer | 
     )
 
 
-def _load_whole(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh) -> Phi3ForCausalLM:
-    if read_bnb_config(config, folder / "config.json") is not None:
-        raise InputError(
-            f"{folder}: its weights are quantised, and peft.full_finetuning trains them, which rounded ones cannot; "
-            "give the unquantised checkpoint"
-        )
+def _load_whole(run: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Phi3ForCausalLM:
+    checkpoint.check_unquantized("and peft.full_finetuning trains them, which rounded ones cannot")
     # Weights that train are kept in float32 and rounded to model.dtype for every step's arithmetic:
     # in bfloat16 an update of less than 1/256 of a weight would be lost.
     shardings = partial(weight_sharding, mesh=mesh)
-    return load_model(folder, dtype=jnp.float32, attention=run.model.attention, shardings=shardings)
+    return checkpoint.load_model(dtype=jnp.float32, attention=run.model.attention, shardings=shardings)
 
 
-def _load_loftq(run: RunConfig, folder: Path, config: Phi3Config, mesh: Mesh) -> tuple[Phi3ForCausalLM, Lora]:
-    if read_bnb_config(config, folder / "config.json") is not None:
-        raise InputError(
-            f"{folder}: its weights are quantised, and peft.init_lora_weights loftq starts from what quantising "
-            "loses; give the unquantised checkpoint"
-        )
+def _load_loftq(run: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> tuple[Phi3ForCausalLM, Lora]:
+    checkpoint.check_unquantized("and peft.init_lora_weights loftq starts from what quantising loses")
     kind = str(run.model.quantization)
-    quantizer = LoftqQuantizer(abstract_model(config), run.peft, kind, double_quant=run.model.double_quant)
-    model = _load_base(run, folder, mesh, quantizer)
+    quantizer = LoftqQuantizer(checkpoint.shapes, run.peft, kind, double_quant=run.model.double_quant)
+    model = _load_base(run, checkpoint, mesh, quantizer)
     return model, quantizer.lora(model)
 
 

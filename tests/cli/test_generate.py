@@ -12,9 +12,9 @@ import pytest
 
 from phi3_jax.cli import main
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.hf.checkpoint import load_model
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import init_lora
-from phi3_jax.peft.adapter import save_adapter
+from phi3_jax.peft.save import save_adapter
 from tests.helpers.checkpoints import write_checkpoint
 
 CHAT = {"messages": [{"role": "user", "content": "x y z"}, {"role": "assistant", "content": "known answer"}]}
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate")
     base = write_checkpoint(folder / "base")
     (base / "generation_config.json").write_text(json.dumps({"max_new_tokens": 4, "top_k": 7}))
-    model = load_model(base, dtype="float32")
+    model = Checkpoint.open(base).load_model(dtype="float32")
     lora = init_lora(model, LoraConfig(r=2, lora_alpha=32, init_lora_weights=False), jax.random.key(1))
     save_adapter(folder / "tuned", lora, base_model_name_or_path=str(base))
     return folder

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from phi3_jax.cli import main
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
 from phi3_jax.lora import init_lora
-from phi3_jax.peft.adapter import save_adapter
+from phi3_jax.peft.save import save_adapter
 from tests.helpers.models import tiny_model
 from tests.helpers.tokenizers import JULY, phi3_tokenizer
 
@@ -310,7 +311,7 @@ def test_the_command_line_wins_over_the_files_and_a_later_file_over_an_earlier(t
 def adapter(base, tmp_path_factory) -> Path:
     """An adapter that changes the model, since both its matrices are random."""
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    model = load_model(base, dtype="float32")
+    model = Checkpoint.open(base).load_model(dtype="float32")
     lora = init_lora(model, LoraConfig(r=4, init_lora_weights=False), jax.random.key(1))
     save_adapter(folder, lora, base_model_name_or_path=str(base))
     return folder

@@ -18,10 +18,11 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import prepare_data
 from phi3_jax.evaluate import evaluate, predict
 from phi3_jax.evaluate.names import name_models
-from phi3_jax.hf.checkpoint import load_model
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import merge_lora
 from phi3_jax.objectives.next_token import loss
-from phi3_jax.peft.adapter import load_adapter, save_adapter
+from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.errors import InputError
 from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.models import random_lora, tiny_model
@@ -38,7 +39,7 @@ def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     write_checkpoint(folder / "base")
     write_chats(folder / "chats.jsonl", number=ROWS)
-    model = load_model(folder / "base", dtype=jnp.float32)
+    model = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32)
     one = random_lora(model)
     for name, lora in (("one", one), ("two", jax.tree.map(lambda x: x / 2, one))):
         save_adapter(folder / name / "adapter", lora, base_model_name_or_path=str(folder / "base"))
@@ -84,7 +85,7 @@ def whole(inputs):
 
 
 def test_the_loss_of_every_row_is_its_own(inputs, whole):
-    model = load_model(inputs / "base", dtype=jnp.float32)
+    model = Checkpoint.open(inputs / "base").load_model(dtype=jnp.float32)
     lora = load_adapter(inputs / "one" / "adapter", model)
     data = DataSection(train=str(inputs / "chats.jsonl"), max_length=32, packing=False)
     rows = prepare_data(data, tiny_tokenizer(), seed=0).train
@@ -201,7 +202,7 @@ def test_what_was_interrupted_goes_on(sampled, inputs, tmp_path, monkeypatch):
         for figure, found in again.models[name].items():
             assert found.value == pytest.approx(expected.models[name][figure].value, rel=1e-6)
     # Complete: nothing is computed, nor loaded, again.
-    monkeypatch.setattr("phi3_jax.evaluate.run.load_model", None)
+    monkeypatch.setattr("phi3_jax.evaluate.run._load", None)
     assert run(inputs, out, **settings).models == again.models
 
 
@@ -309,7 +310,7 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(case, inputs, tmp_
 
 
 def test_a_loss_that_is_not_finite_is_an_error(inputs, tmp_path):
-    model = load_model(inputs / "base", dtype=jnp.float32)
+    model = Checkpoint.open(inputs / "base").load_model(dtype=jnp.float32)
     lora = jax.tree.map(lambda x: x * 1e30, random_lora(model))
     save_adapter(tmp_path / "adapter", lora, base_model_name_or_path="base")
     with pytest.raises(InputError, match=r"adapter.*: the loss of row \d+ is not finite"):
@@ -338,7 +339,7 @@ def test_a_folder_in_use_is_refused_to_others(inputs, tmp_path, monkeypatch):
 
     def answer_and_start_another(*arguments, **rest):
         with monkeypatch.context() as patch:
-            patch.setattr("phi3_jax.evaluate.run.load_model", None)  # it does not come so far
+            patch.setattr("phi3_jax.evaluate.run._load", None)  # it does not come so far
             with pytest.raises(InputError) as error:
                 run(inputs, tmp_path / "out")
         refused.append(str(error.value))

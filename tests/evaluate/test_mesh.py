@@ -10,8 +10,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from phi3_jax.hf.checkpoint import load_model
-from phi3_jax.peft.adapter import save_adapter
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.peft.save import save_adapter
 from tests.helpers.models import random_lora, tiny_model
 from tests.helpers.rows import write_chats
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -24,7 +24,7 @@ def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("meshes")
     tiny_model(2, bos_token_id=1, eos_token_id=2, num_key_value_heads=4).save_pretrained(str(folder / "base"))
     tiny_tokenizer().save_pretrained(folder / "base")
-    model = load_model(folder / "base", dtype=jnp.float32)
+    model = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32)
     save_adapter(folder / "adapter", random_lora(model), base_model_name_or_path="base")
     write_chats(folder / "chats.jsonl", number=11)
     return folder

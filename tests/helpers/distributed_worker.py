@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from phi3_jax import InputError
 from phi3_jax.data import eval_batches, train_batches
 from phi3_jax.hf import read, safetensors_io
-from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
@@ -89,17 +90,17 @@ def loading(folder: Path, where: Mesh, process: int) -> dict[str, int]:
     sizes: list[int] = []
     empty = read.aligned_empty
     read.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]
-    model = load_model(folder / "base", dtype=jnp.float32, shardings=shardings(where))
+    model = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32, shardings=shardings(where))
     found = {"bytes": sum(counts), "largest": max(sizes)}
     qkv = model.model.layers.self_attn.qkv_proj.weight[...]
     assert qkv.sharding.spec == P(None, ("tensor", "fsdp"))
     save_model(model, folder / "saved", max_shard_size=20_000)
-    parted = load_model(folder / "base", dtype=jnp.float32, shardings=shardings(where), parts=True)
+    parted = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32, shardings=shardings(where), split=True)
     parts = parted.model.layers.self_attn.qkv_proj.weight.get_value().parts
     found["parts"] = [[list(part.shape), list(part.addressable_shards[0].data.shape)] for part in parts]
     save_model(parted, folder / "parted")
     flat = lambda path, shape: NamedSharding(where, P(None, "fsdp") if len(shape) == 3 else P())  # noqa: E731
-    quantized = load_model(folder / "base", dtype=jnp.float32, quantization="nf4", shardings=flat)
+    quantized = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32, quantization="nf4", shardings=flat)
     codes = quantized.model.layers.mlp.gate_up_proj.weight.get_value().codes
     found["codes"] = list(codes.addressable_shards[0].data.shape)
     save_model(quantized, folder / "quantized")

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from phi3_jax.cli import main
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.hf.checkpoint import load_model
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import init_lora
-from phi3_jax.peft.adapter import save_adapter
+from phi3_jax.peft.save import save_adapter
 from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.rows import write_chats
 
@@ -83,7 +83,7 @@ def write_world(root: Path) -> World:
     world = World(root)
     write_checkpoint(world.base)
     (world.base / "generation_config.json").write_text('{"eos_token_id": 2}')
-    lora = init_lora(load_model(world.base, dtype="float32"), LoraConfig(r=2), jax.random.key(0))
+    lora = init_lora(Checkpoint.open(world.base).load_model(dtype="float32"), LoraConfig(r=2), jax.random.key(0))
     save_adapter(world.adapter, lora, base_model_name_or_path=str(world.base))
     write_chats(world.chats)
     return world

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from phi3_jax import InputError, Phi3ForCausalLM
-from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.info import checkpoint_info, print_info
+from phi3_jax.hf.save import save_model
 from phi3_jax.quant import Int8Weight, NF4Weight, quantize_model
 from tests.helpers.models import quantizable_model
 
@@ -54,7 +55,7 @@ def edit_config(folder, **changes) -> None:
 
 def failure(folder, **arguments) -> str:
     with pytest.raises(InputError) as caught:
-        load_model(folder, dtype=jnp.float32, **arguments)
+        Checkpoint.open(folder).load_model(dtype=jnp.float32, **arguments)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 2000
@@ -67,13 +68,13 @@ class TestThereAndBack:
     def test_every_bit(self, tmp_path, kind, double_quant, shard):
         model = quantize_model(quantizable_model(jnp.bfloat16), kind, double_quant=double_quant)
         save_model(model, tmp_path, max_shard_size=shard)
-        loaded = load_model(tmp_path, dtype=jnp.bfloat16)
+        loaded = Checkpoint.open(tmp_path).load_model(dtype=jnp.bfloat16)
         assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(nnx.state(model))
         for (path, before), (_, after) in zip(leaves(model), leaves(loaded), strict=True):
             assert np.asarray(before).tobytes() == np.asarray(after).tobytes(), path
 
     def test_what_is_asked_for_may_be_what_is_there(self, folder, kind):
-        model = load_model(folder, dtype=jnp.float32, quantization=kind)
+        model = Checkpoint.open(folder).load_model(dtype=jnp.float32, quantization=kind)
         weight = model.model.layers.mlp.down_proj.weight.get_value()
         assert isinstance(weight, NF4Weight if kind == "nf4" else Int8Weight)
 
@@ -98,7 +99,7 @@ def checkpoint_info_of_dense(folder) -> int:
 class TestContradictions:
     def test_another_kind(self, folder, kind):
         other = {"nf4": "int8", "int8": "nf4"}[kind]
-        assert f"cannot be to {other}" in failure(folder, quantization=other)
+        assert f"cannot be quantised to {other}" in failure(folder, quantization=other)
 
     @pytest.mark.parametrize("kind", ["nf4"])
     def test_without_double_quantisation(self, folder):
@@ -214,7 +215,7 @@ def test_int8_files(folder, case):
 @pytest.mark.parametrize("kind", ["int8"])
 def test_int8_files_of_old_have_no_format(folder):
     edit(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith("weight_format")])
-    load_model(folder, dtype=jnp.float32)
+    Checkpoint.open(folder).load_model(dtype=jnp.float32)
 
 
 @pytest.mark.parametrize("kind", ["nf4"])

@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
-from phi3_jax.hf import checkpoint, read, safetensors_io
-from phi3_jax.hf.checkpoint import load_model, save_model
-from phi3_jax.hf.layout import checkpoint_slots
+from phi3_jax.hf import load, safetensors_io, save
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.layout import checkpoint_layout
+from phi3_jax.hf.save import save_model
 from phi3_jax.system.files import StorageError
 from tests.helpers.checkpoints import KINDS, RAW, model_of
 
@@ -34,7 +35,7 @@ def bits(model: Phi3ForCausalLM) -> dict[str, bytes]:
 
 def tensors_of(config: Phi3Config, dtype=np.float32) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    return {slot.name: random.normal(size=slot.shape).astype(dtype) for slot in checkpoint_slots(config)}
+    return {entry.name: random.normal(size=entry.shape).astype(dtype) for entry in checkpoint_layout(config)}
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def edit_shard(file: Path, change) -> None:
 
 def failure(folder: Path) -> str:
     with pytest.raises(InputError) as caught:
-        load_model(folder, dtype=jnp.float32)
+        Checkpoint.open(folder).load_model(dtype=jnp.float32)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 4000
@@ -86,23 +87,23 @@ class TestNames:
         text = (testdata / "shapes" / f"{shapes}ShapeTest.approved.txt").read_text()
         rows = re.findall(r"^\d+: (\S+) shape: \[([\d, ]+)\]$", text, re.MULTILINE)
         expected = {name: tuple(map(int, shape.split(", "))) for name, shape in rows}
-        slots = checkpoint_slots(Phi3Config.from_pretrained(testdata / "models" / config))
-        assert {slot.name: slot.shape for slot in slots} == expected
-        assert len(slots) == len(expected)
+        layout = checkpoint_layout(Phi3Config.from_pretrained(testdata / "models" / config))
+        assert {entry.name: entry.shape for entry in layout} == expected
+        assert len(layout) == len(expected)
 
     def test_names_and_shapes_of_phi_4_mini(self, testdata):
         skeleton = json.loads((testdata / "shapes" / "phi-4-mini.weights_skeleton.json").read_text())
         raw = json.loads((testdata / "models" / "phi-4-mini-instruct" / "config.json").read_text())
-        slots = checkpoint_slots(Phi3Config.from_dict(raw | {"num_hidden_layers": 1}))
-        assert {slot.name: list(slot.shape) for slot in slots} == skeleton["tensors"]
+        layout = checkpoint_layout(Phi3Config.from_dict(raw | {"num_hidden_layers": 1}))
+        assert {entry.name: list(entry.shape) for entry in layout} == skeleton["tensors"]
 
     @pytest.mark.parametrize("name", ["phi-3-mini-4k-instruct", "phi-3.5-mini-instruct"])
     def test_names_and_bytes_of_the_released_index(self, testdata, name):
         released = testdata / "models" / name
         index = json.loads((released / "model.safetensors.index.json").read_text())
-        slots = checkpoint_slots(Phi3Config.from_pretrained(released))
-        assert {slot.name for slot in slots} == set(index["weight_map"])
-        assert 2 * sum(int(np.prod(slot.shape)) for slot in slots) == index["metadata"]["total_size"]
+        layout = checkpoint_layout(Phi3Config.from_pretrained(released))
+        assert {entry.name for entry in layout} == set(index["weight_map"])
+        assert 2 * sum(int(np.prod(entry.shape)) for entry in layout) == index["metadata"]["total_size"]
 
 
 class TestRoundTrip:
@@ -112,14 +113,14 @@ class TestRoundTrip:
     def test_bits_are_kept(self, tmp_path, kind, dtype, max_shard_size):
         model = model_of(KINDS[kind], dtype=dtype)
         save_model(model, tmp_path / "saved", max_shard_size=max_shard_size)
-        loaded = load_model(tmp_path / "saved", dtype=dtype)
+        loaded = Checkpoint.open(tmp_path / "saved").load_model(dtype=dtype)
         assert bits(loaded) == bits(model)
         assert loaded.config == model.config
         assert loaded.dtype == dtype
 
     def test_real_checkpoint_bits_are_kept(self, testdata, tmp_path):
         source = testdata / "checkpoints" / "stories260K"
-        save_model(load_model(source, dtype=jnp.float32), tmp_path / "saved")
+        save_model(Checkpoint.open(source).load_model(dtype=jnp.float32), tmp_path / "saved")
         with (
             safe_open(source / "model.safetensors", "np") as old,
             safe_open(tmp_path / "saved/model.safetensors", "np") as new,
@@ -164,7 +165,7 @@ class TestRoundTrip:
         released = json.loads((source / "generation_config.json").read_text())
         assert len(released["eos_token_id"]) == 3  # config.json names only one of them
         assert json.loads((tmp_path / "generation_config.json").read_text()) == released
-        assert load_model(tmp_path, dtype=jnp.float32).config.generation == model.config.generation
+        assert Checkpoint.open(tmp_path).load_model(dtype=jnp.float32).config.generation == model.config.generation
         save_model(model_of(), tmp_path)
         assert not (tmp_path / "generation_config.json").exists()
 
@@ -175,11 +176,11 @@ class TestRoundTrip:
         tensors = tensors_of(Phi3Config.from_dict(RAW), source)
         save_file(tensors, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps(RAW))
-        model = load_model(tmp_path, dtype=target)
-        for slot in checkpoint_slots(model.config):
-            value = dict(nnx.to_flat_state(nnx.state(model)))[slot.path][...]
-            value = value if slot.layer is None else value[slot.layer]
-            assert np.asarray(value).tobytes() == tensors[slot.name].astype(target).tobytes(), slot.name
+        model = Checkpoint.open(tmp_path).load_model(dtype=target)
+        for entry in checkpoint_layout(model.config):
+            value = dict(nnx.to_flat_state(nnx.state(model)))[entry.path][...]
+            value = value if entry.layer is None else value[entry.layer]
+            assert np.asarray(value).tobytes() == tensors[entry.name].astype(target).tobytes(), entry.name
 
 
 def cut(size: int):
@@ -229,12 +230,12 @@ class TestParts:
         (folder / "config.json").write_text(json.dumps(RAW | {"tie_word_embeddings": True}))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         with pytest.raises(InputError, match=r"lm_head\.weight differs"):
-            load_model(folder, dtype=jnp.bfloat16, shardings=lambda path, shape: device)
+            Checkpoint.open(folder).load_model(dtype=jnp.bfloat16, shardings=lambda path, shape: device)
         with safe_open(folder / FIRST, "np") as opened:
             embedding = opened.get_tensor("model.embed_tokens.weight")
         edit_shard(folder / SECOND, lambda t: t.update({"lm_head.weight": embedding}))
-        loaded = load_model(folder, dtype=jnp.bfloat16, shardings=lambda path, shape: device)
-        assert bits(loaded) == bits(load_model(folder, dtype=jnp.bfloat16))
+        loaded = Checkpoint.open(folder).load_model(dtype=jnp.bfloat16, shardings=lambda path, shape: device)
+        assert bits(loaded) == bits(Checkpoint.open(folder).load_model(dtype=jnp.bfloat16))
 
 
 class TestMemory:
@@ -247,8 +248,8 @@ class TestMemory:
             addresses.add(out.ctypes.data)
             safetensors_io.read_tensor(entry, out, index)
 
-        monkeypatch.setattr(read, "read_tensor", recording)
-        model = load_model(folder, dtype=jnp.bfloat16)
+        monkeypatch.setattr(load, "read_tensor", recording)
+        model = Checkpoint.open(folder).load_model(dtype=jnp.bfloat16)
         for leaf in jax.tree.leaves(model):
             assert leaf.unsafe_buffer_pointer() in addresses
 
@@ -273,8 +274,9 @@ import gc, json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from phi3_jax import Phi3Config, Phi3ForCausalLM
-from phi3_jax.hf.checkpoint import load_model, save_model
-from phi3_jax.hf.layout import checkpoint_slots
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
+from phi3_jax.hf.layout import checkpoint_layout
 from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
 
 def memory(kind):
@@ -285,7 +287,7 @@ def write(folder, dtype, **sizes):
     raw = dict(model_type="phi3", vocab_size=8000, hidden_size=1024, intermediate_size=2048,
                num_attention_heads=8, num_key_value_heads=8, num_hidden_layers=20, pad_token_id=0) | sizes
     (folder / "config.json").write_text(json.dumps(raw))
-    slots = checkpoint_slots(Phi3Config.from_dict(raw))
+    layout = checkpoint_layout(Phi3Config.from_dict(raw))
     write_safetensors(folder / "model.safetensors", [
         TensorSource(s.name, np.dtype(dtype), s.shape, lambda s=s: np.ones(s.shape, dtype)) for s in slots])
 
@@ -296,12 +298,13 @@ root = Path(sys.argv[1])
 write(root / "tiny", jnp.bfloat16, vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
 write(root / "same", jnp.bfloat16)
 write(root / "wide", jnp.float32)
-save_model(load_model(root / "tiny", dtype=jnp.bfloat16), root / "tiny_saved")  # libraries are loaded now
+tiny = Checkpoint.open(root / "tiny").load_model(dtype=jnp.bfloat16)
+save_model(tiny, root / "tiny_saved")  # libraries are loaded now
 grown = {}
 for name, source in [("same dtype", "same"), ("converted", "wide")]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is in use
     start = memory("VmRSS")
-    model = load_model(root / source, dtype=jnp.bfloat16)
+    model = Checkpoint.open(root / source).load_model(dtype=jnp.bfloat16)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     grown[name] = peak(start) / size
     if name == "same dtype":
@@ -352,11 +355,11 @@ class TestWrongTensors:
         assert "tie_word_embeddings" in failure(folder)
 
     def test_rotary_tables_of_old_checkpoints_are_left_out(self, folder):
-        before = bits(load_model(folder, dtype=jnp.float32))
+        before = bits(Checkpoint.open(folder).load_model(dtype=jnp.float32))
         name = "model.layers.1.self_attn.rotary_emb.inv_freq"
         edit_shard(folder / SECOND, lambda t: t.update({name: np.zeros(4, np.float32)}))
         edit_index(folder, lambda m: m.update({name: SECOND}))
-        assert bits(load_model(folder, dtype=jnp.float32)) == before
+        assert bits(Checkpoint.open(folder).load_model(dtype=jnp.float32)) == before
 
     def test_tied_head_may_be_there_if_it_is_equal(self, folder):
         (folder / "config.json").write_text(json.dumps(RAW | {"tie_word_embeddings": True}))
@@ -364,7 +367,7 @@ class TestWrongTensors:
         with safe_open(folder / FIRST, "np") as opened:
             embedding = opened.get_tensor("model.embed_tokens.weight")
         edit_shard(folder / SECOND, lambda t: t.update({"lm_head.weight": embedding}))
-        assert load_model(folder, dtype=jnp.bfloat16).lm_head is None
+        assert Checkpoint.open(folder).load_model(dtype=jnp.bfloat16).lm_head is None
 
 
 class TestWrongFiles:
@@ -446,7 +449,7 @@ class TestWrongFiles:
     def test_dtype(self, folder):
         for dtype in ("int8", "float", "nonsense", jnp.float64):
             with pytest.raises(InputError, match="expected float32, bfloat16 or float16"):
-                load_model(folder, dtype=dtype)
+                Checkpoint.open(folder).load_model(dtype=dtype)
 
 
 class TestHeader:
@@ -519,20 +522,20 @@ class TestSaveTarget:
         model = model_of(seed=1)
         save_model(model, tmp_path)
         assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
-        assert bits(load_model(tmp_path, dtype=jnp.float32)) == bits(model)
+        assert bits(Checkpoint.open(tmp_path).load_model(dtype=jnp.float32)) == bits(model)
 
     def test_a_failed_save_leaves_the_earlier_checkpoint(self, tmp_path, monkeypatch):
         model = model_of()
         save_model(model, tmp_path, max_shard_size=10_000)
         before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-        write = checkpoint.write_safetensors
+        write = save.write_safetensors
 
         def full_disk(path, tensors):
             if "00003" in path.name:
                 raise OSError(28, "No space left on device")
             write(path, tensors)
 
-        monkeypatch.setattr(checkpoint, "write_safetensors", full_disk)
+        monkeypatch.setattr(save, "write_safetensors", full_disk)
         with pytest.raises(StorageError, match=r"No space left on device\): [\d,]+ bytes are needed"):
             save_model(model_of(seed=1), tmp_path, max_shard_size=10_000)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -552,7 +555,7 @@ class TestSaveTarget:
         with pytest.raises(KeyboardInterrupt):
             save_model(model_of(seed=1), tmp_path)
         with pytest.raises(InputError, match=r"config\.json"):
-            load_model(tmp_path, dtype=jnp.float32)
+            Checkpoint.open(tmp_path).load_model(dtype=jnp.float32)
 
     def test_refused_folders(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -12,8 +12,9 @@ import jax.numpy as jnp  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from phi3_jax import Phi3Config  # noqa: E402
-from phi3_jax.hf.checkpoint import load_model, save_model  # noqa: E402
-from phi3_jax.hf.layout import checkpoint_slots  # noqa: E402
+from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
+from phi3_jax.hf.layout import checkpoint_layout  # noqa: E402
+from phi3_jax.hf.save import save_model  # noqa: E402
 from tests.helpers.checkpoints import KINDS, model_of  # noqa: E402
 from tests.helpers.references import longrope, torch_phi3  # noqa: E402
 
@@ -25,12 +26,12 @@ def assert_same_tensors(model, reference) -> None:
     theirs = reference.state_dict()
     if model.config.tie_word_embeddings:
         theirs.pop("lm_head.weight")
-    slots = checkpoint_slots(model.config)
-    assert {slot.name for slot in slots} == set(theirs)
-    for slot in slots:
-        ours = state[slot.path][...] if slot.layer is None else state[slot.path][slot.layer]
-        expected = theirs[slot.name].view(torch.uint8).numpy()
-        np.testing.assert_array_equal(np.asarray(ours).view(np.uint8), expected, slot.name)
+    layout = checkpoint_layout(model.config)
+    assert {entry.name for entry in layout} == set(theirs)
+    for entry in layout:
+        ours = state[entry.path][...] if entry.layer is None else state[entry.path][entry.layer]
+        expected = theirs[entry.name].view(torch.uint8).numpy()
+        np.testing.assert_array_equal(np.asarray(ours).view(np.uint8), expected, entry.name)
 
 
 @pytest.mark.parametrize("dtype", TORCH)
@@ -55,7 +56,7 @@ def test_transformers_loads_what_we_save(tmp_path, kind, dtype):
 def test_we_load_what_transformers_saves(tmp_path, overrides, dtype, max_shard_size):
     reference = torch_phi3(**overrides).to(TORCH[dtype])
     reference.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    model = load_model(tmp_path, dtype=dtype)
+    model = Checkpoint.open(tmp_path).load_model(dtype=dtype)
     assert_same_tensors(model, reference)
 
 

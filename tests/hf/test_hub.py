@@ -18,15 +18,18 @@ from tests.helpers.model_hub import Hub, serve
 SCRIPT = """
 import json, sys
 from phi3_jax import InputError
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.hf.hub import resolve_checkpoint
+OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 for arguments in json.loads(sys.argv[1]):
     loads = arguments.pop("load", False)
+    options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
     try:
-        folder = resolve_checkpoint(**arguments)
+        folder = resolve_checkpoint(**arguments, hub=Hub(**options))
         if loads:
             from phi3_jax import Phi3ForCausalLM
             arguments.pop("patterns", None)
-            Phi3ForCausalLM.from_pretrained(**arguments)
+            Phi3ForCausalLM.from_pretrained(**arguments, **options)
         files = [path for path in folder.rglob("*") if path.is_file()]
         answer = {"files": {str(path.relative_to(folder)): path.read_bytes().decode("latin1") for path in files}}
     except InputError as error:

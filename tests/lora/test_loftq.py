@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from phi3_jax import InputError, LoraConfig
-from phi3_jax.hf.checkpoint import abstract_model, load_model, save_model
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
 from phi3_jax.lora.loftq import LoftqQuantizer, loftq_init, nearest_of_rank
 from phi3_jax.lora.stack import unstacked
+from phi3_jax.model.leaves import abstract_model
 from phi3_jax.quant import NF4Weight, quantize_nf4
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -64,7 +66,7 @@ def test_loaded_from_disk_it_is_the_same(tiny, tmp_path):
     settings = config(target_modules=["v_proj", "up_proj", "o_proj"], rank_pattern={"1.self_attn.o_proj": 2})
     save_model(model, tmp_path)
     quantizer = LoftqQuantizer(abstract_model(model.config), settings)
-    loaded = load_model(tmp_path, dtype=jnp.float32, quantization="nf4", quantizer=quantizer)
+    loaded = Checkpoint.open(tmp_path).load_model(dtype=jnp.float32, quantization="nf4", quantizer=quantizer)
     in_memory = loftq_init(model, settings)
     for ours, theirs in zip(jax.tree.leaves(in_memory), jax.tree.leaves((loaded, quantizer.lora(loaded))), strict=True):
         np.testing.assert_array_equal(ours, theirs)

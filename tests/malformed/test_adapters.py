@@ -156,7 +156,7 @@ def test_metadata_that_makes_no_sense_is_left_aside(world, capfd):
         assert read_metadata(world.adapter / ADAPTER_WEIGHTS) == {"phi3_jax": record}
         config = json.loads((world.adapter / ADAPTER).read_text())
         assert config["r"] == 2
-        from phi3_jax.hf.checkpoint import load_model
+        from phi3_jax.hf.checkpoint import Checkpoint
         from phi3_jax.peft.adapter import load_adapter
 
-        assert load_adapter(world.adapter, load_model(world.base, dtype="float32")).config.r == 2
+        assert load_adapter(world.adapter, Checkpoint.open(world.base).load_model(dtype="float32")).config.r == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from phi3_jax.config.sections import TrainingSection
-from phi3_jax.optim.adam8bit import Quantized, bias_correction, dequantize, nearest_code, quantize
+from phi3_jax.optim.adam8bit import QuantizedMoment, bias_correction, dequantize, nearest_code, quantize
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.quant.dynamic import dynamic_map
 from phi3_jax.training.checkpoints import Checkpoints
@@ -95,7 +95,9 @@ def test_small_tensors_and_the_embedding_keep_32_bits():
         },
     }
     for moment in moments(make().init(params)):
-        quantized = jax.tree.map(lambda m: isinstance(m, Quantized), moment, is_leaf=lambda m: isinstance(m, Quantized))
+        quantized = jax.tree.map(
+            lambda m: isinstance(m, QuantizedMoment), moment, is_leaf=lambda m: isinstance(m, QuantizedMoment)
+        )
         assert quantized["model"] == {
             "embed_tokens": {"weight": False},
             "layers": {"norm": {"weight": False}, "o_proj": {"weight": True}},

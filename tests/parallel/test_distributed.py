@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
 from phi3_jax.data import eval_batches, train_batches
-from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
@@ -164,7 +165,7 @@ def test_what_is_saved_is_what_one_device_saves(run, tmp_path, count):
     for tensors in (saved, parted):
         assert set(tensors) == set(base)
         assert all(tensors[name].tobytes() == base[name].tobytes() for name in base)
-    save_model(load_model(folder / "base", dtype=jnp.float32, quantization="nf4"), tmp_path)
+    save_model(Checkpoint.open(folder / "base").load_model(dtype=jnp.float32, quantization="nf4"), tmp_path)
     name = "model.safetensors"
     assert (folder / "quantized" / name).read_bytes() == (tmp_path / name).read_bytes()
 

@@ -16,7 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM  # noqa: E402
 from phi3_jax.lora import init_lora, match_targets, merge_lora, unmerge_lora  # noqa: E402
-from phi3_jax.peft.adapter import load_adapter, save_adapter  # noqa: E402
+from phi3_jax.peft.adapter import load_adapter  # noqa: E402
+from phi3_jax.peft.save import save_adapter  # noqa: E402
 from tests.helpers.references import (  # noqa: E402  # noqa: E402
     EVERYTHING,
     IDS,

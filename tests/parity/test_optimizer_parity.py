@@ -22,7 +22,7 @@ from phi3_jax.config.run import RunConfig  # noqa: E402
 from phi3_jax.config.sections import TrainingSection  # noqa: E402
 from phi3_jax.lora.adapters import LoraLinear  # noqa: E402
 from phi3_jax.optim import loraplus  # noqa: E402
-from phi3_jax.optim.adam8bit import BLOCK_SIZE, Quantized, dequantize, quantize  # noqa: E402
+from phi3_jax.optim.adam8bit import BLOCK_SIZE, QuantizedMoment, dequantize, quantize  # noqa: E402
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule  # noqa: E402
 from phi3_jax.quant.dynamic import dynamic_map  # noqa: E402
 from phi3_jax.system.errors import InputError  # noqa: E402
@@ -113,7 +113,7 @@ def test_thirty_steps_of_bitsandbytes_adamw8bit(monkeypatch):
         np.testing.assert_allclose(params["layers"][name], expected, atol=5e-5)
     moments = state[1].mu["layers"], state[1].nu["layers"]
     for moment, number in zip(moments, ("1", "2"), strict=True):
-        assert isinstance(moment["lora_A"], Quantized)
+        assert isinstance(moment["lora_A"], QuantizedMoment)
         assert moment["lora_B"].dtype == jnp.float32
         for layer, parameter in enumerate(theirs["lora_A"]):
             kept = optimizer.state[parameter]

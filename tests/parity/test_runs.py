@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
 
 from phi3_jax.cli import main  # noqa: E402
-from phi3_jax.hf.checkpoint import load_model  # noqa: E402
+from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.peft.adapter import load_adapter  # noqa: E402
 
 pytestmark = [
@@ -68,7 +68,7 @@ def agree(tmp_path, tolerance=2e-5, double_quant=None, **kwargs):
     ids = np.random.default_rng(0).integers(3, 900, (2, 24))
     adapter = tmp_path / "out" / "adapter"
     kind = {} if double_quant is None else {"quantization": "nf4", "double_quant": double_quant}
-    model = load_model(BASE, dtype=jnp.float32, **kind)
+    model = Checkpoint.open(BASE).load_model(dtype=jnp.float32, **kind)
     ours = np.asarray(model(ids, lora=load_adapter(adapter, model)))
     before, theirs = torch_logits(adapter, ids, **kwargs)
     assert np.abs(ours - theirs).max() < tolerance * np.abs(theirs).max()

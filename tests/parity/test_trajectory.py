@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from flax import nnx  # noqa: E402
 
 from phi3_jax.config.sections import TrainingSection  # noqa: E402
-from phi3_jax.hf.checkpoint import load_model  # noqa: E402
+from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.lora import Lora, combine, partition, trainable_mask  # noqa: E402
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
 from phi3_jax.peft.adapter import load_adapter  # noqa: E402
@@ -142,7 +142,7 @@ def test_thirty_steps(tmp_path, kv_heads, settings):
     expected, expected_norms = torch_loop(reference, batches, adamw(reference))
     reference.save_pretrained(tmp_path / "end")
 
-    model = load_model(tmp_path / "base", dtype=jnp.float32)
+    model = Checkpoint.open(tmp_path / "base").load_model(dtype=jnp.float32)
     losses, norms, lora = jax_loop(model, load_adapter(tmp_path / "start", model), batches)
 
     assert expected[-1] < expected[0] - 1  # something was learnt
@@ -203,7 +203,7 @@ def test_thirty_steps_with_the_optimizers_of_peft(tmp_path, monkeypatch, make_to
     expected, expected_norms = torch_loop(reference, batches, make_torch(reference))
     reference.save_pretrained(tmp_path / "end", **save)
 
-    model = load_model(tmp_path / "base", dtype=jnp.float32)
+    model = Checkpoint.open(tmp_path / "base").load_model(dtype=jnp.float32)
     start = load_adapter(tmp_path / "start", model)
     losses, norms, lora = jax_loop(model, start, batches, training)
 

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file  # noqa: E402
 from phi3_jax import InputError, LoraConfig, Phi3Config, Phi3ForCausalLM  # noqa: E402
 from phi3_jax.lora import init_lora, merge_lora, parameter_table  # noqa: E402
 from phi3_jax.lora.stack import unstacked  # noqa: E402
-from phi3_jax.peft.adapter import load_adapter, save_adapter  # noqa: E402
+from phi3_jax.peft.adapter import load_adapter  # noqa: E402
+from phi3_jax.peft.save import save_adapter  # noqa: E402
 from phi3_jax.peft.tensors import saved_names, tensor_names, to_peft  # noqa: E402
 from phi3_jax.system.dotted import nested  # noqa: E402
 from tests.helpers.references import (  # noqa: E402

@@ -15,7 +15,9 @@ from safetensors import numpy as safetensors
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
 from phi3_jax.lora import Lora, LoraLinear, init_lora
-from phi3_jax.peft.adapter import load_adapter, read_adapter_config, save_adapter
+from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.config import read_adapter_config
+from phi3_jax.peft.save import save_adapter
 from tests.helpers.models import smallest_model
 
 EVERYTHING = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head", "embed_tokens"]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from phi3_jax import InputError, LoraConfig, init_lora, load_adapter, save_adapter
 from phi3_jax.cli import main
-from phi3_jax.hf.checkpoint import save_model
+from phi3_jax.hf.save import save_model
 from phi3_jax.peft.portable import portable
 from tests.helpers.adapters import IDS, VARIANTS, config, shaken
 from tests.helpers.models import tiny_model

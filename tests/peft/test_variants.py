@@ -16,7 +16,8 @@ from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
 from phi3_jax.hf.safetensors_io import read_metadata
 from phi3_jax.lora import Lora, LoraLinear, init_lora
 from phi3_jax.lora.adapters import DoraLinear
-from phi3_jax.peft.adapter import load_adapter, save_adapter
+from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.dotted import nested
 from tests.helpers.models import smallest_model
 

@@ -79,14 +79,14 @@ def test_a_layer_sends_what_its_sharding_needs(tmp_path, monkeypatch, axis):
     """On 4 simulated devices: weights are gathered in each direction, k and v too, their gradients scattered."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     folder = checkpoint(tmp_path / "small", {**SMALL, "num_key_value_heads": 4})
-    run, _ = run_of(
+    run, config = run_of(
         SMALL,
         model={"name_or_path": folder, "dtype": "float32"},
         data={"max_length": 512},
         training={"per_device_train_batch_size": 1},
         parallel={axis: 4},
     )
-    found = compile_elsewhere(run, "cpu").collectives
+    found = compile_elsewhere(run, config, "cpu").collectives
     kinds = {
         loop: {kind: sum(n for what, n in counts.items() if what.startswith(kind)) for kind in KINDS}
         for loop, counts in found.items()
@@ -120,7 +120,7 @@ def test_the_estimate_on_a_cpu_is_within_a_third(tmp_path, dtype, policy):
         data={"max_length": 512},
         training={"per_device_train_batch_size": 2, "remat_policy": policy},
     )
-    compiled = compile_here(run, "cpu")
+    compiled = compile_here(run, config, "cpu")
     assert 0.75 <= Estimator(config)(run, parse_topology("cpu")).total / compiled.bytes_per_device <= 1.33
 
 
@@ -130,7 +130,7 @@ def test_a_step_is_compiled_for_a_tpu_slice(tmp_path):
     folder = checkpoint(tmp_path / "small", SMALL)
     sections = {"model": {"name_or_path": folder}, "data": {"max_length": 512}, "parallel": {"fsdp": 4}}
     run, config = run_of(SMALL, **sections)
-    found = compile_elsewhere(run, "v5e:2x2")
+    found = compile_elsewhere(run, config, "v5e:2x2")
     assert found.fits
     memory = Estimator(config)(run, parse_topology("v5e:2x2"))
     assert 0.5 <= memory.total / found.bytes_per_device <= 2
@@ -148,7 +148,7 @@ def test_what_a_tpu_has_no_room_for_is_told_with_what_it_takes(tmp_path):
         data={"max_length": 4096},
         training={"per_device_train_batch_size": 64},
     )
-    found = compile_elsewhere(run, "v5e:1x1")
+    found = compile_elsewhere(run, config, "v5e:1x1")
     assert not found.fits
     topology = parse_topology("v5e:1x1")
     assert found.bytes_per_device > topology.hbm

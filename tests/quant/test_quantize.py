@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM, init_lora, merge_lora
-from phi3_jax.hf.checkpoint import load_model
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.objectives.next_token import loss
 from phi3_jax.quant import is_quantized, make_quantizer, quantize_model
 from tests.helpers.models import QUANTIZABLE, quantizable_model
@@ -106,8 +106,9 @@ class TestLoading:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("double_quant", [True, False])
     def test_gives_what_quantising_in_memory_gives(self, folder, kind, double_quant):
-        loaded = load_model(folder, dtype=jnp.bfloat16, quantization=kind, double_quant=double_quant)
-        expected = quantize_model(load_model(folder, dtype=jnp.bfloat16), kind, double_quant=double_quant)
+        loaded = Checkpoint.open(folder).load_model(dtype=jnp.bfloat16, quantization=kind, double_quant=double_quant)
+        plain = Checkpoint.open(folder).load_model(dtype=jnp.bfloat16)
+        expected = quantize_model(plain, kind, double_quant=double_quant)
         assert jax.tree.structure(loaded) == jax.tree.structure(expected)
         assert all(map(np.array_equal, jax.tree.leaves(loaded), jax.tree.leaves(expected)))
 
@@ -127,7 +128,7 @@ class TestLoading:
             return quantize(name, weight)
 
         quantize = make_quantizer("nf4")
-        model = load_model(folder, dtype=jnp.bfloat16, quantizer=watching)
+        model = Checkpoint.open(folder).load_model(dtype=jnp.bfloat16, quantizer=watching)
         assert all(is_quantized(value) for name, value in values(model).items() if name.rpartition(".")[2] in LINEARS)
         assert 1 <= most <= 8  # threads that read
         assert not alive
@@ -139,8 +140,8 @@ class TestLoading:
             seen[name] = weight.copy()
             return make_quantizer("nf4")(name, weight)
 
-        load_model(folder, dtype=jnp.bfloat16, quantizer=recording)
-        plain = load_model(folder, dtype=jnp.bfloat16)
+        Checkpoint.open(folder).load_model(dtype=jnp.bfloat16, quantizer=recording)
+        plain = Checkpoint.open(folder).load_model(dtype=jnp.bfloat16)
         assert len(seen) == len(LINEARS) * QUANTIZABLE["num_hidden_layers"]
         weight = plain.model.layers.mlp.down_proj.weight[...][2]
         assert np.array_equal(seen["model.layers.2.mlp.down_proj"], weight)
@@ -149,6 +150,6 @@ class TestLoading:
     def test_layers_must_be_of_one_kind(self, folder):
         kinds = {"0": "nf4", "1": "int8", "2": "nf4"}
         with pytest.raises(InputError, match=r"model\.layers\.1\..* is quantised otherwise than layer 0"):
-            load_model(
-                folder, dtype=jnp.float32, quantizer=lambda name, w: make_quantizer(kinds[name.split(".")[2]])(name, w)
+            Checkpoint.open(folder).load_model(
+                dtype=jnp.float32, quantizer=lambda name, w: make_quantizer(kinds[name.split(".")[2]])(name, w)
             )

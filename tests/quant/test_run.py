@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from phi3_jax import InputError
 from phi3_jax.cli import main
 from phi3_jax.config.run import parse_run_config
-from phi3_jax.hf.checkpoint import load_model, save_model
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.quant import quantize_model
 from phi3_jax.training.loop import train
@@ -49,7 +50,7 @@ def test_resuming_continues_bit_for_bit(inputs, finished, monkeypatch):
 def test_a_base_that_is_quantised_on_disk_trains_alike(inputs, finished):
     folder = inputs / "quantised"
     shutil.copytree(inputs / "base", folder)
-    save_model(quantize_model(load_model(inputs / "base", dtype=jnp.float32), "nf4"), folder)
+    save_model(quantize_model(Checkpoint.open(inputs / "base").load_model(dtype=jnp.float32), "nf4"), folder)
     train(run_config(inputs, "alike", model={"name_or_path": str(folder)}, training=SHORT))
     name = "adapter/adapter_model.safetensors"
     one, other = load_file(inputs / "out" / name), load_file(inputs / "alike" / name)
@@ -72,8 +73,8 @@ def test_evaluate_and_generate_from_the_command_line(inputs, finished, capsys):
 def test_merging_goes_into_the_unquantised_base(inputs, finished, capfd):
     adapter = inputs / "out" / "adapter"
     assert main(["export", str(adapter), "--merge", "--output", str(inputs / "merged")]) == 0
-    merged = load_model(inputs / "merged", dtype=jnp.float32)
-    base = load_model(inputs / "base", dtype=jnp.float32)
+    merged = Checkpoint.open(inputs / "merged").load_model(dtype=jnp.float32)
+    base = Checkpoint.open(inputs / "base").load_model(dtype=jnp.float32)
     part = load_adapter(adapter, base).adapters["model"]["layers"]["mlp"]["down_proj"]
     expected = base.model.layers.mlp.down_proj.weight[...] + part.scaling * part.lora_B @ part.lora_A
     assert np.allclose(merged.model.layers.mlp.down_proj.weight[...], expected, rtol=1e-5, atol=1e-6)
@@ -95,7 +96,7 @@ class TestRefusals:
 
     def test_full_finetuning_of_a_base_quantised_on_disk(self, inputs, tmp_path):
         folder = shutil.copytree(inputs / "base", tmp_path / "base")
-        save_model(quantize_model(load_model(folder, dtype=jnp.float32), "int8"), folder)
+        save_model(quantize_model(Checkpoint.open(folder).load_model(dtype=jnp.float32), "int8"), folder)
         run = run_config(inputs, "full", model={"name_or_path": str(folder)}, peft={"full_finetuning": True})
         with pytest.raises(InputError, match="its weights are quantised"):
             train(run)

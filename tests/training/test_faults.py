@@ -315,7 +315,7 @@ def test_weights_that_cannot_be_written_go_elsewhere(inputs, monkeypatch, number
         calls.append(folder)
         if len(calls) == 1:
             with monkeypatch.context() as patch:
-                patch.setattr("phi3_jax.peft.adapter.write_safetensors", refusing(number))
+                patch.setattr("phi3_jax.peft.save.write_safetensors", refusing(number))
                 save(folder, *arguments, **options)
         save(folder, *arguments, **options)
 
@@ -335,7 +335,7 @@ def test_weights_that_cannot_be_written_go_elsewhere(inputs, monkeypatch, number
 
 
 def test_without_a_fallback_or_with_a_full_one_it_is_said(inputs, monkeypatch):
-    monkeypatch.setattr("phi3_jax.peft.adapter.write_safetensors", refusing(errno.ENOSPC))
+    monkeypatch.setattr("phi3_jax.peft.save.write_safetensors", refusing(errno.ENOSPC))
     with pytest.raises(StorageError, match=r"step 4 is whole; training\.fallback_dir would name a folder for the wei"):
         train(run_config(inputs, "nowhere", training=SHORT))
     settings = {**SHORT, "fallback_dir": str(inputs / "full"), "resume_from_checkpoint": True}

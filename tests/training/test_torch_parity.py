@@ -12,7 +12,7 @@ from transformers.optimization import Adafactor  # noqa: E402
 from transformers.trainer_pt_utils import LabelSmoother  # noqa: E402
 
 from phi3_jax.config.sections import TrainingSection  # noqa: E402
-from phi3_jax.hf.checkpoint import load_model  # noqa: E402
+from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.objectives.next_token import loss  # noqa: E402
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
 from tests.helpers.references import torch_phi3  # noqa: E402
@@ -21,7 +21,7 @@ from tests.helpers.references import torch_phi3  # noqa: E402
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    return torch_phi3(folder), load_model(folder, dtype=jnp.float32)
+    return torch_phi3(folder), Checkpoint.open(folder).load_model(dtype=jnp.float32)
 
 
 def batch_with_labels():
