@@ -2,36 +2,45 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from phi3_jax.loralib.adapters import Config, new_adapter
 from phi3_jax.loralib.kernels import AdaptableLayer, layer_kernel, to_kernel, to_weight, weight_name, weight_shape
-from phi3_jax.loralib.layers import LoRALayer, adapted_class
+from phi3_jax.loralib.modules import LoRALayer, adapted_class, become_adapted
+from phi3_jax.loralib.own_adapters import Config, LayerAdapter, new_adapter
 from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import check_expression, matches
 
-Adapters = dict[str, Any]  # dotted name of a layer -> its adapter
+Adapters = dict[str, LayerAdapter]  # dotted name of a layer -> its adapter
 Model = TypeVar("Model", bound=nnx.Module)
 
 
 def init(model: nnx.Module, patterns: Mapping[str, Config], key: PRNGKeyArray) -> Adapters:
     """Fresh adapters for the layers that the patterns name, as a pytree: they add nothing yet.
 
-    **Arguments**
-    - `model`: any; abstract ones (`nnx.eval_shape`) too. Layers of the kinds `nnx.Linear`,
-      `nnx.LinearGeneral`, `nnx.Embed` and `nnx.Conv`, and subclasses, can have an adapter.
-    - `patterns`: regular expressions for a layer's dotted name (`"encoder.*"`) or its last parts
-      (`"query|value"`). Of several that match, the first counts, as in PEFT's `rank_pattern`.
-    - `key`: a layer's numbers depend on it and on the layer's name, not on the other layers.
+    Args:
+        model: Any; abstract ones (`nnx.eval_shape`) too. Layers of the kinds `nnx.Linear`,
+            `nnx.LinearGeneral`, `nnx.Embed` and `nnx.Conv`, and subclasses, can have an adapter.
+        patterns: Regular expressions for a layer's dotted name (`"encoder.*"`) or its last parts
+            (`"query|value"`). Of several that match, the first counts, as in PEFT's `rank_pattern`.
+        key: A layer's numbers depend on it and on the layer's name, not on the other layers.
 
-    **Returns** `{"encoder.layers.0.attention.query": LoraLinear(...), ...}`.
+    Returns:
+        `{"encoder.layers.0.attention.query": LoraLinear(...), ...}`.
 
-    Raises `InputError` where a pattern finds no layer, and for a `Config` that does not suit one.
+    Raises:
+        InputError: Where a pattern finds no layer, and for a `Config` that does not suit one.
+
+    Example:
+        >>> import phi3_jax.loralib as lora
+        >>> model = nnx.List([nnx.Embed(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 3, rngs=nnx.Rngs(0))])
+        >>> adapters = lora.init(model, {"1": lora.Config(r=2)}, jax.random.key(0))
+        >>> {name: (adapter.lora_A.shape, adapter.lora_B.shape) for name, adapter in adapters.items()}
+        {'1': ((2, 4), (3, 2))}
     """
     layers = dict(adaptable_layers(model))
     adapters: Adapters = {}
@@ -60,24 +69,45 @@ def apply(model: Model, adapters: Adapters, key: PRNGKeyArray | None = None) -> 
     are subclasses of what they were and hold the adapters' arrays as `LoraParam`; weights are shared
     with `model`.
 
-    **Arguments**: `key`: for dropout on the adapters' inputs, another for each layer; none without it.
+    Args:
+        model: The base.
+        adapters: See `init`.
+        key: For dropout on the adapters' inputs, another for each layer; None: no dropout.
 
-    Raises `InputError` for adapters that have no layer, or do not fit theirs.
+    Raises:
+        InputError: For adapters that have no layer, or do not fit theirs.
+
+    Example:
+        >>> import phi3_jax.loralib as lora
+        >>> model, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jax.numpy.ones((1, 4))
+        >>> adapters = lora.init(model, {".*": lora.Config(r=2)}, jax.random.key(0))
+        >>> grads = jax.grad(lambda adapters: lora.apply(model, adapters)(x).sum())(adapters)
+        >>> grads[""].lora_B.shape  # the layer is the whole model here, and has no name
+        (3, 2)
     """
     adapted = nnx.clone(model)
     layers = dict(adaptable_layers(adapted))
     for number, (name, adapter) in enumerate(sorted(adapters.items())):
-        layer: Any = _layer(layers, name, adapter)
-        if not isinstance(layer, LoRALayer):
-            layer.__class__ = adapted_class(layer.__class__)
-        layer.set_adapter(adapter, _dropout_key(key, number, layer))
+        layer = _layer(layers, name, adapter)
+        dropout_key = _dropout_key(key, number, layer)
+        become_adapted(layer).set_adapter(adapter, dropout_key)
     return adapted
 
 
 def extract(model: nnx.Module) -> Adapters:
-    """The adapters of a model that holds some, made by `apply` or of loralib's layers: the reverse of `apply`."""
+    """The adapters of a model that holds some, made by `apply` or of loralib's layers: the reverse of `apply`.
+
+    Args:
+        model: Stays as it is.
+
+    Example:
+        >>> import phi3_jax.loralib as lora
+        >>> list(lora.extract(nnx.List([lora.Linear(4, 3, r=2, rngs=nnx.Rngs(0))])))
+        ['0']
+    """
     layers = {dotted(path): module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALayer)}
-    return {name: layer.adapter() for name, layer in sorted(layers.items()) if layer.adapter() is not None}
+    found = {name: layer.adapter() for name, layer in sorted(layers.items())}
+    return {name: adapter for name, adapter in found.items() if adapter is not None}
 
 
 def merge(model: Model, adapters: Adapters) -> Model:
@@ -85,13 +115,38 @@ def merge(model: Model, adapters: Adapters) -> Model:
 
     Computed in float32 and rounded once to the weight's type. Weights without an adapter are shared.
 
-    Raises `InputError` as `apply` does.
+    Args:
+        model: The base.
+        adapters: See `init`.
+
+    Raises:
+        InputError: As `apply` does.
+
+    Example:
+        >>> import phi3_jax.loralib as lora
+        >>> model, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jax.numpy.ones((1, 4))
+        >>> adapters = lora.init(model, {".*": lora.Config(r=2)}, jax.random.key(0))
+        >>> bool((lora.merge(model, adapters)(x) == model(x)).all())  # fresh adapters add nothing
+        True
     """
     return _with_weights(model, adapters, lambda adapter, weight: adapter.merged(weight))
 
 
 def unmerge(model: Model, adapters: Adapters) -> Model:
-    """Takes the adapters out of a merged model: the base but for rounding. `model` stays as it is."""
+    """Takes the adapters out of a merged model: the base but for rounding. `model` stays as it is.
+
+    Args:
+        model: What `merge` gave.
+        adapters: What was merged into it.
+
+    Example:
+        >>> import phi3_jax.loralib as lora
+        >>> model, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jax.numpy.ones((1, 4))
+        >>> adapters = lora.init(model, {".*": lora.Config(r=2)}, jax.random.key(0))
+        >>> again = lora.unmerge(lora.merge(model, adapters), adapters)
+        >>> bool((abs(again(x) - model(x)) < 1e-6).all())
+        True
+    """
     return _with_weights(model, adapters, lambda adapter, weight: adapter.unmerged(weight))
 
 
@@ -104,7 +159,7 @@ def adaptable_layers(model: nnx.Module) -> Iterator[tuple[str, AdaptableLayer]]:
             yield name, module
 
 
-def _with_weights(model: Model, adapters: Adapters, change: Callable[[Any, Array], Array]) -> Model:
+def _with_weights(model: Model, adapters: Adapters, change: Callable[[LayerAdapter, Array], Array]) -> Model:
     changed = nnx.clone(model)
     layers = dict(adaptable_layers(changed))
     for name, adapter in adapters.items():
@@ -117,7 +172,7 @@ def _with_weights(model: Model, adapters: Adapters, change: Callable[[Any, Array
     return changed
 
 
-def _layer(layers: Mapping[str, AdaptableLayer], name: str, adapter: Any) -> AdaptableLayer:
+def _layer(layers: Mapping[str, AdaptableLayer], name: str, adapter: LayerAdapter) -> AdaptableLayer:
     if name not in layers:
         raise InputError(
             f"there is an adapter for {name}, but no layer of that name without one; the model has {_shown(layers)}"
@@ -140,7 +195,7 @@ def _layer(layers: Mapping[str, AdaptableLayer], name: str, adapter: Any) -> Ada
     return layers[name]
 
 
-def _check_dropout(layer: Any, adapter: Any) -> None:
+def _check_dropout(layer: AdaptableLayer, adapter: LayerAdapter) -> None:
     if isinstance(layer, LoRALayer) or not getattr(adapter, "dropout", None):
         return
     if adapted_class(layer.__class__).acts_in_weight:
@@ -156,5 +211,5 @@ def _dropout_key(key: PRNGKeyArray | None, number: int, layer: AdaptableLayer) -
     return nnx.RngKey(jax.random.split(key, stack) if stack else key, tag="dropout")
 
 
-def _shown(names: Mapping[str, Any]) -> str:
+def _shown(names: Mapping[str, object]) -> str:
     return ", ".join(names) or "none"

@@ -1,7 +1,7 @@
 """Where Flax layers keep their weight, and how it turns into the layout of loralib's adapters."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ def weight_name(layer: AdaptableLayer) -> str:
 
 def layer_kernel(layer: AdaptableLayer) -> Array:
     """The weight as Flax lays it out."""
-    return getattr(layer, weight_name(layer))[...]
+    kernel: Array = getattr(layer, weight_name(layer))[...]
+    return kernel
 
 
 def to_weight(layer: AdaptableLayer, kernel: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -56,8 +57,10 @@ def to_kernel(layer: AdaptableLayer, weight: Float[Array, "..."]) -> Float[Array
 def weight_shape(layer: AdaptableLayer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(the leading axes of a stacked layer, the shape of one layer's weight in PyTorch's layout).
 
-    Works on abstract layers (`nnx.eval_shape`) too. Raises `InputError` for layers whose features are
-    elsewhere than in the last axes.
+    Works on abstract layers (`nnx.eval_shape`) too.
+
+    Raises:
+        InputError: For layers whose features are elsewhere than in the last axes.
     """
     kind = type(layer).__name__
     if isinstance(layer, nnx.LinearGeneral):
@@ -90,12 +93,12 @@ def features(layer: nnx.Linear | nnx.LinearGeneral) -> tuple[tuple[int, ...], tu
     return _as_tuple(layer.in_features), _as_tuple(layer.out_features)
 
 
-def fan_in_fan_out(layer: Any) -> bool:
+def fan_in_fan_out(layer: AdaptableLayer) -> bool:
     """Whether a linear layer's kernel is `[in, out]`, as always in Flax; a `loralib.Linear` may differ."""
-    return getattr(layer, "fan_in_fan_out", True)
+    return bool(getattr(layer, "fan_in_fan_out", True))
 
 
-def _as_tuple(sizes: Any) -> tuple[int, ...]:
+def _as_tuple(sizes: int | Sequence[int]) -> tuple[int, ...]:
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 

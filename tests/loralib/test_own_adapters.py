@@ -8,8 +8,8 @@ from flax import nnx
 
 import phi3_jax.loralib as lora
 from phi3_jax import InputError
-from phi3_jax.loralib.adapters import new_adapter
 from phi3_jax.loralib.kernels import to_kernel, to_weight
+from phi3_jax.loralib.own_adapters import new_adapter
 
 KEY = jax.random.key(0)
 

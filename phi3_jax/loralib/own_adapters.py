@@ -1,4 +1,6 @@
-"""loralib's adapters, and how they start. Linear layers and embeddings use those of `phi3_jax.lora`.
+"""Adapters that loralib has and PEFT has not, and fresh ones of every kind for Flax layers.
+
+Linear layers and embeddings use those of `phi3_jax.lora`.
 
 Their arrays have loralib's names and layouts, whatever the layer's own weight looks like.
 """
@@ -6,14 +8,14 @@ Their arrays have loralib's names and layouts, whatever the layer's own weight l
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear
+from phi3_jax.lora.adapters import STATIC, Additive, LoraEmbedding, LoraLinear
 from phi3_jax.loralib.kernels import AdaptableLayer, weight_shape
 from phi3_jax.model.layers import dropout
 from phi3_jax.model.products import precise_matmul
@@ -22,39 +24,47 @@ from phi3_jax.system.errors import InputError
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LoraMergedLinear:
+class LoraMergedLinear(Additive):
     """y + s · dropout(x) (B A)ᵀ on the enabled ones of equal slices of the output.
 
     With n slices enabled, A holds n blocks of r rows and B n blocks of out/slices rows; block i of
     B A is B_i A_i (loralib writes it as a grouped convolution), and the other slices get zero.
 
-    **Fields**: `lora_A` `[*stack, r·n, in]`, `lora_B` `[*stack, out/slices·n, r]`, `enable_lora` (a
-    bool for each slice), `scaling` (s), `dropout`.
+    Attributes:
+        lora_A: A, `[*stack, r·n, in]`.
+        lora_B: B, `[*stack, out/slices·n, r]`.
+        enable_lora: A bool for each slice.
+        scaling: s.
+        dropout: Probability of dropping an entry of x, where the call has a key.
+
+    Example:
+        >>> a, b = jnp.ones((1, 3)), jnp.ones((2, 1))
+        >>> adapter = LoraMergedLinear(a, b, enable_lora=(True, False), scaling=1.0)
+        >>> adapter(jnp.zeros(4), jnp.ones(3), None).tolist()
+        [3.0, 3.0, 0.0, 0.0]
     """
 
     lora_A: Float[Array, "*stack ranks in"]
     lora_B: Float[Array, "*stack enabled r"]
-    enable_lora: tuple[bool, ...] = field(metadata={"static": True})
-    scaling: float = field(metadata={"static": True})
-    dropout: float = field(default=0.0, metadata={"static": True})
+    enable_lora: tuple[bool, ...] = field(metadata=STATIC)
+    scaling: float = field(metadata=STATIC)
+    dropout: float = field(default=0.0, metadata=STATIC)
 
-    def __call__(self, y: Array, x: Array, weight: Array, key: jax.Array | None = None) -> Array:
+    def __call__(
+        self,
+        y: Float[Array, "*batch out"],
+        x: Float[Array, "*batch in"],
+        weight: Float[Array, "out in"] | None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch out"]:
         del weight  # a plain update does not look at the base
         x = dropout(x.astype(self.lora_A.dtype), self.dropout, key)
         a, b = self._blocks()
         update = jnp.einsum("...nr,nor->...no", jnp.einsum("...i,nri->...nr", x, a), b)
         return (y + self._padded(update) * self.scaling).astype(y.dtype)
 
-    def merged(self, weight: Float[Array, "*stack out in"]) -> Float[Array, "*stack out in"]:
-        """W + s · B A, in float32."""
-        return weight.astype(jnp.float32) + self.delta()
-
-    def unmerged(self, weight: Float[Array, "*stack out in"]) -> Float[Array, "*stack out in"]:
-        """W - s · B A, in float32."""
-        return weight.astype(jnp.float32) - self.delta()
-
     def delta(self) -> Float[Array, "*stack out in"]:
-        """s · B A, zero in the slices that are not enabled."""
+        """s · B A in float32, zero in the slices that are not enabled."""
         a, b = self._blocks()
         blocks = precise_matmul(b, a)  # [*stack, n, out/slices, in]
         rows = self._padded(blocks.reshape(*blocks.shape[:-2], -1))
@@ -86,12 +96,20 @@ class LoraConv:
     unequal sides, for which loralib has no rule, the powers become products of the last ⌈d/2⌉ and
     the first ⌊d/2⌋ sides, and the k beside r the longest side.
 
-    **Fields**: `lora_A` and `lora_B` (stacked layers: with leading axes), `scaling` (s).
+    Attributes:
+        lora_A: A; of stacked layers with leading axes, as B.
+        lora_B: B.
+        scaling: s.
+
+    Example:
+        >>> adapter = LoraConv(jnp.ones((2, 2)), jnp.ones((6, 2)), scaling=0.5)  # r 1, in 1, out 3, window [2, 2]
+        >>> adapter.merged(jnp.zeros((3, 1, 2, 2))).shape
+        (3, 1, 2, 2)
     """
 
     lora_A: Float[Array, "*stack ranks columns"]
     lora_B: Float[Array, "*stack rows ranks"]
-    scaling: float = field(metadata={"static": True})
+    scaling: float = field(metadata=STATIC)
 
     def merged(self, weight: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """W + s · B A, in float32."""
@@ -110,12 +128,15 @@ class LoraConv:
 class Config:
     """What a layer's adapter is like, in the names of loralib's constructors.
 
-    **Fields**: `r` (the rank), `lora_alpha` (the update is scaled by lora_alpha / r), `lora_dropout`
-    (on the input of a linear layer's adapter), `enable_lora` (a bool for each slice of a fused
-    linear layer; None: one adapter for the whole layer).
+    Attributes:
+        r: The rank.
+        lora_alpha: The update is scaled by lora_alpha / r.
+        lora_dropout: On the input of a linear layer's adapter.
+        enable_lora: A bool for each slice of a fused linear layer; None: one adapter for the whole layer.
 
-    Raises `InputError` for values out of range, and for an `enable_lora` that enables nothing: such a
-    layer would be silent about having no adapter, and in loralib it fails in its first call.
+    Raises:
+        InputError: For values out of range, and for an `enable_lora` that enables nothing: such a layer would
+            be silent about having no adapter, and in loralib it fails in its first call.
     """
 
     r: int
@@ -139,13 +160,22 @@ class Config:
                 )
 
 
-def new_adapter(layer: AdaptableLayer, config: Config, key: PRNGKeyArray) -> Any:
+LayerAdapter: TypeAlias = LoraLinear | LoraMergedLinear | LoraEmbedding | LoraConv
+
+
+def new_adapter(layer: AdaptableLayer, config: Config, key: PRNGKeyArray) -> LayerAdapter:
     """A fresh adapter that fits a layer, in float32: it adds nothing yet.
 
     As in loralib, A is Kaiming-uniform with a = √5, that is uniform in ±1/√columns, and B zero; of an
     embedding A is zero and B standard normal. A stacked layer gets stacked arrays.
 
-    Raises `InputError` where the configuration asks for what loralib has for other layers.
+    Args:
+        layer: Abstract ones (`nnx.eval_shape`) too.
+        config: Rank, scale, dropout and slices.
+        key: What is drawn is drawn from it.
+
+    Raises:
+        InputError: Where the configuration asks for what loralib has for other layers.
     """
     kind = type(layer).__name__
     if config.enable_lora is not None and not isinstance(layer, nnx.Linear | nnx.LinearGeneral):
@@ -159,16 +189,16 @@ def new_adapter(layer: AdaptableLayer, config: Config, key: PRNGKeyArray) -> Any
         normal = jax.random.normal(key, (*stack, features, config.r), jnp.float32)
         return LoraEmbedding(jnp.zeros((*stack, config.r, vocab), jnp.float32), normal, scaling)
     if isinstance(layer, nnx.Conv):
-        return LoraConv(*_start(stack, *_conv_shapes(layer, config.r), key), scaling)
+        return LoraConv(*_a_and_b(stack, *_conv_shapes(layer, config.r), key), scaling)
     out_features, in_features = shape
     if config.enable_lora is None:
-        start = _start(stack, (config.r, in_features), (out_features, config.r), key)
-        return LoraLinear(*start, scaling, config.lora_dropout)
+        initial = _a_and_b(stack, (config.r, in_features), (out_features, config.r), key)
+        return LoraLinear(*initial, scaling, config.lora_dropout)
     slices, enabled = len(config.enable_lora), sum(config.enable_lora)
     if out_features % slices:
         raise InputError(f"enable_lora has {slices} entries, which do not divide the {out_features} output features")
     shapes = (config.r * enabled, in_features), (out_features // slices * enabled, config.r)
-    return LoraMergedLinear(*_start(stack, *shapes, key), tuple(config.enable_lora), scaling, config.lora_dropout)
+    return LoraMergedLinear(*_a_and_b(stack, *shapes, key), tuple(config.enable_lora), scaling, config.lora_dropout)
 
 
 def _conv_shapes(conv: nnx.Conv, r: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -180,7 +210,7 @@ def _conv_shapes(conv: nnx.Conv, r: int) -> tuple[tuple[int, int], tuple[int, in
     return (ranks, columns), (rows, ranks)
 
 
-def _start(
+def _a_and_b(
     stack: tuple[int, ...], a_shape: tuple[int, int], b_shape: tuple[int, int], key: PRNGKeyArray
 ) -> tuple[Float[Array, "*stack ranks columns"], Float[Array, "*stack rows r"]]:
     bound = 1 / math.sqrt(a_shape[1])
