@@ -53,12 +53,12 @@ class Tick(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A series as it is drawn, with (x, y, what pointing at it shows) of each point."""
+    """A series as it is drawn: its path, and, where points are shown, (x, y, what pointing at it shows) of each."""
 
     name: str
     style: str
+    path: str
     points: list[tuple[float, float, str]]
-    is_dotted: bool
 
 
 class Box(NamedTuple):
@@ -130,16 +130,13 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, log: boo
     y_ticks = log_ticks(lowest, highest) if log else ticks(lowest, highest)
     x_at = _scale(x_ticks, PLOT.left, PLOT.right)
     y_at = _scale(y_ticks, PLOT.bottom, PLOT.top, log=log)
-    lines = [
-        Line(
-            line.name,
-            line.style,
-            [(x_at(x), y_at(y), f"{x_label} {x:,.6g}: {line.name} {y:.5g}") for x, y in line.points],
-            is_dotted=len(line.points) <= MARKERS,
-        )
-        for line in finite
-    ]
-    names = ", ".join(line.name for line in lines if line.points)
+    lines = []
+    for line in finite:
+        path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in line.points)
+        shown = line.points if len(line.points) <= MARKERS else []
+        titled = [(x_at(x), y_at(y), f"{x_label} {x:,.6g}: {line.name} {y:.5g}") for x, y in shown]
+        lines.append(Line(line.name, line.style, path, titled))
+    names = ", ".join(line.name for line in lines if line.path)
     scale = ", on a logarithmic scale" if log else ""
     label = f"{y_label} by {x_label}{scale}: {names}"
     return Chart(_ticks(x_ticks, x_at), _ticks(y_ticks, y_at), x_label, label, lines=lines, is_log=log)
