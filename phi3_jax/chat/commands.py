@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 
@@ -34,19 +34,6 @@ class Screen(Protocol):
         """Shows answers to the same message once `run` has made them."""
 
 
-HELP = {
-    "/adapter": "list the adapters; /adapter NAME switches, /adapter none is the base, /adapter NAME=PATH loads",
-    "/compare": "answers of base and adapter to a TEXT, or to the last message, side by side",
-    "/system": "set the system message to TEXT, or remove it",
-    "/retry": "answer the last message again",
-    "/set": "list the settings; /set NAME VALUE changes one, such as /set temperature 0.7",
-    "/reset": "forget what was said",
-    "/save": "write the conversation to FILE: .jsonl for training (a line is added), .json or .md",
-    "/help": "this list",
-    "/quit": "leave; so does Ctrl-D",
-}
-
-
 def converse(session: Session, screen: Screen) -> None:
     """Reads lines and answers them until the end or /quit."""
     while (line := screen.read()) is not None:
@@ -68,14 +55,14 @@ def _command(line: str, session: Session, screen: Screen) -> bool:
     """Does what the line says; False to leave."""
     parts = line.split(maxsplit=1)
     name, argument = parts[0], parts[1] if len(parts) > 1 else ""
-    if name == "/quit":
-        return False
-    run = _RUN.get(name)
-    if run is None:
+    if name not in COMMANDS:
         raise InputError(
-            f"unknown command {name}; did you mean {nearest(name, list(HELP))}? A message that begins with / is "
+            f"unknown command {name}; did you mean {nearest(name, list(COMMANDS))}? A message that begins with / is "
             "written with //"
         )
+    _, run = COMMANDS[name]
+    if run is None:
+        return False
     run(argument, session, screen)
     return True
 
@@ -123,7 +110,7 @@ def _set(argument: str, session: Session, screen: Screen) -> None:
     screen.notice(f"{name} {_shown(getattr(session.settings, name))}{also}")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as /set takes it."""
     listed = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(listed, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
@@ -141,17 +128,22 @@ def _save(argument: str, session: Session, screen: Screen) -> None:
 
 
 def _help(argument: str, session: Session, screen: Screen) -> None:
-    for name, text in HELP.items():
+    for name, (text, _) in COMMANDS.items():
         screen.notice(f"{name:<9} {text}")
 
 
-_RUN = {
-    "/adapter": _adapter,
-    "/compare": _compare,
-    "/system": _system,
-    "/retry": _retry,
-    "/set": _set,
-    "/reset": _reset,
-    "/save": _save,
-    "/help": _help,
+# What each does, and by which function; /quit needs none.
+COMMANDS: dict[str, tuple[str, Callable[[str, Session, Screen], None] | None]] = {
+    "/adapter": (
+        "list the adapters; /adapter NAME switches, /adapter none is the base, /adapter NAME=PATH loads",
+        _adapter,
+    ),
+    "/compare": ("answers of base and adapter to a TEXT, or to the last message, side by side", _compare),
+    "/system": ("set the system message to TEXT, or remove it", _system),
+    "/retry": ("answer the last message again", _retry),
+    "/set": ("list the settings; /set NAME VALUE changes one, such as /set temperature 0.7", _set),
+    "/reset": ("forget what was said", _reset),
+    "/save": ("write the conversation to FILE: .jsonl for training (a line is added), .json or .md", _save),
+    "/help": ("this list", _help),
+    "/quit": ("leave; so does Ctrl-D", None),
 }

@@ -8,8 +8,13 @@ from phi3_jax.system.errors import InputError
 def chat_prompt(tokenizer: ChatTokenizer, turns: tuple[Turn, ...], where: str) -> list[int]:
     """The tokens up to the answer to these turns.
 
-    Raises `InputError` for what the chat template refuses, for a system message that it leaves out, and for
-    text that is no Unicode.
+    Args:
+        tokenizer: Renders them.
+        turns: What was said, the user's message last.
+        where: What error messages call it.
+
+    Raises:
+        InputError: The chat template refuses the turns or leaves the system message out, or a text is no Unicode.
     """
     for turn in turns:
         check_text(turn.content, where)
@@ -18,7 +23,8 @@ def chat_prompt(tokenizer: ChatTokenizer, turns: tuple[Turn, ...], where: str) -
             f"{where}: the model's chat template has no system role and leaves the system message out; "
             "say it in the user's message"
         )
-    return tokenizer.prompt(turns).tolist()
+    tokens: list[int] = tokenizer.prompt(turns).tolist()
+    return tokens
 
 
 def check_text(text: str, where: str) -> None:

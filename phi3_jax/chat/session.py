@@ -1,16 +1,16 @@
 """The conversation: what has been said, who answers, and how."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.config.generation import OF_CHECKPOINT, SAMPLING, GenerationConfig
 from phi3_jax.config.names import BASE, NONE, nearest
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation.stream import stream_answer
 from phi3_jax.generation.text import Answer, answer_with_each, check_prompt, derived_seed
 from phi3_jax.lora import Lora
@@ -29,23 +29,28 @@ IsStopped = Callable[[], bool]
 class Session:
     """A conversation with a model.
 
-    **Arguments**
-    - `settings`: how to answer; `eos_token_id` should be `end_token_ids`.
-    - `adapters`, by name; the first of them answers, without any the base.
-    - `load`: reads an adapter from a folder or hub id.
-    - `notice`: called with one line that the user should see before the answer.
+    Args:
+        model: Answers.
+        tokenizer: The checkpoint's, with its chat template.
+        settings: How to answer; `eos_token_id` should be `end_token_ids`.
+        adapters: By name; the first of them answers, without any the base.
+        load: Reads an adapter from a folder or hub id.
+        system: System message.
+        notice: Called with one line that the user should see before the answer.
 
-    Raises `InputError` for a tokenizer without a chat template, and for a system message that the template
-    has no place for.
+    Attributes:
+        turns: All that was said.
+        forgotten: How many of the oldest turns no longer fit the model's positions.
+        adapter: Name of the adapter that answers, None for the base.
 
-    **Fields**: `turns`, all that was said; `forgotten`, how many of the oldest no longer fit the model's positions;
-    `adapter`, the name of the one that answers, None for the base.
+    Raises:
+        InputError: The tokenizer has no chat template, or the template no place for a system message.
     """
 
     def __init__(
         self,
         model: Phi3ForCausalLM,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         settings: GenerationConfig,
         *,
         adapters: Mapping[str, Lora] | None = None,
@@ -140,8 +145,12 @@ class Session:
             chat_prompt(self.chat, (Turn("system", text), Turn("user", "x")), "the system message")
         self.system = text or None
 
-    def set(self, name: str, value: Any) -> None:
-        """Another value for a setting."""
+    def set(self, name: str, value: object) -> None:
+        """Another value for a setting.
+
+        Raises:
+            InputError: There is no such setting, or it cannot have this value.
+        """
         if name not in SETTINGS:
             raise InputError(f"unknown setting {name}; did you mean {nearest(name, SETTINGS)}?")
         if isinstance(value, dict) or (isinstance(value, list) and name != "stop_strings"):
@@ -149,17 +158,27 @@ class Session:
         draws = {"do_sample": True} if name in SAMPLING else {}
         self.settings = self.settings.with_(**{name: value}, **draws)
 
-    def rows(self) -> dict[str, Any]:
-        """The conversation as a row of training data. Raises `InputError` where nothing has been said."""
+    def row(self) -> dict[str, list[dict[str, str]]]:
+        """The conversation as a row of training data.
+
+        Raises:
+            InputError: Nothing has been said.
+        """
         if not self.turns:
             raise InputError("nothing has been said yet; there is nothing to save")
         system = (Turn("system", self.system),) if self.system else ()
         return {"messages": [{"role": turn.role, "content": turn.content} for turn in (*system, *self.turns)]}
 
     def save(self, path: Path) -> str:
-        """Writes the conversation, and says what was done: `.md` as text to read, `.json` as one object; any
-        other name gets one more line of JSON, as training reads it."""
-        row = self.rows()
+        """Writes the conversation: `.md` as text to read, `.json` as one object, any other name one more line.
+
+        Returns:
+            What was done.
+
+        Raises:
+            InputError: Nothing has been said, or the file is there already or cannot be written.
+        """
+        row = self.row()
         try:
             if path.suffix in (".md", ".json"):
                 turns = "\n\n".join(f"**{turn['role']}**\n\n{turn['content']}" for turn in row["messages"])
@@ -216,7 +235,7 @@ class Session:
         return indices[-1]
 
 
-def check_name(name: str, taken: Mapping[str, Any]) -> None:
+def check_name(name: str, taken: Container[str]) -> None:
     """Raises `InputError` for a name that an adapter cannot have."""
     check_text(name, "the adapter's name")
     if name in (BASE, NONE):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, Completion
@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from phi3_jax.chat.commands import HELP
+from phi3_jax.chat.commands import COMMANDS
 from phi3_jax.chat.session import SETTINGS, Session
 from phi3_jax.config.names import NONE
 from phi3_jax.generation.text import Answer
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.text import one_line, printable
+from phi3_jax.system.text import one_line, printable, write_piece
 
 Run = Callable[[Callable[[str], None], Callable[[], bool]], Answer]
 
@@ -131,7 +131,7 @@ class Plain:
             self._write(f"{name}> {text}\n")
 
     def _write(self, text: str) -> None:
-        print(printable(text) if self._out.isatty() else text, end="", file=self._out, flush=True)
+        write_piece(text, self._out)
 
 
 def _note(answer: Answer, is_stopped: bool) -> str | None:
@@ -166,7 +166,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C is asked about instead of raised; the second one is raised."""
     pressed: list[bool] = []
 
-    def handler(number: int, frame: Any) -> None:
+    def handler(number: int, frame: object) -> None:
         if pressed:
             raise KeyboardInterrupt
         pressed.append(True)
@@ -218,14 +218,14 @@ class _Commands(Completer):
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
+    def get_completions(self, document: Document, complete_event: object) -> Iterator[Completion]:
         text = document.text_before_cursor
         command, blank, word = text.partition(" ")
         if not command.startswith("/") or " " in word:
             return
         following = {"/adapter": (*self._session.adapters, NONE), "/set": SETTINGS}
-        choices = following.get(command, ()) if blank else tuple(HELP)
+        choices = following.get(command, ()) if blank else tuple(COMMANDS)
         begun = word if blank else command
         for choice in choices:
             if choice.startswith(begun):
-                yield Completion(choice, start_position=-len(begun), display_meta=HELP.get(choice, ""))
+                yield Completion(choice, start_position=-len(begun), display_meta=COMMANDS.get(choice, ("",))[0])

@@ -5,11 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from phi3_jax.cli.generation import add_generation_arguments, given_settings
 from phi3_jax.cli.parser import Parser, add_base_arguments, positive
 from phi3_jax.config.sections import DataSection, ParallelSection
+
+if TYPE_CHECKING:
+    from phi3_jax.evaluate.results import Results
 
 METRICS = """metrics: loss (with perplexity and token accuracy), rouge, bleu, chrf, exact_match, normalized_match,
 accuracy, f1, gsm8k, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes before the
@@ -68,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
         _print_table(results, arguments.output)
 
 
-def _print_plain(results: Any, as_json: bool) -> None:
+def _print_plain(results: "Results", as_json: bool) -> None:
     """The three figures of the one model."""
     from phi3_jax.report.forms import figure_words, form_of
 
@@ -82,12 +85,13 @@ def _print_plain(results: Any, as_json: bool) -> None:
     print(f"over {results.data['target_tokens']:,} target tokens of {results.data['rows']:,} rows")
 
 
-def _print_table(results: Any, output_dir: str | None) -> None:
+def _print_table(results: "Results", output_dir: str | None) -> None:
     from rich.console import Console
 
     # As wide as it has to be where nobody's terminal limits it.
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    for notice in results.data["notices"]:
+    notices = results.data["notices"]
+    for notice in notices if isinstance(notices, list | tuple) else ():
         console.print(f"note: {notice}", markup=False, highlight=False)
     console.print(results.table())
     if output_dir is not None:

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from phi3_jax.cli.generation import (
     AS_CHECKPOINT,
@@ -16,9 +16,18 @@ from phi3_jax.cli.generation import (
     load,
 )
 from phi3_jax.cli.parser import Parser, add_base_arguments, positive
+from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.names import BASE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing
+from phi3_jax.system.text import json_line, write_piece
+
+if TYPE_CHECKING:
+    from phi3_jax.cli.prompts import Prompt
+    from phi3_jax.generation.text import Answer
+    from phi3_jax.lora import Lora
+
+    Adapters = Mapping[str, Lora | None]
 
 MAX_NEW_TOKENS = 128
 
@@ -46,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
         check_prompt(ids, prompt.where, loaded.model.config, settings)
     adapters = loaded.adapters or {BASE: None}
     with _output(arguments.output) as out:
-        write = _Writer(out, arguments, prompts, list(adapters), settings)
+        write = _Writer(out, arguments, prompts, list(adapters))
         if arguments.stream:
             _stream(loaded, tokens, adapters, settings, write)
         else:
@@ -107,11 +116,16 @@ def _output(file: str | None) -> Iterator[TextIO]:
 
 
 def _answer(
-    loaded: Loaded, tokens: list[list[int]], adapters: dict[str, Any], settings: Any, batch_size: int, write: "_Writer"
+    loaded: Loaded,
+    tokens: list[list[int]],
+    adapters: "Adapters",
+    settings: GenerationConfig,
+    batch_size: int,
+    write: "_Writer",
 ) -> None:
     from phi3_jax.generation.text import answer_with_each
 
-    found: dict[tuple[int, str], list[Any]] = {}
+    found: dict[tuple[int, str], list["Answer"]] = {}
     left = [(index, name) for index in range(len(tokens)) for name in adapters]
 
     def write_next() -> None:
@@ -132,7 +146,9 @@ def _answer(
             write_next()
 
 
-def _stream(loaded: Loaded, tokens: list[list[int]], adapters: dict[str, Any], settings: Any, write: "_Writer") -> None:
+def _stream(
+    loaded: Loaded, tokens: list[list[int]], adapters: "Adapters", settings: GenerationConfig, write: "_Writer"
+) -> None:
     from phi3_jax.generation.stream import stream_answer
     from phi3_jax.generation.text import prompt_seeds
 
@@ -149,14 +165,14 @@ class _Writer:
     """Writes answers as text or JSON."""
 
     def __init__(
-        self, out: TextIO, arguments: argparse.Namespace, prompts: Sequence[Any], names: list[str], settings: Any
+        self, out: TextIO, arguments: argparse.Namespace, prompts: Sequence["Prompt"], names: Sequence[str]
     ) -> None:
-        self._out, self._prompts, self._names, self._settings = out, prompts, names, settings
+        self._out, self._prompts, self._names = out, prompts, names
         self._json, self._logprobs = arguments.json, arguments.logprobs
         self._has_adapters = bool(arguments.adapter)
         self._last: int | None = None
 
-    def __call__(self, index: int, name: str, answer: Any) -> None:
+    def __call__(self, index: int, name: str, answer: "Answer") -> None:
         if not self._json:
             self.heading(index, name)
             self.piece(answer.text.strip("\n") + "\n")
@@ -167,8 +183,6 @@ class _Writer:
         row |= {"answer": answer.text, "tokens": answer.tokens, "finish_reason": answer.finish_reason}
         if self._logprobs:
             row["logprobs"] = answer.logprobs
-        from phi3_jax.system.text import json_line
-
         print(json_line(row), file=self._out, flush=True)
 
     def heading(self, index: int, name: str) -> None:
@@ -180,6 +194,4 @@ class _Writer:
             self.piece(f"{name}> ")
 
     def piece(self, text: str) -> None:
-        from phi3_jax.system.text import printable
-
-        print(printable(text) if self._out.isatty() else text, end="", file=self._out, flush=True)
+        write_piece(text, self._out)

@@ -2,25 +2,29 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.data.chat import ChatTokenizer
-from phi3_jax.data.formats import Conversation, Turn, read_row
+from phi3_jax.data.formats import Conversation, Row, Turn, read_row
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """**Fields**: `where`, its name in error messages; `row`, as it was given: `{"prompt": …}` or `{"messages": …}`;
-    `turns`, up to the answer."""
+    """What is to be answered.
+
+    Attributes:
+        where: Its name in error messages.
+        row: As it was given, `{"prompt": …}` or `{"messages": …}`.
+        turns: Up to the answer.
+    """
 
     where: str
-    row: Mapping[str, Any]
+    row: Row
     turns: tuple[Turn, ...]
 
     @property
@@ -31,6 +35,7 @@ class Prompt:
 
 
 def text_prompt(text: str, where: str) -> Prompt:
+    """What the user says, and no more."""
     return Prompt(where, {"prompt": text}, (Turn("user", text),))
 
 
@@ -40,7 +45,8 @@ def read_prompts(file: str) -> list[Prompt]:
     A file is JSON lines by its name (.jsonl), standard input by its first line. Blank lines are left out, and
     so is an assistant's message at the end, in whose place the answer comes.
 
-    Raises `InputError`, naming the line, for what cannot be read, and for a file without a prompt.
+    Raises:
+        InputError: A line, which is named, cannot be read, or there is no prompt.
     """
     name = "standard input" if file == "-" else file
     try:
@@ -58,10 +64,17 @@ def read_prompts(file: str) -> list[Prompt]:
     return [read(line.removesuffix("\r"), f"{name}, line {number}") for number, line in lines]
 
 
-def prompt_tokens(prompt: Prompt, tokenizer: Any, chat: ChatTokenizer | None, system: str | None) -> list[int]:
-    """The prompt in the chat template, or without `chat` as it is; `system`, for prompts that bring no system message.
+def prompt_tokens(prompt: Prompt, tokenizer: Tokenizer, chat: ChatTokenizer | None, system: str | None) -> list[int]:
+    """The prompt's tokens.
 
-    Raises `InputError` for messages where there is no template, and as `chat_prompt` does.
+    Args:
+        prompt: What is asked.
+        tokenizer: Of the checkpoint.
+        chat: Its chat template; None for the prompt as it is.
+        system: For prompts that bring no system message.
+
+    Raises:
+        InputError: There are messages and no template, and as `chat_prompt` raises it.
     """
     if chat is None:
         if "prompt" not in prompt.row or len(prompt.turns) > 1:

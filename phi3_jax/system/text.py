@@ -3,6 +3,7 @@
 import json
 import re
 import reprlib
+from typing import TextIO
 
 # Characters that steer a terminal, or reorder or hide what stands beside them: controls (line breaks and
 # tabs are fine), lone surrogates, marks of bidirectional text, separators, zero widths, tags.
@@ -22,6 +23,11 @@ def escape(match: re.Match[str]) -> str:
 def printable(text: str) -> str:
     """The text with every character of `INVISIBLE` written out."""
     return INVISIBLE.sub(escape, text)
+
+
+def write_piece(text: str, out: TextIO) -> None:
+    """Writes a part of a text at once: as it is, but printable where `out` is a terminal."""
+    print(printable(text) if out.isatty() else text, end="", file=out, flush=True)
 
 
 def json_line(value: object) -> str:
