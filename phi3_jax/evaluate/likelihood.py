@@ -18,8 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from phi3_jax.lora import Lora
-from phi3_jax.model.greedy import likeliest
-from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits
+from phi3_jax.model.logits import adapted_logits, likeliest
+from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.objectives.cross_entropy import token_losses
 from phi3_jax.system.buckets import bucket, power
 from phi3_jax.system.errors import InputError

@@ -21,9 +21,11 @@ from phi3_jax.generation.sampling import Sampler, add_seen, choose, seen_tokens,
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
-from phi3_jax.model.layers import Adapters
-from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits, precise
-from phi3_jax.model.products import project
+from phi3_jax.model.logits import adapted_logits
+from phi3_jax.model.phi3 import Phi3ForCausalLM
+from phi3_jax.model.products import precise, project
+from phi3_jax.model.protocols import Adapters, materialised
+from phi3_jax.model.stack import Layer
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.system.memory import free_memory
 
@@ -82,14 +84,14 @@ class Rules(NamedTuple):
 class Engine:
     """A model with an adapter, ready to decode.
 
-    **Fields**: `graph` and `state`, of the model; `lora`; `unstacked`, every layer's weights and adapters in
-    arrays of their own, or None.
+    **Fields**: `graph` and `state`, of the model; `lora`; `unstacked`, every layer by itself, its weights and
+    adapters in arrays of their own, or None.
     """
 
     graph: Any
     state: Any
     lora: AnyLora
-    unstacked: list[tuple[Any, Adapters]] | None
+    unstacked: list[Layer] | None
 
     @classmethod
     def of(cls, model: Phi3ForCausalLM, lora: AnyLora) -> "Engine":
@@ -143,12 +145,9 @@ class Engine:
 
 
 @partial(jax.jit, static_argnums=0)
-def _unstack(graph: Any, state: Any, lora: AnyLora) -> list[tuple[Any, Adapters]]:
+def _unstack(graph: Any, state: Any, lora: AnyLora) -> list[Layer]:
     model: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
-    _, weights = nnx.split(model.model.layers)
-    adapters: Adapters = {} if lora is None else lora.materialise().get("model", {}).get("layers", {})
-    leaves, tree = jax.tree.flatten((weights, adapters))
-    return [jax.tree.unflatten(tree, layer) for layer in zip(*leaves, strict=True)]
+    return list(model.model.stack(materialised(lora, "model")))
 
 
 @jax.jit
@@ -269,7 +268,7 @@ def next_logits(
     model: Phi3ForCausalLM,
     adapters: Adapters,
     head: tuple[Array, Adapters],
-    unstacked: Sequence[tuple[Any, Adapters]] | None,
+    unstacked: Sequence[Layer] | None,
     token: Int[Array, "answers"],
     cache: Cache,
 ) -> tuple[Float[Array, "answers vocab"], Cache]:
@@ -285,8 +284,7 @@ def next_logits(
 def prepared(graph: Any, state: Any, lora: AnyLora) -> tuple[Phi3ForCausalLM, Adapters, tuple[Array, Adapters]]:
     """The model, the adapters of its body, and its head."""
     model: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
-    adapters: Adapters = {} if lora is None else lora.materialise().get("model", {})
-    return model, adapters, model.head(lora)
+    return model, materialised(lora, "model"), model.head(lora)
 
 
 def _bytes(tree: Any) -> int:

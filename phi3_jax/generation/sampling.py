@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.model.logits import likeliest
 from phi3_jax.system.errors import InputError
 
 # A nucleus, and what min-p leaves, is looked for among so many tokens before the whole vocabulary is sorted.
@@ -200,16 +201,9 @@ def choose(
     if sampler.repetition_penalty is not None:
         assert seen is not None
         processed = penalize(logits, seen, sampler.repetition_penalty)
-    tokens = _likeliest(processed) if keys is None else draw(warp(processed, sampler), keys)
+    tokens = likeliest(processed) if keys is None else draw(warp(processed, sampler), keys)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _likeliest(logits: Float[Array, "rows vocab"]) -> Int[Array, "rows"]:
-    """argmax in two plain reductions, which CPUs have vectorized and argmax not."""
-    vocab = logits.shape[-1]
-    highest = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(logits == highest, jnp.arange(vocab), vocab - 1), axis=-1)
 
 
 def draw(logits: Float[Array, "rows vocab"], keys: PRNGKeyArray) -> Int[Array, "rows"]:

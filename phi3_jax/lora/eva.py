@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.lora import EVA_DEFAULTS, LoraConfig
+from phi3_jax.data.batch import Batch
 from phi3_jax.lora.fresh import init_lora
 from phi3_jax.lora.pca import IncrementalPCA
 from phi3_jax.lora.stack import ByLayer
@@ -23,12 +23,13 @@ from phi3_jax.lora.targets import Module, checkpoint_name, config_targets
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.attention import without_cache
-from phi3_jax.model.phi3 import default_positions, precise
-from phi3_jax.model.rope import rope_cos_sin
+from phi3_jax.model.documents import default_positions, documents
+from phi3_jax.model.observer import Observer
+from phi3_jax.model.products import precise
+from phi3_jax.model.rope import CosSin, rope_cos_sin
+from phi3_jax.model.stack import Layer
 from phi3_jax.system.dotted import nested
 from phi3_jax.system.errors import InputError
-
-Batch = Mapping[str, Int[Array, "batch seq"]]
 
 
 def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch], key: PRNGKeyArray) -> Lora:
@@ -45,19 +46,37 @@ def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch
     r = 16), and while those of a layer are computed, two float32 copies of what it is given (0.54 GB for
     8,192 tokens at `down_proj` of Phi-3-mini). A quantised base will do.
 
-    As in PEFT, an embedding among the targets has its usual start, and its rank stays.
+    As in PEFT, an embedding among the targets is initialised as usual, and its rank stays.
 
-    **Arguments**
-    - `config`: with `init_lora_weights: eva`; `eva_config` has PEFT's settings.
-    - `batches`: dictionaries of `input_ids` `[batch, seq]` and what else of `segment_ids`, `positions`
-      or `attention_mask` applies. Padding does not count, nor, with `use_label_mask`, tokens whose
-      `labels` are `label_mask_value` or whose `loss_mask` is 0. A batch with fewer tokens that count
-      than components (r · rho) passes a layer by. They must not end too early for the settings: for
-      PEFT's result, which goes over its data again until all has converged, give them without end.
-    - `key`: what is drawn where the SVD is a randomised one (layers with more than 2 · r · rho inputs).
+    Args:
+        model: the base.
+        config: with `init_lora_weights: eva`; `eva_config` has PEFT's settings.
+        batches: dictionaries of `input_ids` `[batch, seq]` and what else of `segment_ids`, `positions`
+            or `attention_mask` applies. Padding does not count, nor, with `use_label_mask`, tokens whose
+            `labels` are `label_mask_value` or whose `loss_mask` is 0. A batch with fewer tokens that count
+            than components (r · rho) passes a layer by. They must not end too early for the settings: for
+            PEFT's result, which goes over its data again until all has converged, give them without end.
+        key: what is drawn where the SVD is a randomised one (layers with more than 2 · r · rho inputs).
 
-    Raises `InputError` for other starts, for settings out of range, where r · rho exceeds a layer's
-    number of inputs, and where no batch has enough tokens that count.
+    Returns:
+        The adapters, with the configuration that describes them.
+
+    Raises:
+        InputError: for other initialisers, for settings out of range, where r · rho exceeds a layer's
+            number of inputs, and where no batch has enough tokens that count.
+
+    Example:
+        >>> import jax, numpy as np, phi3_jax as p3
+        >>>         >>> config = p3.Phi3Config(
+        ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        ...     num_key_value_heads=1,
+        ... )
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> batches = [{"input_ids": np.arange(32).reshape(2, 16)}] * 2
+        >>> settings = p3.LoraConfig(r=2, target_modules=("o_proj",), init_lora_weights="eva")
+        >>> lora = p3.eva_init(model, settings, batches, jax.random.key(0))
+        >>> float(abs(jax.tree.leaves(lora)[0]).max()) > 0
+        True
     """
     if config.init_lora_weights != "eva":
         raise InputError(f"init_lora_weights is {config.init_lora_weights}, expected eva; or call init_lora")
@@ -111,9 +130,12 @@ def _settings(config: LoraConfig) -> _Settings:
 class _Source:
     """A layer's input, which is that of every slice of it, too.
 
-    **Fields**: `layer`, None outside the stack; `place`, the name within the layer
-    (`self_attn.qkv_proj`); `inputs`, how wide it is; `ranks`, what the configuration gives the modules that
-    it feeds, by their names in a checkpoint; `components`, how many to compute.
+    Attributes:
+        layer: None outside the stack.
+        place: the name within the layer (`self_attn.qkv_proj`).
+        inputs: how wide it is.
+        ranks: what the configuration gives the modules that it feeds, by their names in a checkpoint.
+        components: how many to compute.
     """
 
     layer: int | None
@@ -154,8 +176,9 @@ def _collect(
 ) -> tuple[dict[str, int], dict[str, bool], int]:
     """Brings `states` up to date with batch after batch.
 
-    **Returns** the ranks by modules' names in a checkpoint, whether each source's components have converged,
-    and how many batches were drawn.
+    Returns:
+        The ranks by modules' names in a checkpoint, whether each source's components have converged, and how
+        many batches were drawn.
     """
     budget = sum(rank for source in sources.values() for rank in source.ranks.values())
     ranks = {name: source.components for source in sources.values() for name in source.ranks}
@@ -209,21 +232,14 @@ def _distributed(
 
 def _counted(batch: Batch, settings: _Settings) -> Bool[Array, "batch seq"]:
     """Which tokens count."""
-    if "input_ids" not in batch:
-        raise InputError(f"a batch has {', '.join(sorted(batch)) or 'no entries'}, expected at least input_ids")
+    counted = documents(batch) != 0
     if jnp.ndim(batch["input_ids"]) != 2:
         raise InputError(f"a batch's input_ids have shape {jnp.shape(batch['input_ids'])}, expected [batch, seq]")
-    counted = _segments(batch) != 0
     if settings.use_label_mask and "labels" in batch:
         counted &= jnp.asarray(batch["labels"]) != settings.label_mask_value
     elif settings.use_label_mask and "loss_mask" in batch:
         counted &= jnp.asarray(batch["loss_mask"]) != 0
     return counted
-
-
-def _segments(batch: Batch) -> Int[Array, "batch seq"]:
-    found = batch.get("segment_ids", batch.get("attention_mask"))
-    return jnp.ones_like(jnp.asarray(batch["input_ids"])) if found is None else jnp.asarray(found)
 
 
 def _observe(
@@ -237,47 +253,33 @@ def _observe(
     key: PRNGKeyArray,
 ) -> None:
     """One pass of the model, layer by layer; updates the states of sources that are not done."""
-    segments = _segments(batch)
+    segments = documents(batch)
     positions = batch.get("positions")
     positions = default_positions(segments) if positions is None else jnp.asarray(positions)
     x = model.embed(jnp.asarray(batch["input_ids"]))
     cos_sin = rope_cos_sin(model.config, positions, segments, x.dtype)
     window = model.config.sliding_window
-    graph, weights = nnx.split(model.model.layers)
 
     def of_layer(layer: int | None) -> Iterator[tuple[str, str]]:
         return ((name, source.place) for name, source in sources.items() if source.layer == layer)
 
-    for layer in range(model.config.num_hidden_layers):
-        own = jax.tree.map(lambda stack, layer=layer: stack[layer], weights)
-        names = {place: name for name, place in of_layer(layer)}
+    for number, layer in enumerate(model.model.stack({})):
+        names = {place: name for name, place in of_layer(number)}
         pcas = {place: states[name] for place, name in names.items()}
         due = {place: jnp.asarray(not done[name]) for place, name in names.items()}
-        x, pcas = _layer(graph, window, own, x, cos_sin, segments, counted, pcas, due, tau, key)
+        x, pcas = _layer(window, layer, x, cos_sin, segments, counted, pcas, due, tau, key)
         states.update({names[place]: pca for place, pca in pcas.items()})
     for name, _ in of_layer(None):
         inputs = model.model.norm(x)
         states[name] = _advanced(states[name], inputs, counted, jnp.asarray(not done[name]), tau, key)
 
 
-class _Spy:
-    """An adapter that changes nothing and keeps what its layer was given. Only for within one trace."""
-
-    x: Array
-
-    def __call__(self, y: Array, x: Array, weight: Array, key: Any = None) -> Array:
-        del weight, key
-        self.x = x
-        return y
-
-
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _layer(
-    graph: Any,
     window: int | None,
-    weights: Any,
+    layer: Layer,
     x: Float[Array, "batch seq hidden"],
-    cos_sin: tuple[Array, Array],
+    cos_sin: CosSin,
     segments: Int[Array, "batch seq"],
     counted: Bool[Array, "batch seq"],
     pcas: dict[str, IncrementalPCA],
@@ -286,11 +288,15 @@ def _layer(
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch seq hidden"], dict[str, IncrementalPCA]]:
     """A layer's output, and the components of what its linear layers are given."""
-    spies = {place: _Spy() for place in pcas}
-    attend_here = without_cache(segments, window)
+    inputs: dict[str, Array] = {}
+
+    def observer(place: str) -> Observer:
+        return Observer(lambda x, *_: inputs.update({place: x}))
+
+    adapters = nested({place: observer(place) for place in pcas})
     with precise(x.dtype):
-        x, _ = nnx.merge(graph, weights)(x, cos_sin, attend_here, nested(spies), None)
-    return x, {place: _advanced(pca, spies[place].x, counted, due[place], tau, key) for place, pca in pcas.items()}
+        x, _ = replace(layer, adapters=adapters)(x, cos_sin, without_cache(segments, window))
+    return x, {place: _advanced(pca, inputs[place], counted, due[place], tau, key) for place, pca in pcas.items()}
 
 
 @jax.jit
@@ -304,7 +310,10 @@ def _advanced(
 ) -> IncrementalPCA:
     enough = jnp.sum(counted) >= pca.components.shape[0]
     rows = x.reshape(-1, x.shape[-1])
-    return jax.lax.cond(due & enough, lambda: pca.updated(rows, counted.ravel(), tau, key), lambda: pca)
+    updated: IncrementalPCA = jax.lax.cond(
+        due & enough, lambda: pca.updated(rows, counted.ravel(), tau, key), lambda: pca
+    )
+    return updated
 
 
 def _lora(
@@ -339,7 +348,7 @@ def _lora(
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
-    # All but A is as with the usual start, whose B is zero.
+    # All but A is as usual, where B is zero.
     lora = init_lora(model, replace(config, init_lora_weights=True, eva_config=None), key)
     items = {name: _with_components(name, adapter, components) for name, adapter in lora.items()}
     written = replace(lora.config, init_lora_weights="eva", eva_config=config.eva_config)

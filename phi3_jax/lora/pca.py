@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from phi3_jax.lora.singular import randomised_svd
+from phi3_jax.model.products import precise
 
 POWER_ITERATIONS = 4  # of the randomised SVD, and twice as many columns as components, as in PEFT
 
@@ -18,9 +19,13 @@ class IncrementalPCA:
     """Principal components of rows that come in batches, after Ross et al. (https://doi.org/10.1007/s11263-007-0075-7)
     as scikit-learn and PEFT have it: each batch is joined by what is left of those before it.
 
-    **Fields**: `components` `[k, in]` and their `singular_values` `[k]`; `mean` `[in]`, `count` and
-    `variation` (the sum of squares about the mean) of all rows so far; `converged` `[k]`, whether the last
-    batch left a component as it was.
+    Attributes:
+        components: the k first, in order.
+        singular_values: of each component.
+        mean: of all rows so far.
+        count: how many those are.
+        variation: the sum of their squares about the mean.
+        converged: whether the last batch left a component as it was.
     """
 
     components: Float[Array, "k in"]
@@ -32,6 +37,7 @@ class IncrementalPCA:
 
     @classmethod
     def empty(cls, components: int, inputs: int) -> Self:
+        """Before any row."""
         zero = jnp.zeros((), jnp.float32)
         wide = jnp.zeros((components, inputs), jnp.float32)
         return cls(wide, wide[:, 0], wide[0], zero, zero, jnp.zeros(components, bool))
@@ -44,7 +50,7 @@ class IncrementalPCA:
         mean = jnp.sum(x, axis=0, where=counted[:, None]) / number
         centred = jnp.where(counted[:, None], x - mean, 0)
         shift = jnp.sqrt(self.count / total * number) * (self.mean - mean)
-        with jax.default_matmul_precision("highest"):
+        with precise(jnp.float32):
             before = self.singular_values[:, None] * self.components
             k = self.components.shape[0]
             rows = jnp.concatenate([before, centred, shift[None]])

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from phi3_jax.model.blocks import SPLASH_BLOCK
 from phi3_jax.model.flash import flash_attention, visible
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.parallel.sharding import RULES, check_tensor_axis
@@ -16,8 +17,6 @@ from phi3_jax.system.errors import InputError
 
 KINDS = ("auto", "xla", "cudnn", "splash", "chunked")
 
-# Splash attention cuts rows into blocks of a multiple of this.
-_SPLASH_BLOCK = 128
 # Up to here the whole square is one block for `chunked` too, and its loops only cost compile time.
 _XLA_LENGTH = 128
 # cuDNN takes the mask as an array of every pair of positions.
@@ -49,15 +48,19 @@ def attend(
     (`jax.set_mesh`) rows lie over `data` and `fsdp`, heads over `tensor` and positions over `context`;
     each device gathers the keys and values of its rows and works on its own queries.
 
-    **Arguments**
-    - `segment_ids`: the document of each position, 0 at padding.
-    - `sliding_window`: how many keys a query sees, its own one included; None for all.
-    - `kind`: `xla`, the whole square of scores; `chunked`, block by block in plain JAX, memory linear
-      in length; `splash`, a Pallas kernel for TPUs; `cudnn`, cuDNN's for NVIDIA's GPUs, whose mask is
-      the whole square; `auto`, the one for the device and the shape.
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        segment_ids: the document of each position, 0 at padding.
+        sliding_window: how many keys a query sees, its own one included; None for all.
+        kind: `xla`, the whole square of scores; `chunked`, block by block in plain JAX, memory linear
+            in length; `splash`, a Pallas kernel for TPUs; `cudnn`, cuDNN's for NVIDIA's GPUs, whose mask is
+            the whole square; `auto`, the one for the device and the shape.
 
-    Raises `InputError` for a kind that the device or the shape does not allow, and where `tensor` does
-    not divide the heads.
+    Raises:
+        InputError: for a kind that the device or the shape does not allow, and where `tensor` does
+            not divide the heads.
     """
     return run_kind(kernel_for(q, kind), q, k, v, segment_ids, sliding_window)
 
@@ -72,7 +75,8 @@ def without_cache(
 def kernel_for(q: Float[Array, "batch seq heads head_dim"], kind: str) -> str:
     """The kernel that `kind` means for these queries, of which only shape and type count.
 
-    Raises `InputError` where the device or the shape does not allow it.
+    Raises:
+        InputError: where the device or the shape does not allow it.
     """
     chosen = _auto(q) if kind == "auto" else kind
     _check_kind(chosen, q)
@@ -82,7 +86,7 @@ def kernel_for(q: Float[Array, "batch seq heads head_dim"], kind: str) -> str:
 def _auto(q: Array) -> str:
     length, device = q.shape[1], platform()
     if device == "tpu":
-        return "splash" if length >= _SPLASH_BLOCK else "xla"
+        return "splash" if length >= SPLASH_BLOCK else "xla"
     if device == "gpu":
         return "cudnn" if length <= _CUDNN_LENGTH and _cudnn_refusal(q) is None else "chunked"
     # JAX's own asks for a way to multiply float16 that CPUs do not have.
@@ -123,7 +127,7 @@ def run_kind(
     check_tensor_axis(mesh.shape["tensor"], {"attention heads": q.shape[2], "key-value heads": k.shape[2]})
     shards, rows = mesh.shape["context"], math.prod(mesh.shape[axis] for axis in RULES["batch"])
     # Rows and positions of padding, which see but themselves, up to what mesh and kernel can cut.
-    missing = -batch % rows, -length % (shards * (_SPLASH_BLOCK if kind == "splash" else 1))
+    missing = -batch % rows, -length % (shards * (SPLASH_BLOCK if kind == "splash" else 1))
     if any(missing):
         padding = tuple((0, more) for more in missing)
         q, k, v = (jnp.pad(x, (*padding, (0, 0), (0, 0))) for x in (q, k, v))
@@ -135,7 +139,7 @@ def run_kind(
         kernel = splash_kernel(q.shape[1], q.shape[2] // mesh.shape["tensor"], shards, sliding_window, interpret)
         kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, "context")))
 
-    def local(kernel: Any, q: Array, k: Array, v: Array, q_ids: Array, kv_ids: Array, q_start: Array | int) -> Array:
+    def local(kernel: PyTree, q: Array, k: Array, v: Array, q_ids: Array, kv_ids: Array, q_start: Array | int) -> Array:
         if kind == "splash":
             return splash_attention(kernel, q, k, v, q_ids, kv_ids)
         if kind == "chunked":
@@ -154,8 +158,8 @@ def run_kind(
 def _over_mesh(
     local: Callable[..., Array],
     mesh: AbstractMesh,
-    kernel: Any,
-    kernel_spec: Any,
+    kernel: PyTree,
+    kernel_spec: PyTree,
     q: Array,
     k: Array,
     v: Array,
@@ -163,7 +167,7 @@ def _over_mesh(
 ) -> Array:
     """`local` on every device for its rows, heads and queries, with all keys of the rows."""
 
-    def device(kernel: Any, q: Array, k: Array, v: Array, ids: Array) -> Array:
+    def device(kernel: PyTree, q: Array, k: Array, v: Array, ids: Array) -> Array:
         if mesh.shape["context"] == 1:
             return local(kernel, q, k, v, ids, ids, 0)
         k, v = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k, v))

@@ -6,13 +6,11 @@ window, and a new column takes the place of the one that has just left it; other
 room and nothing is ever overwritten.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from phi3_jax.config.model import Phi3Config
@@ -22,22 +20,25 @@ from phi3_jax.parallel.sharding import constrain
 # Of a layer's keys or values, [batch, kv_heads, capacity, head_dim].
 LAYER_AXES = ("batch", "heads", None, None)
 
+Stacked = Float[Array, "layers batch kv_heads capacity head_dim"]
+Unstacked = tuple[Float[Array, "batch kv_heads capacity head_dim"], ...]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
     """What `model(input_ids, cache=...)` takes and gives back.
 
-    **Fields**
-    - `k`, `v`: rotated keys, and values: `[layers, batch, kv_heads, capacity, head_dim]`, or a tuple of
-      the layers' arrays.
-    - `starts`: the column of each row's first token; what is before it is padding.
-    - `length`: the number of columns read.
-    - `empty`: nothing was read yet.
+    Attributes:
+        k: rotated keys, `[layers, batch, kv_heads, capacity, head_dim]`, or a tuple of the layers' arrays.
+        v: values, likewise.
+        starts: the column of each row's first token; what is before it is padding.
+        length: the number of columns read.
+        empty: nothing was read yet.
     """
 
-    k: Any
-    v: Any
+    k: Stacked | Unstacked
+    v: Stacked | Unstacked
     starts: Int[Array, "batch"]
     length: Int[Array, ""]
     empty: bool = field(metadata={"static": True})
@@ -45,20 +46,21 @@ class Cache:
     @property
     def capacity(self) -> int:
         """The number of columns that have room."""
-        return jax.tree.leaves(self.k)[0].shape[-2]
+        first = self.k[0] if isinstance(self.k, tuple) else self.k
+        return first.shape[-2]
 
-    def rows(self, rows: Int[Array, "answers"]) -> Cache:
+    def rows(self, rows: Int[Array, "answers"]) -> "Cache":
         """The cache of a batch made of these rows, in this order; a row may be there more than once."""
         axis = 0 if isinstance(self.k, tuple) else 1
         k, v = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), (self.k, self.v))
         return replace(self, k=k, v=v, starts=self.starts[rows])
 
-    def unstacked(self) -> Cache:
+    def unstacked(self) -> "Cache":
         """With the layers' arrays in a tuple."""
         return self if isinstance(self.k, tuple) else replace(self, k=tuple(self.k), v=tuple(self.v))
 
 
-def empty_cache(config: Phi3Config, batch: int, capacity: int, dtype: Any) -> Cache:
+def empty_cache(config: Phi3Config, batch: int, capacity: int, dtype: DTypeLike) -> Cache:
     """Room for `capacity` columns of `batch` rows; for no more than the sliding window, where there is one."""
     capacity = min(capacity, config.sliding_window or capacity)
     shape = config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim
@@ -66,11 +68,12 @@ def empty_cache(config: Phi3Config, batch: int, capacity: int, dtype: Any) -> Ca
     return Cache(k, v, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), True)
 
 
-def cache_bytes(config: Phi3Config, batch: int, capacity: int, dtype: Any) -> int:
+def cache_bytes(config: Phi3Config, batch: int, capacity: int, dtype: DTypeLike) -> int:
     """The size of such a cache."""
     columns = min(capacity, config.sliding_window or capacity)
     numbers = 2 * config.num_hidden_layers * batch * config.num_key_value_heads * columns * config.head_dim
-    return numbers * jnp.dtype(dtype).itemsize
+    itemsize: int = jnp.dtype(dtype).itemsize
+    return numbers * itemsize
 
 
 def slot_columns(length: Int[Array, ""], capacity: int) -> Int[Array, "capacity"]:
@@ -93,7 +96,8 @@ def store(
     place = slot_columns(first + seq, capacity) - first
     taken = jnp.take(new, jnp.clip(place, 0, seq - 1), axis=2)
     filled = jnp.where((place >= 0)[:, None], taken, stack[layer])
-    return jax.lax.dynamic_update_index_in_dim(stack, constrain(filled, *LAYER_AXES), layer, 0)
+    updated: Array = jax.lax.dynamic_update_index_in_dim(stack, constrain(filled, *LAYER_AXES), layer, 0)
+    return updated
 
 
 def attend_cached(

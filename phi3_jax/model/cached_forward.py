@@ -1,23 +1,17 @@
 """The layers over a prompt or further tokens, whose keys and values a cache keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from phi3_jax.model.attention import attend
 from phi3_jax.model.cache import Cache, attend_cached, seen_keys, slot_columns, store
-from phi3_jax.model.layers import Adapters, layer_weight
+from phi3_jax.model.protocols import Adapters
 from phi3_jax.model.rope import rope_cos_sin
-
-if TYPE_CHECKING:
-    from phi3_jax.model.phi3 import Phi3Model
+from phi3_jax.model.stack import Layer
+from phi3_jax.model.transformer import Phi3Model
 
 Stacks = tuple[Array, Array]  # the layers' keys and values
 
@@ -29,15 +23,19 @@ def cached_forward(
     adapters: Adapters,
     cache: Cache,
     attention: str,
-    unstacked: Sequence[tuple[Any, Adapters]] | None = None,
+    unstacked: Sequence[Layer] | None = None,
 ) -> tuple[Float[Array, "batch seq hidden"], Cache]:
     """The normed output of the last layer for further columns, and the cache with them in it.
 
-    **Arguments**
-    - `attention_mask`: into an empty cache, 0 at the padding before a row's tokens.
-    - `attention`: the kernel for what goes into an empty cache, see `attention.attend`.
-    - `unstacked`: each layer's weights and adapters, where `cache` has its layers unstacked, too. Not sliced out
-      of stacks they are not copied for every token, as XLA does on CPUs.
+    Args:
+        model: the model without its head.
+        x: the embeddings of the further columns.
+        attention_mask: into an empty cache, 0 at the padding before a row's tokens.
+        adapters: those of `model`.
+        cache: what was read before.
+        attention: the kernel for what goes into an empty cache, see `attention.attend`.
+        unstacked: the layers one by one, where `cache` is unstacked, too. Not sliced out of stacks
+            they are not copied for every token, as XLA does on CPUs.
     """
     config, first, seq = model.config, cache.length, x.shape[1]
     window = config.sliding_window
@@ -54,9 +52,8 @@ def cached_forward(
         seen = seen_keys(columns, kept if seq == 1 else jnp.concatenate([kept, columns]), starts, window)
     positions = jnp.maximum(columns - starts[:, None], 0)
     cos_sin = rope_cos_sin(config, positions, segment_ids, x.dtype)
-    graph, weights = nnx.split(model.layers)
 
-    def layer(x: Array, stacks: Stacks, index: Array | int, weights: Any, adapters: Adapters) -> tuple[Array, Stacks]:
+    def run(layer: Layer, x: Array, stacks: Stacks, index: Array | int) -> tuple[Array, Stacks]:
         def attend_here(q: Array, k: Array, v: Array) -> tuple[Array, Stacks]:
             stored = store(stacks[0], index, k, first), store(stacks[1], index, v, first)
             if seen is None:
@@ -69,22 +66,20 @@ def cached_forward(
             )
             return attend_cached(q, all_k, all_v, seen), stored
 
-        return nnx.merge(graph, weights)(x, cos_sin, attend_here, adapters)
+        return layer(x, cos_sin, attend_here)
 
-    def scanned(carry: tuple[Array, Stacks], scanned: tuple[Array, Any, Adapters]) -> tuple[Any, None]:
-        index, sliced, adapters = scanned
-        own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
-        return layer(*carry, index, own, adapters), None
+    def step(carry: tuple[Array, Stacks], layer: Layer) -> tuple[tuple[Array, Stacks], None]:
+        assert layer.index is not None
+        return run(layer, *carry, layer.index), None
 
     if unstacked is None:
-        indices = jnp.arange(config.num_hidden_layers)
-        carry = x, (cache.k, cache.v)
-        (x, (k, v)), _ = jax.lax.scan(scanned, carry, (indices, weights, adapters.get("layers", {})))
-    else:
-        k, v = [], []
-        for (own, adapter), *layer_stacks in zip(unstacked, cache.k, cache.v, strict=True):
-            x, stored = layer(x, (layer_stacks[0][None], layer_stacks[1][None]), 0, own, adapter)
-            k.append(stored[0][0])
-            v.append(stored[1][0])
-        k, v = tuple(k), tuple(v)
-    return model.norm(x), Cache(k, v, starts, first + seq, False)
+        assert not isinstance(cache.k, tuple)
+        assert not isinstance(cache.v, tuple)
+        (x, (k, v)), _ = model.stack(adapters).scan(step, (x, (cache.k, cache.v)))
+        return model.norm(x), Cache(k, v, starts, first + seq, False)
+    all_k, all_v = [], []
+    for layer, k, v in zip(unstacked, cache.k, cache.v, strict=True):
+        x, (k, v) = run(layer, x, (k[None], v[None]), 0)
+        all_k.append(k[0])
+        all_v.append(v[0])
+    return model.norm(x), Cache(tuple(all_k), tuple(all_v), starts, first + seq, False)

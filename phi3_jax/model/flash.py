@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from phi3_jax.model.blocks import even_block
+from phi3_jax.model.products import precise
 from phi3_jax.model.remat import checkpoint_residual
 from phi3_jax.parallel.mesh import platform
 
@@ -60,15 +62,15 @@ def block_ranges(
     if sliding_window is not None:
         some &= kv_first + kv_size > q_first - sliding_window + 1
 
-    def documents(segments: Array) -> tuple[Array, Array, Array]:
+    def extent(segments: Array) -> tuple[Array, Array, Array]:
         # Padding is 0 on either side of the documents, so it is no part of their range.
         real = segments != 0
         lowest = jnp.min(segments, axis=2, where=real, initial=jnp.iinfo(jnp.int32).max)
         highest = jnp.max(segments, axis=2, where=real, initial=jnp.iinfo(jnp.int32).min)
         return lowest, highest, ~real.all(axis=2)
 
-    q_low, q_high, q_padding = (x[:, None] for x in documents(q_segments))
-    kv_low, kv_high, kv_padding = (x[None] for x in documents(kv_segments))
+    q_low, q_high, q_padding = (x[:, None] for x in extent(q_segments))
+    kv_low, kv_high, kv_padding = (x[None] for x in extent(kv_segments))
     overlap = ((kv_low <= q_high) & (q_low <= kv_high)) | (q_padding & kv_padding)  # [q_blocks, kv_blocks, batch]
     some &= overlap.any(axis=2)
     first = jnp.argmax(some, axis=1)
@@ -97,16 +99,12 @@ class _Blocks(NamedTuple):
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:
-    # The backward pass is traced where no `default_matmul_precision` of the model's reaches it.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
+    with precise(a.dtype):
+        return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
 def _block_size(length: int) -> int:
-    """A size that cuts the length into even blocks; the last one may be filled up."""
-    largest = 256 if platform() == "cpu" else 512
-    blocks = math.ceil(length / largest)
-    return length if blocks == 1 else math.ceil(length / blocks / 8) * 8
+    return even_block(length, 256 if platform() == "cpu" else 512)
 
 
 def _cut(x: Float[Array, "batch seq heads head_dim"], size: int, kv_heads: int) -> Array:
@@ -126,7 +124,7 @@ def _uncut(x: Float[Array, "blocks batch kv_heads rows head_dim"], length: int, 
     return x.reshape(batch, -1, heads, head_dim)[:, :length]
 
 
-def _apart(*arrays: Array) -> tuple[Array, ...]:
+def _fenced(*arrays: Array) -> tuple[Array, ...]:
     """On CPUs: keeps XLA from computing what lies before (or after) within the copy that cuts it into blocks,
     number by number."""
     return jax.lax.optimization_barrier(arrays) if platform() == "cpu" else arrays
@@ -136,7 +134,7 @@ def _blocks(
     q: Array, k: Array, v: Array, q_segments: Array, kv_segments: Array, q_start: Array, window: int | None
 ) -> _Blocks:
     size, kv_size, kv_heads = _block_size(q.shape[1]), _block_size(k.shape[1]), k.shape[2]
-    q, k, v = _apart(q, k, v)
+    q, k, v = _fenced(q, k, v)
     q, k, v = _cut(q, size, kv_heads), _cut(k, kv_size, kv_heads), _cut(v, kv_size, kv_heads)
     q_segments, kv_segments = _cut_segments(q_segments, size), _cut_segments(kv_segments, kv_size)
     starts = q_start + jnp.arange(q.shape[0]) * size
@@ -231,7 +229,7 @@ def _backward(window: int | None, residuals: tuple[Array, ...], d_out: Array) ->
     dq = _uncut((dq * scale).astype(q.dtype), *q.shape[1:3])
     dk = _uncut((dk.swapaxes(-1, -2) * scale).astype(k.dtype), *k.shape[1:3])
     dv = _uncut(dv.swapaxes(-1, -2).astype(v.dtype), *v.shape[1:3])
-    dq, dk, dv = _apart(dq, dk, dv)
+    dq, dk, dv = _fenced(dq, dk, dv)
     return dq, dk, dv, None, None, None
 
 

@@ -5,98 +5,32 @@ scans, and what runs is always a single layer.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.products import project
+from phi3_jax.model.protocols import Adapter, Adapters, EmbeddingAdapter, QuantizedWeight
 from phi3_jax.model.remat import PRODUCT, checkpoint_name
-from phi3_jax.model.rope import apply_rope
-from phi3_jax.parallel.mesh import platform
+from phi3_jax.model.rope import CosSin, apply_rope
 from phi3_jax.parallel.sharding import constrain
 
-Adapters = Mapping[str, Any]  # module name -> Adapter, or the Adapters of a submodule
+Kept = TypeVar("Kept")
 # (q, k, v) -> weighted v, see `attention.attend`, and what the layer hands on beside its output: a cache, or None
-Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+Attend = Callable[[Array, Array, Array], tuple[Array, Kept]]
 Stack = tuple[int, ...]
 Axes = tuple[str | None, str | None]  # how a weight's rows and columns are cut while it is in use
 
 ROWS: Axes = ("heads", None)  # what makes heads, hidden units or logits
 COLUMNS: Axes = (None, "heads")  # what takes them in
-
-
-class Adapter(Protocol):
-    """What a linear layer takes beside its weight; the kinds are in `phi3_jax.lora.adapters`."""
-
-    def __call__(
-        self,
-        y: Float[Array, "*batch out"],
-        x: Float[Array, "*batch in"],
-        weight: Float[Array, "out in"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "*batch out"]:
-        """The layer's output, given the base's output `y` for the input `x`; dropout iff `key`."""
-        ...
-
-    def part(self, rows: slice) -> Self:
-        """The adapter of these rows of the output alone."""
-        ...
-
-
-class AdapterSet(Protocol):
-    """What a whole model takes beside its weights; the kinds are in `phi3_jax.lora`. A pytree."""
-
-    @property
-    def saved(self) -> Mapping[str, Array]:
-        """The weights that it replaces as a whole, by dotted name of their module."""
-        ...
-
-    def materialise(self) -> Adapters:
-        """Its adapters, nested as the model's modules are, made of its arrays."""
-        ...
-
-
-class QuantizedWeight(Protocol):
-    """What a linear layer may hold in place of its weight; the kinds are in `phi3_jax.quant`.
-
-    A pytree, whose arrays have the same leading axes as the stack of layers it belongs to.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the weight it stands for, `[*stack, out, in]`."""
-        ...
-
-    def dequantize(self, dtype: jnp.dtype) -> Float[Array, "out in"]:
-        """The weight of a single layer, rounded to `dtype`."""
-        ...
-
-
-class EmbeddingAdapter(Protocol):
-    """What an embedding takes beside its table."""
-
-    def __call__(
-        self,
-        rows: Float[Array, "batch seq hidden"],
-        ids: Int[Array, "batch seq"],
-        table: Float[Array, "vocab hidden"],
-        padding_idx: int | None,
-    ) -> Float[Array, "batch seq hidden"]:
-        """The adapted rows, given the table's `rows` for `ids`."""
-        ...
-
-    def tied_logits(
-        self, logits: Float[Array, "batch seq vocab"], x: Float[Array, "batch seq hidden"]
-    ) -> Float[Array, "batch seq vocab"]:
-        """The logits for `x` of an output head that shares the table, given those of the base."""
-        ...
 
 
 ACTIVATIONS = {
@@ -109,35 +43,9 @@ ACTIVATIONS = {
 }
 
 
-@jax.custom_vjp
-def layer_weight(stack: Array, own: Array, index: Array) -> Array:
-    """`stack[index]`, whose gradient belongs to `own`, the same slice as the scan hands it out.
-
-    XLA's CPU backend slices bfloat16 in float32, then moves the conversion of the whole stack out of
-    the loop: three times the weights' memory. Behind a barrier that depends on the index there is
-    nothing to move. Slicing the closed-over stack alone would do that, too, but the gradient of
-    each slice would then be added to one of the whole stack.
-    """
-    del own
-    if platform() == "cpu":
-        stack, index = jax.lax.optimization_barrier((stack, index))
-    return jax.lax.squeeze(jax.lax.dynamic_slice_in_dim(stack, index, 1), (0,))
-
-
-def _layer_weight_forward(stack: Array, own: Array, index: Array) -> tuple[Array, None]:
-    return layer_weight(stack, own, index), None
-
-
-def _layer_weight_backward(_: None, gradient: Array) -> tuple[None, Array, None]:
-    return None, gradient, None
-
-
-layer_weight.defvjp(_layer_weight_forward, _layer_weight_backward)
-
-
-def split_key(key: PRNGKeyArray | None, number: int) -> Any:
+def split_key(key: PRNGKeyArray | None, number: int) -> Sequence[PRNGKeyArray | None]:
     """`number` keys, or as many None where there is no randomness."""
-    return [None] * number if key is None else jax.random.split(key, number)
+    return [None] * number if key is None else list(jax.random.split(key, number))
 
 
 def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
@@ -181,13 +89,13 @@ class SplitWeight:
         return (*stack, sum(part.shape[-2] for part in self.parts), columns)
 
 
-def dense(weight: nnx.Param, dtype: jnp.dtype, axes: Axes) -> Float[Array, "out in"]:
+def dense(weight: nnx.Param[jax.Array], dtype: DTypeLike, axes: Axes) -> Float[Array, "out in"]:
     """A layer's weight as an array, dequantised to `dtype` where it is quantised.
 
     On a mesh it is gathered here, but for the rows or columns that `axes` cuts; quantised weights as
     they are stored, which is less to send.
     """
-    value = weight.get_value()
+    value: jax.Array | SplitWeight | QuantizedWeight = weight.get_value()
     if isinstance(value, SplitWeight):
         value = jnp.concatenate(value.parts, axis=-2)
     if isinstance(value, jax.Array):
@@ -196,7 +104,7 @@ def dense(weight: nnx.Param, dtype: jnp.dtype, axes: Axes) -> Float[Array, "out 
     return constrain(gathered.dequantize(dtype), *axes)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: jnp.dtype) -> nnx.Param:
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> nnx.Param[jax.Array]:
     return nnx.Param((std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype))
 
 
@@ -206,7 +114,7 @@ class Linear(nnx.Module):
     axes = COLUMNS
 
     def __init__(
-        self, in_features: int, out_features: int, std: float, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack = ()
+        self, in_features: int, out_features: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs, stack: Stack = ()
     ):
         self.weight = _normal(rngs, (*stack, out_features, in_features), std, dtype)
 
@@ -223,7 +131,7 @@ class FusedLinear(Linear):
     """A linear layer whose output is cut into named parts, each of which may have an adapter of its own."""
 
     def __init__(
-        self, in_features: int, parts: Mapping[str, int], std: float, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack
+        self, in_features: int, parts: Mapping[str, int], std: float, dtype: DTypeLike, rngs: nnx.Rngs, stack: Stack
     ):
         super().__init__(in_features, sum(parts.values()), std, dtype, rngs, stack)
         self.names = tuple(parts)
@@ -248,7 +156,8 @@ class FusedLinear(Linear):
 
     def _project(self, x: Array, adapter: Adapter | None, key: PRNGKeyArray | None) -> tuple[list[Array], list[Array]]:
         """The parts of the weight, and those of the output with the adapter of the whole."""
-        value, rows = self.weight.get_value(), self.rows.values()
+        value: jax.Array | SplitWeight | QuantizedWeight = self.weight.get_value()
+        rows = self.rows.values()
         if isinstance(value, SplitWeight):
             weights = [constrain(part, *ROWS) for part in value.parts]
             parts = [project(x, weight) for weight in weights]
@@ -266,7 +175,7 @@ class FusedLinear(Linear):
 class Embedding(nnx.Module):
     """Rows of a table, and an optional adapter's update."""
 
-    def __init__(self, vocab: int, hidden: int, padding_idx: int | None, std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, vocab: int, hidden: int, padding_idx: int | None, std: float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.weight = _normal(rngs, (vocab, hidden), std, dtype)
         self.padding_idx = padding_idx
 
@@ -282,7 +191,7 @@ class Embedding(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) · weight: normalised in float32, cast back, then multiplied."""
 
-    def __init__(self, size: int, eps: float, dtype: jnp.dtype, stack: Stack = ()):
+    def __init__(self, size: int, eps: float, dtype: DTypeLike, stack: Stack = ()):
         self.weight = nnx.Param(jnp.ones((*stack, size), dtype))
         self.eps = eps
 
@@ -295,7 +204,7 @@ class RMSNorm(nnx.Module):
 class Phi3Attention(nnx.Module):
     """Self-attention with q, k and v fused in one projection, and grouped key-value heads."""
 
-    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack):
+    def __init__(self, config: Phi3Config, dtype: DTypeLike, rngs: nnx.Rngs, stack: Stack):
         std, width = config.initializer_range, config.num_attention_heads * config.head_dim
         qkv = dict(zip(("q_proj", "k_proj", "v_proj"), config.qkv_sizes, strict=True))
         self.qkv_proj = FusedLinear(config.hidden_size, qkv, std, dtype, rngs, stack)
@@ -305,11 +214,11 @@ class Phi3Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch seq hidden"],
-        cos_sin: tuple[Float[Array, "batch seq pairs"], Float[Array, "batch seq pairs"]],
-        attend: Attend,
+        cos_sin: CosSin,
+        attend: Attend[Kept],
         adapters: Adapters,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "batch seq hidden"], Any]:
+    ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
         qkv_key, o_key = split_key(key, 2)
         q, k, v = (
             part.reshape(*x.shape[:2], -1, self.head_dim)
@@ -330,7 +239,7 @@ def _gated(activation: str, gate: Array, up: Array) -> Array:
 class Phi3MLP(nnx.Module):
     """down(up · act(gate)), gate and up fused in one projection."""
 
-    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack):
+    def __init__(self, config: Phi3Config, dtype: DTypeLike, rngs: nnx.Rngs, stack: Stack):
         std, inner = config.initializer_range, config.intermediate_size
         self.gate_up_proj = FusedLinear(
             config.hidden_size, {"gate_proj": inner, "up_proj": inner}, std, dtype, rngs, stack
@@ -349,7 +258,7 @@ class Phi3MLP(nnx.Module):
 class Phi3DecoderLayer(nnx.Module):
     """Pre-norm attention and MLP, each with dropout (`resid_pdrop`) on its branch."""
 
-    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs, stack: Stack = ()):
+    def __init__(self, config: Phi3Config, dtype: DTypeLike, rngs: nnx.Rngs, stack: Stack = ()):
         self.self_attn = Phi3Attention(config, dtype, rngs, stack)
         self.mlp = Phi3MLP(config, dtype, rngs, stack)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, stack)
@@ -359,11 +268,11 @@ class Phi3DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch seq hidden"],
-        cos_sin: tuple[Array, Array],
-        attend: Attend,
+        cos_sin: CosSin,
+        attend: Attend[Kept],
         adapters: Adapters,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "batch seq hidden"], Any]:
+    ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
         attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
         attn, kept = self.self_attn(self.input_layernorm(x), cos_sin, attend, adapters.get("self_attn", {}), attn_key)
         x = x + dropout(attn, self.resid_pdrop, attn_drop)

@@ -2,95 +2,66 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.model.attention import without_cache
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
-from phi3_jax.model.layers import (
-    ROWS,
-    Adapters,
-    AdapterSet,
-    Embedding,
-    Linear,
-    Phi3DecoderLayer,
-    RMSNorm,
-    layer_weight,
-)
-from phi3_jax.model.products import project
-from phi3_jax.model.remat import LAYER_INPUT, checkpoint_name, remat_policy
-from phi3_jax.model.rope import rope_cos_sin
+from phi3_jax.model.documents import default_positions
+from phi3_jax.model.layers import ROWS, Linear
+from phi3_jax.model.logits import adapted_logits
+from phi3_jax.model.products import precise, project
+from phi3_jax.model.protocols import Adapters, AdapterSet, State, materialised
+from phi3_jax.model.transformer import Phi3Model
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.system.errors import InputError
 
 
-class Phi3Model(nnx.Module):
-    """Embedding, the stacked decoder layers, and the final norm."""
+class ForwardOptions(TypedDict, total=False):
+    """What a pass through the model takes beside its tokens; `Phi3ForCausalLM.__call__` says what each is."""
 
-    def __init__(self, config: Phi3Config, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.embed_tokens = Embedding(
-            config.vocab_size, config.hidden_size, config.pad_token_id, config.initializer_range, dtype, rngs
-        )
-        self.layers = Phi3DecoderLayer(config, dtype, rngs, stack=(config.num_hidden_layers,))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.config = config
-
-    def __call__(
-        self,
-        x: Float[Array, "batch seq hidden"],
-        positions: Int[Array, "batch seq"],
-        segment_ids: Int[Array, "batch seq"],
-        adapters: Adapters,
-        dropout_key: PRNGKeyArray | None,
-        attention: str,
-        remat: str,
-        collect: bool,
-    ) -> tuple[Float[Array, "batch seq hidden"], Float[Array, "layers batch seq hidden"] | None]:
-        """The normed output of the last layer, and every layer's input if `collect`."""
-        config = self.config
-        cos_sin = rope_cos_sin(config, positions, segment_ids, x.dtype)
-        # The ids, which are small, whole on every device: attention sees all keys of a row.
-        segment_ids = constrain(segment_ids, "batch", None)
-        attend_here = without_cache(segment_ids, config.sliding_window, attention)
-        graph, weights = nnx.split(self.layers)
-        indices = jnp.arange(config.num_hidden_layers)
-        keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
-
-        def layer(x: Array, scanned: tuple[Array, Any, Adapters, Any]) -> tuple[Array, Array | None]:
-            index, sliced, adapters, key = scanned
-            x = checkpoint_name(x, LAYER_INPUT)
-            own = jax.tree.map(lambda stack, own: layer_weight(stack, own, index), weights, sliced)
-            out, _ = nnx.merge(graph, own)(x, cos_sin, attend_here, adapters, key)
-            return out, x if collect else None
-
-        # Inside a scan XLA cannot undo rematerialisation, so no barrier against that is needed.
-        body = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(remat))
-        x, inputs = jax.lax.scan(body, x, (indices, weights, adapters.get("layers", {}), keys))
-        return self.norm(x), inputs
+    attention_mask: Int[ArrayLike, "batch seq"] | None
+    positions: Int[ArrayLike, "batch seq"] | None
+    segment_ids: Int[ArrayLike, "batch seq"] | None
+    lora: AdapterSet | None
+    inputs_embeds: Float[Array, "batch seq hidden"] | None
+    logits_to_keep: Int[ArrayLike, "kept"] | None
+    dropout_key: PRNGKeyArray | None
+    remat: bool | str
 
 
 class Phi3ForCausalLM(nnx.Module):
     """Phi-3 with its language-model head.
 
-    **Arguments**
-    - `config`: the architecture.
-    - `dtype`: of the weights and activations; norms' statistics, RoPE, softmax and logits are
-      float32 in any case.
-    - `rngs`: `nnx.Rngs` for random weights; `from_pretrained` loads a checkpoint instead.
-    - `attention`: the kernel, see `model.attention.attend`.
+    Args:
+        config: the architecture.
+        dtype: of the weights and activations; norms' statistics, RoPE, softmax and logits are
+            float32 in any case.
+        rngs: for random weights; `from_pretrained` loads a checkpoint instead.
+        attention: the kernel, see `model.attention.attend`.
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> from flax import nnx
+        >>> config = p3.Phi3Config(
+        ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        ...     num_key_value_heads=1,
+        ... )
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> model([[1, 5, 9], [1, 7, 2]]).shape
+        (2, 3, 40)
     """
 
-    def __init__(self, config: Phi3Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, attention: str = "auto"):
+    def __init__(self, config: Phi3Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs, attention: str = "auto"):
         self.config = config
         self.attention = attention
         self.model = Phi3Model(config, dtype, rngs)
@@ -107,28 +78,39 @@ class Phi3ForCausalLM(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """That of weights and activations."""
-        return self.model.embed_tokens.weight.dtype
+        dtype: jnp.dtype = self.model.embed_tokens.weight.dtype
+        return dtype
 
     def embed(
         self, input_ids: Int[ArrayLike, "batch seq"], lora: AdapterSet | None = None
     ) -> Float[Array, "batch seq hidden"]:
         """The input embeddings, with the adapter's update where it has one for them."""
-        adapters = {} if lora is None else lora.materialise().get("model", {})
-        return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapters.get("embed_tokens"))
+        adapter = materialised(lora, "model").get("embed_tokens")
+        return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapter)
 
     def with_saved(self, lora: AdapterSet | None) -> Phi3ForCausalLM:
         """The model with the weights that `lora` replaces as a whole (`modules_to_save`)."""
         if lora is None or not lora.saved:
             return self
         # Of a shared table each half is trained, and kept, on its own.
-        parts_tables = not lora.saved.keys().isdisjoint(("lm_head", "model.embed_tokens"))
-        model = untied(self) if self.lm_head is None and parts_tables else self
+        splits_tables = not lora.saved.keys().isdisjoint(("lm_head", "model.embed_tokens"))
+        model = untied(self) if self.lm_head is None and splits_tables else self
         graph, state = nnx.split(model)
         weights = dict(nnx.to_flat_state(state))
         for name, weight in lora.saved.items():
             path = (*name.split("."), "weight")
             weights[path] = weights[path].replace(weight.astype(self.dtype))
         return nnx.merge(graph, nnx.from_flat_state(weights))
+
+    @overload
+    def __call__(
+        self, input_ids: Int[ArrayLike, "batch seq"], *, cache: None = None, **options: Unpack[ForwardOptions]
+    ) -> Float[Array, "batch kept vocab"]: ...
+
+    @overload
+    def __call__(
+        self, input_ids: Int[ArrayLike, "batch seq"], *, cache: Cache, **options: Unpack[ForwardOptions]
+    ) -> tuple[Float[Array, "batch kept vocab"], Cache]: ...
 
     def __call__(
         self,
@@ -143,29 +125,30 @@ class Phi3ForCausalLM(nnx.Module):
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool | str = False,
-    ) -> Any:
-        """Logits, float32 `[batch, kept, vocab]`; with a cache, a pair of them and the cache to go on with.
+    ) -> Float[Array, "batch kept vocab"] | tuple[Float[Array, "batch kept vocab"], Cache]:
+        """Logits in float32; with a cache, a pair of them and the cache to go on with.
 
-        **Arguments**
-        - `input_ids`: token ids.
-        - `attention_mask`: 1 at real tokens, 0 at padding, on either side.
-        - `positions`: default: counted from 0 at each row's (or segment's) first real token.
-        - `segment_ids`: documents of a packed row, counted from 1; 0 at padding. Attention stays
-          within a document.
-        - `lora`: adapters to apply; `per_row(...)` for another one in each row.
-        - `cache`: from `make_cache`, or from the call before: what was read so far, which `input_ids` follow.
-          Only the first call takes an `attention_mask`, with padding on the left.
-        - `inputs_embeds`: taken instead of `embed(input_ids, lora)`.
-        - `logits_to_keep`: the places in the sequence whose logits are wanted; default: all.
-        - `dropout_key`: training mode: dropout of the configuration and of the adapters.
-        - `remat`: recompute each layer in the backward pass instead of keeping its activations; True, or
-          the name of a policy, see `model.remat.remat_policy`.
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 at real tokens, 0 at padding, on either side.
+            positions: default: counted from 0 at each row's (or segment's) first real token.
+            segment_ids: documents of a packed row, counted from 1; 0 at padding. Attention stays
+                within a document.
+            lora: adapters to apply; `per_row(...)` for another one in each row.
+            cache: from `make_cache`, or from the call before: what was read so far, which `input_ids` follow.
+                Only the first call takes an `attention_mask`, with padding on the left.
+            inputs_embeds: taken instead of `embed(input_ids, lora)`.
+            logits_to_keep: the places in the sequence whose logits are wanted; default: all.
+            dropout_key: training mode: dropout of the configuration and of the adapters.
+            remat: recompute each layer in the backward pass instead of keeping its activations; True, or
+                the name of a policy, see `model.remat.remat_policy`.
 
-        Raises `InputError` for arguments that exclude each other, and for a cache without room.
+        Raises:
+            InputError: for arguments that exclude each other, and for a cache without room.
         """
         if cache is not None:
             self._check_room(cache, input_ids)
-        return _forward(
+        out: Array | tuple[Array, Cache] = _forward(
             *nnx.split(self),
             input_ids,
             attention_mask=attention_mask,
@@ -178,12 +161,26 @@ class Phi3ForCausalLM(nnx.Module):
             dropout_key=dropout_key,
             remat=remat,
         )
+        return out
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows that will be `length` columns long, padding and answer included.
 
         LongRoPE has other factors from `original_max_position_embeddings` on: what was read before then has to
         be read again for an answer as `generate` gives it, which does so.
+
+        Example:
+            >>> from phi3_jax import Phi3Config, Phi3ForCausalLM
+            >>> from flax import nnx
+            >>> config = Phi3Config(
+            ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            ...     num_key_value_heads=1,
+            ... )
+            >>> model = Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+            >>> logits, cache = model([[1, 5, 9]], cache=model.make_cache(1, 8))
+            >>> logits, cache = model([[7]], cache=cache)
+            >>> logits.shape, int(cache.length)
+            ((1, 1, 40), 4)
         """
         return empty_cache(self.config, batch, length, self.dtype)
 
@@ -198,19 +195,21 @@ class Phi3ForCausalLM(nnx.Module):
             )
 
     def hidden_states(
-        self, input_ids: Int[ArrayLike, "batch seq"], **kwargs: Any
+        self, input_ids: Int[ArrayLike, "batch seq"], **options: Unpack[ForwardOptions]
     ) -> Float[Array, "layers_and_1 batch seq hidden"]:
         """As transformers' `output_hidden_states`: each layer's input, then the normed output.
 
         Takes the arguments of the call.
         """
-        return _forward(*nnx.split(self), input_ids, output="layers", **kwargs)
+        out: Array = _forward(*nnx.split(self), input_ids, output="layers", **options)
+        return out
 
     def last_hidden_state(
-        self, input_ids: Int[ArrayLike, "batch seq"], **kwargs: Any
+        self, input_ids: Int[ArrayLike, "batch seq"], **options: Unpack[ForwardOptions]
     ) -> Float[Array, "batch seq hidden"]:
         """The normed output of the last layer, which `logits` takes. Takes the arguments of the call."""
-        return _forward(*nnx.split(self), input_ids, output="hidden", **kwargs)
+        out: Array = _forward(*nnx.split(self), input_ids, output="hidden", **options)
+        return out
 
     def logits(
         self,
@@ -226,8 +225,7 @@ class Phi3ForCausalLM(nnx.Module):
     def head(self, lora: AdapterSet | None = None) -> tuple[Float[Array, "vocab hidden"], Adapters]:
         """The output head's weight, or the embedding's where they are one, and its adapters: what
         `adapted_logits` takes."""
-        model = self.with_saved(lora)
-        adapters: Adapters = {} if lora is None else lora.materialise()
+        model, adapters = self.with_saved(lora), materialised(lora)
         found = {"lm_head": adapters.get("lm_head")}
         if model.lm_head is None:
             found["embed_tokens"] = adapters.get("model", {}).get("embed_tokens")
@@ -238,8 +236,8 @@ class Phi3ForCausalLM(nnx.Module):
 # Compiled here, so that also those who call the model without jit get one program a shape.
 @partial(jax.jit, static_argnums=0, static_argnames=("remat", "output"))
 def _forward(
-    graph: Any,
-    state: Any,
+    graph: nnx.GraphDef[Phi3ForCausalLM],
+    state: State,
     input_ids: Array,
     *,
     attention_mask: Array | None = None,
@@ -252,9 +250,9 @@ def _forward(
     dropout_key: PRNGKeyArray | None = None,
     remat: bool | str = False,
     output: Literal["logits", "hidden", "layers"] = "logits",
-) -> Any:
+) -> Array | tuple[Array, Cache]:
     """The logits, the normed output of the last layer, or every layer's input before it; and the cache, with one."""
-    self: Phi3ForCausalLM = nnx.merge(graph, state).with_saved(lora)
+    self = nnx.merge(graph, state).with_saved(lora)
     input_ids = jnp.asarray(input_ids)
     if input_ids.ndim != 2:
         raise InputError(f"input_ids have shape {input_ids.shape}, expected [batch, seq]")
@@ -262,30 +260,23 @@ def _forward(
         raise InputError("attention_mask and segment_ids were both given; segment_ids are 0 at padding already")
     if dropout_key is not None:
         self.config.check_trainable()
-    adapters: Adapters = {} if lora is None else lora.materialise()
+    adapters = materialised(lora, "model")
     if cache is not None:
         _check_cached(cache, attention_mask, positions, segment_ids, dropout_key, output)
         with precise(self.dtype):
             x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
-            x, cache = cached_forward(self.model, x, attention_mask, adapters.get("model", {}), cache, self.attention)
+            x, cache = cached_forward(self.model, x, attention_mask, adapters, cache, self.attention)
         x = x if logits_to_keep is None else x[:, logits_to_keep]
         return (x if output == "hidden" else self.logits(x, lora)), cache
     if segment_ids is None:
         segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     if positions is None:
         positions = default_positions(segment_ids)
-    policy = ("full" if remat else "none") if isinstance(remat, bool) else remat
     with precise(self.dtype):
         x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
+        x = constrain(x, "batch", "seq", None)
         x, inputs = self.model(
-            constrain(x, "batch", "seq", None),
-            positions,
-            segment_ids,
-            adapters.get("model", {}),
-            dropout_key,
-            self.attention,
-            policy,
-            output == "layers",
+            x, positions, segment_ids, adapters, dropout_key, self.attention, remat, output == "layers"
         )
     if inputs is not None:
         return jnp.concatenate([inputs, x[None]])
@@ -294,7 +285,14 @@ def _forward(
     return x if output == "hidden" else self.logits(x, lora, dropout_key)
 
 
-def _check_cached(cache: Cache, mask: Any, positions: Any, segments: Any, dropout_key: Any, output: str) -> None:
+def _check_cached(
+    cache: Cache,
+    mask: Array | None,
+    positions: Array | None,
+    segments: Array | None,
+    dropout_key: PRNGKeyArray | None,
+    output: str,
+) -> None:
     given = {"positions": positions, "segment_ids": segments, "dropout_key": dropout_key}
     for name, value in given.items():
         if value is not None:
@@ -309,27 +307,6 @@ def _check_cached(cache: Cache, mask: Any, positions: Any, segments: Any, dropou
         raise InputError("hidden_states takes no cache; leave it out")
 
 
-def adapted_logits(
-    logits: Float[Array, "*batch vocab"],
-    x: Float[Array, "*batch hidden"],
-    head: Float[Array, "vocab hidden"],
-    adapters: Adapters,
-    dropout_key: PRNGKeyArray | None,
-) -> Float[Array, "*batch vocab"]:
-    """What a head's adapters make of its logits; see `Phi3ForCausalLM.head`."""
-    if "embed_tokens" in adapters:
-        logits = adapters["embed_tokens"].tied_logits(logits, x)
-    if "lm_head" in adapters:
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
-        logits = adapters["lm_head"](logits, x, head, key)
-    return logits
-
-
-def precise(dtype: jnp.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Within it "float32" means float32, also where the hardware's default for it is coarser (TPUs, TF32)."""
-    return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
-
-
 def untied(model: Phi3ForCausalLM) -> Phi3ForCausalLM:
     """The same model with an output head of its own, a copy of the embedding that was its head."""
     config = replace(model.config, tie_word_embeddings=False)
@@ -338,13 +315,5 @@ def untied(model: Phi3ForCausalLM) -> Phi3ForCausalLM:
     weights = dict(nnx.to_flat_state(nnx.state(model)))
     table = weights[("model", "embed_tokens", "weight")]
     weights[("lm_head", "weight")] = table.replace(table.get_value())  # a variable of its own, the same array
-    return nnx.merge(graph, nnx.from_flat_state(weights))
-
-
-def default_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:
-    """Positions that restart at the first token of every document; 0 up to a row's first token."""
-    index = jnp.arange(segment_ids.shape[1])
-    starts = jnp.concatenate(
-        [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
-    )
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    merged: Phi3ForCausalLM = nnx.merge(graph, nnx.from_flat_state(weights))
+    return merged

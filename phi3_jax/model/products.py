@@ -1,9 +1,20 @@
 """Products of matrices: summed in float32 whatever their types, and in float32 throughout."""
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+def precise(dtype: DTypeLike) -> AbstractContextManager[object]:
+    """Within it "float32" means float32, also where the hardware's default for it is coarser (TPUs, TF32).
+
+    To be said again in what JAX calls from elsewhere, such as a backward pass.
+    """
+    return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
 
 
 def contract(

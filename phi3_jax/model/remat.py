@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
+from jax.extend.core import Primitive
 from jaxtyping import Array, Shaped
 
 from phi3_jax.parallel.mesh import platform
 from phi3_jax.system.errors import InputError
+
+Policy = Callable[..., bool]  # what `jax.checkpoint` asks of each result whether it is kept
 
 POLICIES = ("none", "dots", "attention", "full", "offload")
 
@@ -18,6 +20,12 @@ LAYER_INPUT = "layer_input"
 PRODUCT = "product"  # of a linear layer, its adapter's part included
 # What attention's backward pass needs beside q, k and v; the kernels give their results these names.
 ATTENTION = ("attention_out", "attention_lse")
+# What policies keep beside cuDNN's results; `none` where to write and read the rest takes longer than to compute it.
+_KEPT = {
+    "none": (LAYER_INPUT, PRODUCT, *ATTENTION),
+    "dots": (LAYER_INPUT, PRODUCT, *ATTENTION),
+    "attention": (LAYER_INPUT, *ATTENTION),
+}
 
 
 def checkpoint_residual(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
@@ -27,7 +35,8 @@ def checkpoint_residual(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, 
     make a float32 copy of what all layers keep.
     """
     if platform() != "cpu" or x.dtype.itemsize != 2:
-        return ad_checkpoint.checkpoint_name(x, name)
+        named: Array = ad_checkpoint.checkpoint_name(x, name)
+        return named
     bits = ad_checkpoint.checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
     return jax.lax.bitcast_convert_type(bits, x.dtype)
 
@@ -41,7 +50,7 @@ def checkpoint_name(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*sh
 checkpoint_name.defvjp(lambda x, name: (checkpoint_residual(x, name), None), lambda _name, _none, gradient: (gradient,))
 
 
-def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+def save_all_but_slices(primitive: Primitive, *_: object, **__: object) -> bool:
     """What the backward pass needs is kept, but for mere slices of what is in memory anyway, such as a
     layer's weights out of the stack, for those gathered from other devices, and for quantised weights
     made dense."""
@@ -49,13 +58,13 @@ def save_all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in (*slices, "sharding_constraint", "all_gather")
 
 
-def _cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+def _cudnn_attention(primitive: Primitive, *_: object, **__: object) -> bool:
     """cuDNN's results, which have no names."""
     return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
-def remat_policy(name: str) -> Callable[..., Any]:
-    """`jax.checkpoint`'s policy of that name.
+def remat_policy(name: str | bool) -> Policy:
+    """`jax.checkpoint`'s policy of that name; True is `full`, and False `none`.
 
     - `none`: keep everything; nothing is computed twice. (On CPUs, what `dots` keeps: to write and read
       the rest takes longer there than to compute it.)
@@ -64,27 +73,25 @@ def remat_policy(name: str) -> Callable[..., Any]:
     - `full`: keep each layer's input alone.
     - `offload`: the same, moved to the host's memory meanwhile.
 
-    Raises `InputError` for other names.
+    Raises:
+        InputError: for other names.
     """
     policies = jax.checkpoint_policies
-    match name:
-        case "none" if platform() != "cpu":
-            return save_all_but_slices
-        case "none" | "dots":
-            return policies.save_from_both_policies(
-                policies.save_only_these_names(LAYER_INPUT, PRODUCT, *ATTENTION), _cudnn_attention
-            )
-        case "attention":
-            return policies.save_from_both_policies(
-                policies.save_only_these_names(LAYER_INPUT, *ATTENTION), _cudnn_attention
-            )
-        case "full":
-            return policies.save_only_these_names(LAYER_INPUT)
-        case "offload":
-            return policies.save_and_offload_only_these_names(
-                names_which_can_be_saved=[],
-                names_which_can_be_offloaded=[LAYER_INPUT],
-                offload_src="device",
-                offload_dst="pinned_host",
-            )
-    raise InputError(f"the rematerialisation policy is {name!r}, expected one of {', '.join(POLICIES)}")
+    kind = {True: "full", False: "none"}[name] if isinstance(name, bool) else name
+    policy: Policy | None = None
+    if kind == "none" and platform() != "cpu":
+        policy = save_all_but_slices
+    elif kind in _KEPT:
+        policy = policies.save_from_both_policies(policies.save_only_these_names(*_KEPT[kind]), _cudnn_attention)
+    elif kind == "full":
+        policy = policies.save_only_these_names(LAYER_INPUT)
+    elif kind == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    if policy is None:
+        raise InputError(f"the rematerialisation policy is {name!r}, expected one of {', '.join(POLICIES)}")
+    return policy

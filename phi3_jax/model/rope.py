@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from phi3_jax.config.model import Phi3Config
+
+CosSin = tuple[Float[Array, "batch seq pairs"], Float[Array, "batch seq pairs"]]
 
 
 def inverse_frequencies(config: Phi3Config, factor: tuple[float, ...] | None = None) -> np.ndarray:
@@ -39,8 +42,8 @@ def rope_cos_sin(
     config: Phi3Config,
     positions: Int[Array, "batch seq"],
     segment_ids: Int[Array, "batch seq"],
-    dtype: jnp.dtype,
-) -> tuple[Float[Array, "batch seq pairs"], Float[Array, "batch seq pairs"]]:
+    dtype: DTypeLike,
+) -> CosSin:
     """cos and sin of every rotated pair's angle, computed in float32, times the attention factor.
 
     LongRoPE takes its long factors where the document in use is longer than the original

@@ -1,7 +1,5 @@
 """Attention on TPUs: JAX's splash attention, a Pallas kernel that skips the blocks of a known mask."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +10,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     SegmentIds,
     make_splash_mha,
 )
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-# The kernels' blocks are multiples of this many positions.
-LANES = 128
+from phi3_jax.model.blocks import splash_block
 
 
 class _WindowMask(LocalMask):
@@ -36,18 +33,22 @@ class _WindowMask(LocalMask):
         return super().__getitem__(index)
 
 
-def splash_kernel(length: int, heads: int, shards: int, sliding_window: int | None, interpret: bool = False) -> Any:
+def splash_kernel(length: int, heads: int, shards: int, sliding_window: int | None, interpret: bool = False) -> PyTree:
     """The kernel for rows of `length` whose queries are cut into `shards`: a pytree, and callable.
 
     Causality and the window are in its mask, and blocks outside of it are not visited. Documents come
     with the call: a block between two of them is visited, and masked.
 
-    **Arguments**: `length`, a multiple of `LANES * shards`; `heads`, as many as one device has;
-    `interpret`, to run it without a TPU, slowly.
+    Args:
+        length: a multiple of `SPLASH_BLOCK * shards`.
+        heads: as many as one device has.
+        shards: how many devices share a row's queries.
+        sliding_window: how many keys a query sees, its own one included; None for all.
+        interpret: run it without a TPU, slowly.
     """
     left = None if sliding_window is None else sliding_window - 1
     mask = _WindowMask((length, length), (left, 0), 0)
-    q_block, kv_block = _block_size(length // shards), _block_size(length)
+    q_block, kv_block = splash_block(length // shards), splash_block(length)
     sizes = BlockSizes(
         block_q=q_block,
         block_kv=kv_block,
@@ -66,13 +67,8 @@ def splash_kernel(length: int, heads: int, shards: int, sliding_window: int | No
     )
 
 
-def _block_size(length: int) -> int:
-    """The largest size of up to 512 that cuts the length evenly."""
-    return max(size for size in range(LANES, 512 + 1, LANES) if length % size == 0)
-
-
 def splash_attention(
-    kernel: Any,
+    kernel: PyTree,
     q: Float[Array, "batch seq heads head_dim"],
     k: Float[Array, "batch keys kv_heads head_dim"],
     v: Float[Array, "batch keys kv_heads head_dim"],
@@ -82,5 +78,5 @@ def splash_attention(
     """Attention of one device's queries to all keys of their rows, by a kernel of `splash_kernel`."""
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
     by_head = (x.swapaxes(1, 2) for x in (scaled, k, v))  # [B, N, T, H], [B, K, S, H] twice
-    out = jax.vmap(kernel)(*by_head, SegmentIds(q_segments, kv_segments))
+    out: Array = jax.vmap(kernel)(*by_head, SegmentIds(q_segments, kv_segments))
     return out.swapaxes(1, 2)

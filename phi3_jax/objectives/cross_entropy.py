@@ -13,26 +13,25 @@ A chunk spans the vocabulary. To cut that too would need a second pass over the 
 sums into probabilities, half as many products again; a chunk of few tokens is as small.
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from phi3_jax.lora.mask import combine, partition
-from phi3_jax.model.greedy import likeliest
-from phi3_jax.model.products import contract, project
+from phi3_jax.model.blocks import even_block
+from phi3_jax.model.logits import likeliest
+from phi3_jax.model.products import contract, precise, project
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.parallel.sharding import constrain, spec
 
 # (logits [*tokens, vocab], x [*tokens, hidden], head, adapters, key) -> logits
-Adjust = Callable[[Array, Array, Array, Any, PRNGKeyArray | None], Array]
+Adjust = Callable[[Array, Array, Array, PyTree, PRNGKeyArray | None], Array]
 
 # Logits of one chunk on one device. More do not make a CPU faster; GPUs and TPUs want larger products.
 CHUNK_LOGITS = {"cpu": 2**23, "gpu": 2**25, "tpu": 2**25}
@@ -40,7 +39,7 @@ LEAST_TOKENS = 128  # below that reading the head takes longer than multiplying 
 
 _Tokens = tuple[Array, Array, Array]  # x, targets, is_target
 _Sums = tuple[Array, Array]  # loss, correct
-_Gradients = tuple[Array | None, Any]  # of x, of the parameters that train
+_Gradients = tuple[Array | None, PyTree]  # of x, of the parameters that train
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class _Rule:
     x_trains: bool = False
 
 
-def unadjusted(logits: Array, x: Array, head: Array, adapters: Any, key: PRNGKeyArray | None) -> Array:
+def unadjusted(logits: Array, x: Array, head: Array, adapters: PyTree, key: PRNGKeyArray | None) -> Array:
     """The `Adjust` of a head without adapters."""
     del x, head, adapters, key
     return logits
@@ -66,7 +65,7 @@ def cross_entropy_sums(
     *,
     label_smoothing: float = 0.0,
     adjust: Adjust = unadjusted,
-    adapters: Any = None,
+    adapters: PyTree = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """The sum over target tokens of -log softmax(x headᵀ)[target], float32, and how many of them are
@@ -77,21 +76,23 @@ def cross_entropy_sums(
     head, and so is that with respect to `x` when it is stored. Gradients of the head and of adapters
     are summed in float32.
 
-    **Arguments**
-    - `x`: the normed output of the last layer.
-    - `head`: the output head's weight, or the embedding that it shares.
-    - `targets`, `is_target`: the token that each position is to predict, and whether it counts.
-    - `label_smoothing`: ε of (1 - ε) · cross-entropy + ε · mean over the vocabulary of -log p.
-    - `adjust`: what adapters make of the logits, `adjust(logits, x, head, adapters, key) -> logits`
-      for any number of tokens, `logits` being x headᵀ. A function of a module, not a new one each
-      time, which would be compiled each time; everything that is traced comes in by its arguments.
-    - `adapters`: pytree of arrays for `adjust`. Those that are differentiated get gradients.
-    - `key`: for the dropout of `adjust`; each chunk and device gets its own.
-
     Under a mesh each device takes its own tokens, see `phi3_jax.parallel.sharding`: `x` is cut over
     batch and sequence, the head's rows over `tensor`. The sums are of all devices' tokens.
+
+    Args:
+        x: the normed output of the last layer.
+        head: the output head's weight, or the embedding that it shares.
+        targets: the token that each position is to predict.
+        is_target: whether it counts.
+        label_smoothing: ε of (1 - ε) · cross-entropy + ε · mean over the vocabulary of -log p.
+        adjust: what adapters make of the logits, `adjust(logits, x, head, adapters, key) -> logits`
+            for any number of tokens, `logits` being x headᵀ. A function of a module, not a new one each
+            time, which would be compiled each time; everything that is traced comes in by its arguments.
+        adapters: pytree of arrays for `adjust`. Those that are differentiated get gradients.
+        key: for the dropout of `adjust`; each chunk and device gets its own.
     """
-    return _compiled_sums(_Rule(label_smoothing, adjust), x, head, adapters, key, targets, is_target)
+    sums: _Sums = _compiled_sums(_Rule(label_smoothing, adjust), x, head, adapters, key, targets, is_target)
+    return sums
 
 
 def token_losses(
@@ -100,7 +101,7 @@ def token_losses(
     targets: Int[Array, "batch seq"],
     *,
     adjust: Adjust = unadjusted,
-    adapters: Any = None,
+    adapters: PyTree = None,
 ) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
     """What `cross_entropy_sums` adds up, without a gradient: -log softmax(x headᵀ)[target] at each
     position, float32, and whether the target is the most likely token.
@@ -108,18 +109,18 @@ def token_losses(
     Arguments, chunks and mesh are as there.
     """
 
-    def of_device(head: Array, adapters: Any, x: Array, targets: Array) -> tuple[Array, Array]:
+    def of_device(head: Array, adapters: PyTree, x: Array, targets: Array) -> tuple[Array, Array]:
         chunks = _Chunks(targets.size, len(head))
 
         def of_chunk(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
             x, targets = chunk
-            with _precise(x):
+            with precise(x.dtype):
                 logits = constrain(project(x, head, jnp.float32), None, "heads")
                 losses, _, guesses = _token_losses(adjust(logits, x, head, adapters, None), targets)
             return losses, guesses == targets
 
-        parts = jax.lax.map(of_chunk, (chunks.cut(x), chunks.cut(targets)))
-        return jax.tree.map(lambda part: chunks.join(part).reshape(targets.shape), parts)
+        losses, hits = jax.lax.map(of_chunk, (chunks.cut(x), chunks.cut(targets)))
+        return chunks.join(losses).reshape(targets.shape), chunks.join(hits).reshape(targets.shape)
 
     cut, axes = _token_axes(targets.shape)
     if not axes:
@@ -138,19 +139,19 @@ def chunk_tokens(tokens: int, vocab: int) -> int:
     """How many of a device's `tokens` a chunk holds."""
     tensor = ambient_mesh().shape["tensor"]
     shards = 1 if vocab % tensor else tensor
-    chunks = math.ceil(tokens / max(LEAST_TOKENS, CHUNK_LOGITS[platform()] * shards // vocab))
-    even = math.ceil(tokens / chunks)
-    return even if chunks == 1 else math.ceil(even / 8) * 8
+    return even_block(tokens, max(LEAST_TOKENS, CHUNK_LOGITS[platform()] * shards // vocab))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(rule: _Rule, x: Array, head: Array, adapters: Any, key: Any, targets: Array, is_target: Array) -> _Sums:
+def _sums(
+    rule: _Rule, x: Array, head: Array, adapters: PyTree, key: PRNGKeyArray | None, targets: Array, is_target: Array
+) -> _Sums:
     frozen = {"head": head, "adapters": adapters}
     nothing = jax.tree.map(lambda _: None, frozen)
     return _over_mesh(rule, nothing, frozen, key, (x, targets, is_target))[0]
 
 
-def _sums_forward(rule: _Rule, *primals: Any) -> tuple[_Sums, tuple[Array, Any]]:
+def _sums_forward(rule: _Rule, *primals: PyTree) -> tuple[_Sums, tuple[Array, PyTree]]:
     x, head, adapters, key, targets, is_target = jax.custom_derivatives.custom_vjp_primal_tree_values(primals)
     x_trains, *trains = jax.tree.map(lambda primal: primal.perturbed, primals[:3])
     params = {"head": head, "adapters": adapters}
@@ -162,7 +163,7 @@ def _sums_forward(rule: _Rule, *primals: Any) -> tuple[_Sums, tuple[Array, Any]]
     return sums, jax.tree.map(lambda g: jnp.zeros(0) if g is None else g, gradients, is_leaf=lambda g: g is None)
 
 
-def _sums_backward(_: _Rule, gradients: tuple[Array, Any], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+def _sums_backward(_: _Rule, gradients: tuple[Array, PyTree], cotangents: tuple[Array, PyTree]) -> tuple[PyTree, ...]:
     x, params = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype) if g.size else None, gradients)
     return x, params["head"], params["adapters"], None, None, None
 
@@ -173,14 +174,16 @@ _compiled_sums = jax.jit(_sums, static_argnums=0)
 
 
 def _over_mesh(
-    rule: _Rule, trained: Any, frozen: Any, key: PRNGKeyArray | None, tokens: _Tokens
+    rule: _Rule, trained: PyTree, frozen: PyTree, key: PRNGKeyArray | None, tokens: _Tokens
 ) -> tuple[_Sums, _Gradients]:
     """The sums and the gradients, each device at its own tokens."""
     cut, axes = _token_axes(tokens[1].shape)
     if not axes:
         return _sums_of_device(rule, trained, frozen, key, tokens)
 
-    def of_device(trained: Any, frozen: Any, key: Any, tokens: _Tokens, device: Array) -> tuple[_Sums, _Gradients]:
+    def of_device(
+        trained: PyTree, frozen: PyTree, key: PRNGKeyArray | None, tokens: _Tokens, device: Array
+    ) -> tuple[_Sums, _Gradients]:
         sums, (dx, grads) = _sums_of_device(rule, trained, frozen, _own_key(key, device[0]), tokens)
         return jax.lax.psum(sums, axes), (dx, jax.lax.psum(grads, axes))
 
@@ -233,12 +236,12 @@ def _own_key(key: PRNGKeyArray | None, index: Array) -> PRNGKeyArray | None:
 
 
 def _sums_of_device(
-    rule: _Rule, trained: Any, frozen: Any, key: PRNGKeyArray | None, tokens: _Tokens
+    rule: _Rule, trained: PyTree, frozen: PyTree, key: PRNGKeyArray | None, tokens: _Tokens
 ) -> tuple[_Sums, _Gradients]:
     """The sums and the gradients, chunk by chunk; those of parameters are float32."""
     chunks = _Chunks(tokens[1].size, len(combine(trained, frozen)["head"]))
 
-    def step(carry: Any, chunk: tuple[Array, _Tokens]) -> tuple[Any, Array | None]:
+    def step(carry: PyTree, chunk: tuple[Array, _Tokens]) -> tuple[PyTree, Array | None]:
         index, tokens = chunk
         sums, (dx, grads) = _sums_of_chunk(rule, trained, frozen, _own_key(key, index), tokens)
         return jax.tree.map(jnp.add, carry, (sums, grads)), dx
@@ -252,17 +255,18 @@ def _sums_of_device(
 
 
 def _sums_of_chunk(
-    rule: _Rule, trained: Any, frozen: Any, key: PRNGKeyArray | None, tokens: _Tokens
+    rule: _Rule, trained: PyTree, frozen: PyTree, key: PRNGKeyArray | None, tokens: _Tokens
 ) -> tuple[_Sums, _Gradients]:
     """The sums and the gradients of one chunk, `[tokens, hidden]`, `[tokens]` and `[tokens]`."""
     x, targets, is_target = tokens
     head = combine(trained, frozen)["head"]
 
-    def adjusted(logits: Array, x: Array, trained: Any) -> Array:
+    def adjusted(logits: Array, x: Array, trained: PyTree) -> Array:
         params = combine(trained, frozen)
         return rule.adjust(logits, x, params["head"], params["adapters"], key)
 
-    with _precise(x):
+    # Said here, since differentiation calls this from elsewhere.
+    with precise(x.dtype):
         logits = constrain(project(x, head, jnp.float32), None, "heads")
         logits, pull_back = jax.vjp(adjusted, logits, x, trained)
         sums, slopes = _cross_entropy(rule.label_smoothing, logits, targets, is_target)
@@ -273,11 +277,6 @@ def _sums_of_chunk(
             grads = {**grads, "head": grads["head"] + contract(slopes, x, (0,), (0,))}
         dx = (dx + contract(slopes, head, (1,), (0,))).astype(x.dtype) if rule.x_trains else None
     return sums, (dx, grads)
-
-
-def _precise(x: Array) -> contextlib.AbstractContextManager[Any]:
-    """ "float32" means float32, as in the model. Said here, since differentiation calls this from elsewhere."""
-    return jax.default_matmul_precision("highest") if x.dtype == jnp.float32 else contextlib.nullcontext()
 
 
 def _cross_entropy(

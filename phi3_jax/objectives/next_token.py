@@ -1,19 +1,18 @@
 """Next-token cross-entropy over the target tokens."""
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from phi3_jax.data.batch import Batch
 from phi3_jax.lora.tree import Lora
-from phi3_jax.model.phi3 import Phi3ForCausalLM, adapted_logits
+from phi3_jax.model.documents import documents, token_counts
+from phi3_jax.model.logits import adapted_logits
+from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.objectives.cross_entropy import cross_entropy_sums, token_losses
 from phi3_jax.system.errors import InputError
 
 IGNORED_LABEL = -100  # transformers' mark of a token that is no target
-
-Batch = Mapping[str, Int[Array, "batch seq"]]
 
 
 def loss(
@@ -28,20 +27,37 @@ def loss(
 ) -> Float[Array, ""]:
     """Mean cross-entropy over the batch's target tokens, float32.
 
-    **Arguments**
-    - `batch`: `input_ids` `[batch, seq]` and what else of the model's `attention_mask`,
-      `segment_ids` and `positions` applies. The targets are the tokens where `loss_mask` is 1; or
-      those of transformers' `labels` that are not -100; or, with neither, every real token. A token
-      is predicted from the one before it, so that the first of a row, or of a packed document, is
-      never a target.
-    - `dropout_key`: training mode, see `Phi3ForCausalLM`.
-    - `remat`: recompute each layer in the backward pass instead of keeping its activations; see
-      `Phi3ForCausalLM`.
-    - `label_smoothing`: ε of (1 − ε) · cross-entropy + ε · mean over the vocabulary of −log p, as
-      transformers' `LabelSmoother` and PyTorch's `CrossEntropyLoss`.
-    - `neftune_alpha`: noise on the embeddings in training mode, see `neftune_noise`.
+    Args:
+        model: the base, which gets no gradient here.
+        lora: the adapters to differentiate by; None for the base alone.
+        batch: `input_ids` `[batch, seq]` and what else of the model's `attention_mask`,
+            `segment_ids` and `positions` applies. The targets are the tokens where `loss_mask` is 1; or
+            those of transformers' `labels` that are not -100; or, with neither, every real token. A token
+            is predicted from the one before it, so that the first of a row, or of a packed document, is
+            never a target.
+        dropout_key: training mode, see `Phi3ForCausalLM`.
+        remat: recompute each layer in the backward pass instead of keeping its activations; see
+            `Phi3ForCausalLM`.
+        label_smoothing: ε of (1 − ε) · cross-entropy + ε · mean over the vocabulary of −log p, as
+            transformers' `LabelSmoother` and PyTorch's `CrossEntropyLoss`.
+        neftune_alpha: noise on the embeddings in training mode, see `neftune_noise`.
 
-    Raises `InputError` for a batch without `input_ids`, or with both `loss_mask` and `labels`.
+    Raises:
+        InputError: for a batch without `input_ids`, or with both `loss_mask` and `labels`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, phi3_jax as p3
+        >>> from flax import nnx
+        >>> config = p3.Phi3Config(
+        ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        ...     num_key_value_heads=1,
+        ... )
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> lora = p3.init_lora(model, p3.LoraConfig(r=2, target_modules="all-linear"), jax.random.key(0))
+        >>> batch = {"input_ids": jnp.array([[1, 5, 9, 7]]), "loss_mask": jnp.array([[0, 0, 1, 1]])}
+        >>> value, gradients = jax.value_and_grad(lambda lora: p3.loss(model, lora, batch))(lora)
+        >>> value.shape, jax.tree.structure(gradients) == jax.tree.structure(lora)
+        ((), True)
     """
     total, count, _ = loss_sums(
         model,
@@ -72,22 +88,15 @@ def loss_sums(
     different numbers of targets.
     """
     targets, is_target = next_tokens(batch)
-    input_ids = jnp.asarray(batch["input_ids"])
-    embeds = None
-    if dropout_key is not None and neftune_alpha:
-        noise_key, dropout_key = jax.random.split(dropout_key)
-        embeds = model.embed(input_ids, lora)
-        embeds += neftune_noise(noise_key, documents(batch), embeds.shape[-1], neftune_alpha).astype(embeds.dtype)
-    x = model.last_hidden_state(
-        input_ids,
-        attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
-        positions=batch.get("positions"),
-        segment_ids=batch.get("segment_ids"),
-        lora=lora,
-        inputs_embeds=embeds,
+    noise_key, dropout_key = split_noise_key(dropout_key, neftune_alpha)
+    x = _last_hidden_state(
+        model,
+        lora,
+        batch,
+        inputs_embeds=None if noise_key is None else noisy_embeddings(model, lora, batch, noise_key, neftune_alpha),
         dropout_key=dropout_key,
         remat=remat,
-    )  # [B, T, H]
+    )
     head, adapters = model.head(lora)
     total, correct = cross_entropy_sums(
         x,
@@ -107,13 +116,7 @@ def row_sums(
 ) -> tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]:
     """`loss_sums` of every row by itself, for evaluation."""
     targets, is_target = next_tokens(batch)
-    x = model.last_hidden_state(
-        jnp.asarray(batch["input_ids"]),
-        attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
-        positions=batch.get("positions"),
-        segment_ids=batch.get("segment_ids"),
-        lora=lora,
-    )  # [B, T, H]
+    x = _last_hidden_state(model, lora, batch)
     head, adapters = model.head(lora)
     losses, is_right = token_losses(x, head, targets, adjust=adapted_logits, adapters=adapters)
     return (
@@ -123,22 +126,33 @@ def row_sums(
     )
 
 
-def documents(batch: Batch) -> Int[Array, "batch seq"]:
-    """Which document of its row each token belongs to, counted from 1; 0 at padding."""
-    for name in ("segment_ids", "attention_mask"):
-        if batch.get(name) is not None:
-            return jnp.asarray(batch[name])
-    return jnp.ones_like(jnp.asarray(batch["input_ids"]))
+def _last_hidden_state(
+    model: Phi3ForCausalLM,
+    lora: Lora | None,
+    batch: Batch,
+    *,
+    inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+    remat: bool | str = False,
+) -> Float[Array, "batch seq hidden"]:
+    return model.last_hidden_state(
+        jnp.asarray(batch["input_ids"]),
+        attention_mask=None if "segment_ids" in batch else batch.get("attention_mask"),
+        positions=batch.get("positions"),
+        segment_ids=batch.get("segment_ids"),
+        lora=lora,
+        inputs_embeds=inputs_embeds,
+        dropout_key=dropout_key,
+        remat=remat,
+    )
 
 
 def next_tokens(batch: Batch) -> tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"]]:
     """For each position the token that follows, and whether it is a target."""
-    if "input_ids" not in batch:
-        raise InputError(f"the batch has {', '.join(sorted(batch)) or 'no entries'}, expected at least input_ids")
+    segments = documents(batch)
     if "loss_mask" in batch and "labels" in batch:
         raise InputError("the batch has both loss_mask and labels; give one of them")
     tokens = jnp.asarray(batch["input_ids"])
-    segments = documents(batch)
     if "labels" in batch:
         labels = jnp.asarray(batch["labels"])
         is_target = labels != IGNORED_LABEL
@@ -154,6 +168,23 @@ def next_tokens(batch: Batch) -> tuple[Int[Array, "batch seq"], Bool[Array, "bat
     return jnp.roll(tokens, -1, axis=1), is_target
 
 
+def split_noise_key(key: PRNGKeyArray | None, alpha: float | None) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+    """(key of NEFTune's noise, key of dropout), None where there is none of it."""
+    if key is None or not alpha:
+        return None, key
+    noise_key, dropout_key = jax.random.split(key)
+    return noise_key, dropout_key
+
+
+def noisy_embeddings(
+    model: Phi3ForCausalLM, lora: Lora | None, batch: Batch, key: PRNGKeyArray, alpha: float | None
+) -> Float[Array, "batch seq hidden"]:
+    """The embeddings of a batch with NEFTune's noise."""
+    embeds = model.embed(jnp.asarray(batch["input_ids"]), lora)
+    noise = neftune_noise(key, documents(batch), embeds.shape[-1], alpha or 0.0)
+    return embeds + noise.astype(embeds.dtype)
+
+
 def neftune_noise(
     key: PRNGKeyArray, segment_ids: Int[Array, "batch seq"], hidden: int, alpha: float
 ) -> Float[Array, "batch seq hidden"]:
@@ -163,7 +194,6 @@ def neftune_noise(
     a row is a document; TRL and transformers take the padded length instead, which makes the noise
     depend on the batch's other rows.
     """
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    length = jnp.sum(same, axis=-1)[..., None]  # [B, T, 1]
+    length = token_counts(segment_ids)[..., None]  # [B, T, 1]
     noise = jax.random.uniform(key, (*segment_ids.shape, hidden), minval=-1.0, maxval=1.0)
     return jnp.where(segment_ids[..., None] != 0, noise * alpha / jnp.sqrt(length * hidden), 0)

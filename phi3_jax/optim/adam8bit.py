@@ -16,13 +16,13 @@ step and not before (a difference of learning_rate² · weight_decay).
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from phi3_jax.lora import roles
 from phi3_jax.quant.dynamic import dynamic_map
@@ -58,8 +58,9 @@ def nearest_code(x: Float[Array, "*shape"], *, signed: bool) -> UInt8[Array, "*s
 class QuantizedMoment:
     """A moment in 8 bits, quantised in blocks along each layer's flattened tensor.
 
-    **Fields**: `codes`, in the parameter's shape; `absmax` `[*stack, blocks]`, the largest magnitude
-    in each block.
+    Attributes:
+        codes: one for each number, in the parameter's shape.
+        absmax: the largest magnitude in each block.
     """
 
     codes: UInt8[Array, "*shape"]
@@ -101,18 +102,27 @@ def bias_correction(beta: float, step: Int[Array, ""]) -> Float[Array, ""]:
     return -jnp.expm1(step * math.log(beta)) if beta > 0 else jnp.ones((), jnp.float32)
 
 
+Moment = QuantizedMoment | Float[Array, "*shape"]
+
+
 class Adam8bitState(NamedTuple):
-    """`step`, how many are done; `mu`, `nu`, the moments: a `QuantizedMoment`, or float32, for each parameter."""
+    """What the optimizer keeps.
+
+    Attributes:
+        step: how many are done.
+        mu: the first moment, a `Moment` for each parameter.
+        nu: the second one.
+    """
 
     step: Int[Array, ""]
-    mu: Any
-    nu: Any
+    mu: PyTree[Moment]
+    nu: PyTree[Moment]
 
 
 class _Advance(NamedTuple):
     direction: Array
-    mu: Any
-    nu: Any
+    mu: Moment
+    nu: Moment
 
 
 def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -122,33 +132,36 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     embedding's own weight, as transformers and PEFT ask of bitsandbytes.
     """
 
-    def moment(path: Any, leaf: Array) -> Any:
+    def moment(path: tuple[object, ...], leaf: Array) -> Moment:
         stack = roles.stack_axes(path)
         if math.prod(leaf.shape[stack:]) < MIN_8BIT_SIZE or roles.is_embedding_table(path):
             return jnp.zeros(leaf.shape, jnp.float32)
         return QuantizedMoment.zeros(leaf.shape, stack)
 
-    def init(params: Any) -> Adam8bitState:
+    def init(params: optax.Params) -> Adam8bitState:
         # One set of arrays each: a donated buffer must not be given twice.
         mu, nu = (jax.tree_util.tree_map_with_path(moment, params) for _ in range(2))
         return Adam8bitState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def update(updates: Any, state: Adam8bitState, params: Any = None) -> tuple[Any, Adam8bitState]:
+    def update(
+        updates: optax.Updates, state: Adam8bitState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Adam8bitState]:
         del params
         step = optax.safe_increment(state.step)
         correction1, correction2 = bias_correction(b1, step), jnp.sqrt(bias_correction(b2, step))
 
-        def advance(grad: Array, mu: Any, nu: Any) -> _Advance:
+        def advance(grad: Array, mu: Moment, nu: Moment) -> _Advance:
             grad = grad.astype(jnp.float32)
             m = b1 * _value(mu, signed=True) + (1 - b1) * grad
             v = b2 * _value(nu, signed=False) + (1 - b2) * grad * grad
             direction = (m / correction1) / (jnp.sqrt(v) / correction2 + eps)
             return _Advance(direction, _like(mu, m, signed=True), _like(nu, v, signed=False))
 
-        def advance_layers(grad: Array, mu: Any, nu: Any) -> _Advance:
+        def advance_layers(grad: Array, mu: Moment, nu: Moment) -> _Advance:
             if isinstance(mu, QuantizedMoment) and mu.absmax.ndim > 1:
                 # Layer by layer, so that float32 moments exist for one at a time.
-                return jax.lax.map(lambda layer: advance(*layer), (grad, mu, nu))
+                done: _Advance = jax.lax.map(lambda layer: advance(*layer), (grad, mu, nu))
+                return done
             return advance(grad, mu, nu)
 
         done = jax.tree.map(advance_layers, updates, state.mu, state.nu)
@@ -161,9 +174,9 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     return optax.GradientTransformation(init, update)
 
 
-def _value(moment: Any, *, signed: bool) -> Array:
+def _value(moment: Moment, *, signed: bool) -> Array:
     return dequantize(moment, signed=signed) if isinstance(moment, QuantizedMoment) else moment
 
 
-def _like(old: Any, new: Array, *, signed: bool) -> Any:
+def _like(old: Moment, new: Array, *, signed: bool) -> Moment:
     return quantize(new, signed=signed) if isinstance(old, QuantizedMoment) else new

@@ -6,12 +6,12 @@ that product in bfloat16 where the machine has it, and here it is always float32
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from phi3_jax.lora import roles
 from phi3_jax.model.products import precise_matmul
@@ -22,18 +22,33 @@ from phi3_jax.system.errors import InputError
 _DELTA = 1e-8  # PEFT's, added to A Aᵀ
 
 
+@runtime_checkable
+class _LowRank(Protocol):
+    """Any adapter that is a product of A and B; of one that is half frozen a part is None."""
+
+    lora_A: Float[Array, "*stack r in"] | None
+    lora_B: Float[Array, "*stack out r"] | None
+    scaling: float
+
+
 class LoraFAState(NamedTuple):
-    """`step`, how many are done; `mu` and `nu`, the moments; `inverses`, by the place of B in the tree
-    (A Aᵀ)⁻¹ / s² `[*stack, r, r]`, which stays as it is since A does."""
+    """What the optimizer keeps.
+
+    Attributes:
+        step: how many are done.
+        mu: the first moment of each parameter, float32.
+        nu: the second one.
+        inverses: by the place of B in the tree (A Aᵀ)⁻¹ / s², which stays as it is since A does.
+    """
 
     step: Int[Array, ""]
-    mu: Any
-    nu: Any
-    inverses: dict[str, Array]
+    mu: PyTree[Array]
+    nu: PyTree[Array]
+    inverses: dict[str, Float[Array, "*stack r r"]]
 
 
 def lorafa(
-    schedule: optax.Schedule, lora: Any, b1: float, b2: float, eps: float, weight_decay: float
+    schedule: optax.Schedule, lora: PyTree, b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformation:
     """The whole optimizer, learning rate and weight decay included.
 
@@ -41,27 +56,36 @@ def lorafa(
     transformers 4 had it (`adamw_hf`): epsilon is added before the bias is corrected, and the weight
     decays after the step. As in PEFT all that trains decays, norms and biases too.
 
-    **Arguments**: `lora`, the adapter, or that half of it which is frozen: where its A are.
+    Args:
+        schedule: the learning rate by step.
+        lora: the adapter, or that half of it which is frozen: where its A are.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: a share of the weight for each unit of the learning rate.
 
-    Raises `InputError` where no A is frozen.
+    Raises:
+        InputError: where no A is frozen.
     """
-    frozen = dict(_frozen(lora))
+    frozen = list(_frozen(lora))
     if not frozen:
         raise InputError("training.optim is lorafa, but no adapter of a linear layer has its A frozen; adapt one")
 
-    def init(params: Any) -> LoraFAState:
-        def zeros() -> Any:
+    def init(params: optax.Params) -> LoraFAState:
+        def zeros() -> PyTree[Array]:
             return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
-        inverses = {name: _inverse(adapter.lora_A, adapter.scaling) for name, adapter in frozen.items()}
+        inverses = {place: _inverse(a, scaling) for place, a, scaling in frozen}
         return LoraFAState(jnp.zeros((), jnp.int32), zeros(), zeros(), inverses)
 
-    def update(updates: Any, state: LoraFAState, params: Any = None) -> tuple[Any, LoraFAState]:
+    def update(
+        updates: optax.Updates, state: LoraFAState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, LoraFAState]:
         done = optax.safe_increment(state.step)
         rate = schedule(state.step)
         step_size = rate * jnp.sqrt(bias_correction(b2, done)) / bias_correction(b1, done)
 
-        def projected(path: Any, grad: Array) -> Array:
+        def projected(path: tuple[object, ...], grad: Array) -> Array:
             inverse = state.inverses.get(_place(path))
             return grad if inverse is None else precise_matmul(grad, inverse)
 
@@ -70,7 +94,7 @@ def lorafa(
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
 
         def step(m: Array, v: Array, p: Array) -> Array:
-            moved = -step_size * m / (jnp.sqrt(v) + eps)
+            moved: Array = -step_size * m / (jnp.sqrt(v) + eps)
             return moved - rate * weight_decay * (p + moved)
 
         return jax.tree.map(step, mu, nu, params), LoraFAState(done, mu, nu, state.inverses)
@@ -78,21 +102,17 @@ def lorafa(
     return optax.GradientTransformation(init, update)
 
 
-def _frozen(lora: Any) -> Iterator[tuple[str, Any]]:
-    """(place of its B, adapter) of all adapters whose A does not train."""
-    found = jax.tree_util.tree_leaves_with_path({"lora": lora}, is_leaf=_is_adapter)
+def _frozen(lora: PyTree) -> Iterator[tuple[str, Float[Array, "*stack r in"], float]]:
+    """(place of its B, A, scaling) of all adapters whose A does not train."""
+    found = jax.tree_util.tree_leaves_with_path({"lora": lora}, is_leaf=lambda node: isinstance(node, _LowRank))
     for path, adapter in found:
-        if _is_adapter(adapter) and adapter.lora_A is not None:
+        if isinstance(adapter, _LowRank) and adapter.lora_A is not None:
             place = (*path, jax.tree_util.GetAttrKey("lora_B"))
             if not roles.is_embedding_adapter(place):
-                yield _place(place), adapter
+                yield _place(place), adapter.lora_A, adapter.scaling
 
 
-def _is_adapter(node: Any) -> bool:
-    return all(hasattr(node, name) for name in ("lora_A", "lora_B", "scaling"))
-
-
-def _place(path: Any) -> str:
+def _place(path: tuple[object, ...]) -> str:
     return dotted(path_names(path))
 
 

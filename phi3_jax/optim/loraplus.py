@@ -4,17 +4,16 @@ The groups are those of `peft.optimizers.create_loraplus_optimizer`: A and embed
 and all vectors (biases, DoRA's magnitudes, norms) learn `loraplus_lr_ratio` times faster.
 """
 
-from typing import Any
-
 import jax
 import optax
+from jaxtyping import Array, PyTree
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.lora import roles
 from phi3_jax.system.dotted import path_names
 
 
-def learning_rate_factors(params: Any, training: TrainingSection) -> Any:
+def learning_rate_factors(params: optax.Params, training: TrainingSection) -> PyTree[float]:
     """For each leaf how many times the schedule's learning rate is its own.
 
     A and B of an embedding's adapter get `loraplus_lr_embedding` at the schedule's peak.
@@ -22,7 +21,7 @@ def learning_rate_factors(params: Any, training: TrainingSection) -> Any:
     ratio = training.loraplus_lr_ratio
     assert ratio is not None
 
-    def factor(path: Any, leaf: Any) -> float:
+    def factor(path: tuple[object, ...], leaf: Array) -> float:
         if roles.is_embedding_adapter(path):
             return training.loraplus_lr_embedding / training.learning_rate
         is_vector = leaf.ndim - roles.stack_axes(path) == 1
@@ -31,7 +30,7 @@ def learning_rate_factors(params: Any, training: TrainingSection) -> Any:
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def decays(params: Any) -> Any:
+def decays(params: optax.Params) -> PyTree[bool]:
     """True where weight decay applies: everywhere but on biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in path_names(path)[-1], params)
 
@@ -39,8 +38,6 @@ def decays(params: Any) -> Any:
 def scale_by_group(training: TrainingSection) -> optax.GradientTransformation:
     """Multiplies each leaf's update by its own factor of the learning rate."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        return jax.tree.map(lambda u, f: u * f, updates, learning_rate_factors(updates, training)), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, learning_rate_factors(updates, training))
+    )

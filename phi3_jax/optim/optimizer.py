@@ -2,12 +2,11 @@
 
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from phi3_jax.config.sections import TrainingSection
 from phi3_jax.optim import loraplus
@@ -50,36 +49,39 @@ def make_schedule(training: TrainingSection, total_steps: int) -> optax.Schedule
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """PyTorch's `clip_grad_norm_`: scales by max_norm / (norm + 1e-6) where that is below 1."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
+    def clipped(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
         scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
-        return jax.tree.map(lambda g: g * scale, updates), state
+        return jax.tree.map(lambda g: g * scale, updates)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(clipped)
 
 
-def decays(params: Any) -> Any:
+def decays(params: optax.Params) -> PyTree[bool]:
     """True where weight decay applies: everywhere but on norms and biases, as in transformers."""
 
-    def decayed(path: Any, _: Any) -> bool:
+    def decayed(path: tuple[object, ...], _: Array) -> bool:
         return not _UNDECAYED.search(jax.tree_util.keystr(path, simple=True, separator="."))
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_optimizer(
-    training: TrainingSection, schedule: optax.Schedule, lora: Any = None
+    training: TrainingSection, schedule: optax.Schedule, lora: PyTree = None
 ) -> optax.GradientTransformation:
     """Clipping, the optimizer named by `optim`, decoupled weight decay, and the schedule.
 
     `lion` takes adam_beta1 and adam_beta2 and `adafactor` neither relative steps nor a scale by the
     parameter, as in transformers' Trainer. Adafactor's clipping by RMS acts on all layers' weights
-    of a kind at once, since they are stacked. `adamw_8bit` is described in `training.adam8bit`. With
-    `loraplus_lr_ratio` groups of parameters learn, and decay, as `training.loraplus` says.
+    of a kind at once, since they are stacked. `adamw_8bit` is described in `optim.adam8bit`. With
+    `loraplus_lr_ratio` groups of parameters learn, and decay, as `optim.loraplus` says.
 
-    **Arguments**: `lora`, the adapter or its frozen half: `lorafa` (see there) takes A from it.
+    Args:
+        training: the settings.
+        schedule: the learning rate by step, see `make_schedule`.
+        lora: the adapter or its frozen half: `lorafa` (see there) takes A from it.
 
-    Raises `InputError` where `lorafa` finds no frozen A.
+    Raises:
+        InputError: where `lorafa` finds no frozen A.
     """
     betas = training.adam_beta1, training.adam_beta2
     clip = clip_by_global_norm(training.max_grad_norm) if training.max_grad_norm else optax.identity()

@@ -1,25 +1,28 @@
 """Where in the model numbers stop being finite: a micro-batch once more, module by module."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from phi3_jax.data.batch import Batch
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.model.attention import attend
-from phi3_jax.model.phi3 import adapted_logits, precise
+from phi3_jax.model.attention import without_cache
+from phi3_jax.model.logits import adapted_logits
+from phi3_jax.model.observer import Observer
+from phi3_jax.model.products import precise
+from phi3_jax.model.protocols import materialised
 from phi3_jax.model.rope import rope_cos_sin
+from phi3_jax.model.stack import Layer
 from phi3_jax.objectives.cross_entropy import cross_entropy_sums
-from phi3_jax.objectives.next_token import neftune_noise, next_tokens
+from phi3_jax.objectives.next_token import next_tokens, noisy_embeddings, split_noise_key
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.system.dotted import dotted, flat_items, nested, path_names
-
-Batch = Mapping[str, Int[Array, "batch seq"]]
 
 # The linear modules of a layer as the forward pass comes to them, and what makes the input of each.
 MODULES = {
@@ -47,8 +50,15 @@ def find_nonfinite(
     A base weight, an adapter's array or activations, with the name of the module; None where everything
     is finite. Layer by layer, without one compiled program for all: slow, and exact in its randomness.
 
-    **Arguments**: as `training.loss.loss_sums` has them; `batch` `[batch, seq]` with `positions`,
-    `segment_ids` and `loss_mask`.
+    Args:
+        model: the base.
+        lora: the adapters, None for the base alone.
+        batch: `[batch, seq]` with `positions`, `segment_ids` and `loss_mask`.
+        dropout_key: as `loss_sums` takes it.
+        neftune_alpha: likewise.
+
+    Returns:
+        What was found, in words.
     """
     try:
         with precise(model.dtype):
@@ -70,34 +80,20 @@ def _largest(x: Array) -> str:
     return f"{float(jnp.max(jnp.abs(x)).astype(jnp.float32)):.3g} in {x.dtype}"
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """In an adapter's place: looks at all that a linear module takes and gives. **Fields**: `adapter`, the
-    real one, None without; `name`, the module's; `before`, what makes its input."""
-
-    adapter: Any
-    name: str
-    before: str
-
-    def __call__(self, y: Array, x: Array, weight: Array, key: PRNGKeyArray | None = None) -> Array:
-        if not _is_finite(x):
-            _found(f"the activations that come out of {self.before}")
-        if not _is_finite(weight):
-            _found(f"the base weight {self.name}.weight")
-        _check_adapter(self.adapter, self.name)
-        if not _is_finite(y):
-            _found(f"the activations that come out of {self.name} (its input is at most {_largest(x)})")
-        out = y if self.adapter is None else self.adapter(y, x, weight, key)
-        if not _is_finite(out):
-            _found(f"the activations that the adapter of {self.name} puts out (its input is at most {_largest(x)})")
-        return out
-
-    def part(self, rows: slice) -> "_Probe":
-        part = None if self.adapter is None else self.adapter.part(rows)
-        return _Probe(part, self.name, self.before)
+def _check_module(name: str, before: str, adapter: object, x: Array, weight: Array, y: Array, out: Array) -> None:
+    """Looks at all that a linear module takes and gives; `before`, what makes its input."""
+    if not _is_finite(x):
+        _found(f"the activations that come out of {before}")
+    if not _is_finite(weight):
+        _found(f"the base weight {name}.weight")
+    _check_adapter(adapter, name)
+    if not _is_finite(y):
+        _found(f"the activations that come out of {name} (its input is at most {_largest(x)})")
+    if not _is_finite(out):
+        _found(f"the activations that the adapter of {name} puts out (its input is at most {_largest(x)})")
 
 
-def _check_adapter(adapter: Any, name: str) -> None:
+def _check_adapter(adapter: object, name: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapter):
         if not _is_finite(leaf):
             _found(f"the adapter's {name}.{path_names(path)[-1]}")
@@ -115,26 +111,23 @@ class _Walk:
         neftune_alpha: float | None,
     ):
         self.model, self.lora, self.batch = model, lora, batch
-        self.adapters = {} if lora is None else lora.materialise()
-        # As `loss_sums` and the model draw them.
-        self.noise_key: PRNGKeyArray | None = None
-        self.key = key
-        if key is not None and neftune_alpha:
-            self.noise_key, self.key = jax.random.split(key)
+        self.adapters = materialised(lora, "model")
+        self.noise_key, self.key = split_noise_key(key, neftune_alpha)
         self.neftune_alpha = neftune_alpha
-        layers = model.config.num_hidden_layers
-        self.keys = [None] * layers if self.key is None else list(jax.random.split(self.key, layers))
-        self.graph, self.weights = nnx.split(model.model.layers)
+        self.stack = model.model.stack(self.adapters, self.key)
+        segment_ids = constrain(jnp.asarray(batch["segment_ids"]), "batch", None)
+        self.attend = without_cache(segment_ids, model.config.sliding_window, model.attention)
 
     def there_and_back(self) -> None:
         x, inputs = self._embed(), []
-        self.cos_sin = rope_cos_sin(self.model.config, self.batch["positions"], self.batch["segment_ids"], x.dtype)
-        for index in range(self.model.config.num_hidden_layers):
+        positions, segment_ids = jnp.asarray(self.batch["positions"]), jnp.asarray(self.batch["segment_ids"])
+        self.cos_sin = rope_cos_sin(self.model.config, positions, segment_ids, x.dtype)
+        for index, layer in enumerate(self.stack):
             inputs.append(x)
-            x = self._forward(index, x)
+            x = self._forward(f"model.layers.{index}", layer, x)
         gradient = self._loss(x)
-        for index in reversed(range(len(inputs))):
-            gradient = self._backward(index, inputs[index], gradient)
+        for index, x in reversed(list(enumerate(inputs))):
+            gradient = self._backward(f"model.layers.{index}", self.stack[index], x, gradient)
 
     def _embed(self) -> Float[Array, "batch seq hidden"]:
         ids, name = jnp.asarray(self.batch["input_ids"]), "model.embed_tokens"
@@ -142,45 +135,34 @@ class _Walk:
         if not _is_finite(rows):
             token = int(jnp.max(jnp.where(jnp.isfinite(rows).all(-1), -1, ids)))
             _found(f"the base weight {name}.weight, in the row of token {token}")
-        _check_adapter(self.adapters.get("model", {}).get("embed_tokens"), name)
-        x = self.model.embed(ids, self.lora)
-        if self.noise_key is not None and self.neftune_alpha:
-            noise = neftune_noise(self.noise_key, self.batch["segment_ids"], x.shape[-1], self.neftune_alpha)
-            x += noise.astype(x.dtype)
+        _check_adapter(self.adapters.get("embed_tokens"), name)
+        if self.noise_key is None:
+            x = self.model.embed(ids, self.lora)
+        else:
+            x = noisy_embeddings(self.model, self.lora, self.batch, self.noise_key, self.neftune_alpha)
         if not _is_finite(x):
             _found(f"the activations that come out of {name}")
         return constrain(x, "batch", "seq", None)
 
-    def _layer(self, index: int, adapters: Any, x: Array, weights: Any) -> Array:
-        """One layer, as in `Phi3Model`."""
-        config, segment_ids = self.model.config, constrain(self.batch["segment_ids"], "batch", None)
-
-        def attend_here(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-            kind = self.model.attention
-            return attend(q, k, v, segment_ids, sliding_window=config.sliding_window, kind=kind), None
-
-        out: Array = nnx.merge(self.graph, weights)(x, self.cos_sin, attend_here, adapters, self.keys[index])[0]
-        return out
-
-    def _sliced(self, index: int) -> tuple[dict[str, Any], Any]:
-        """A layer's adapters, by module name, and its weights."""
-        adapters = self.adapters.get("model", {}).get("layers", {})
-        own = {name: jax.tree.map(lambda x: x[index], adapter) for name, adapter in flat_items(adapters)}
-        return own, jax.tree.map(lambda x: x[index], self.weights)
-
-    def _forward(self, index: int, x: Array) -> Array:
-        layer = f"model.layers.{index}"
-        adapters, weights = self._sliced(index)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            if not _is_finite(weights[name]["weight"].get_value()):
-                _found(f"the base weight {layer}.{name}.weight")
+    def _forward(self, name: str, layer: Layer, x: Array) -> Array:
+        weights = dict(nnx.to_flat_state(layer.weights))
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            if not _is_finite(weights[norm, "weight"].get_value()):
+                _found(f"the base weight {name}.{norm}.weight")
+        adapters = dict(flat_items(layer.adapters))
         # Adapters of parts of a fused module come after the module itself.
-        names = dict.fromkeys([*MODULES, *adapters])
-        befores = {name: f"{layer}.{MODULES[name]}" if name in MODULES else f"{layer}.{name}" for name in names}
-        probes = {name: _Probe(adapters.get(name), f"{layer}.{name}", befores[name]) for name in names}
-        x = self._layer(index, nested(probes), x, weights)
+        observers = {
+            module: Observer(
+                partial(
+                    _check_module, f"{name}.{module}", f"{name}.{MODULES.get(module, module)}", adapters.get(module)
+                ),
+                adapters.get(module),
+            )
+            for module in dict.fromkeys([*MODULES, *adapters])
+        }
+        x, _ = replace(layer, adapters=nested(observers))(x, self.cos_sin, self.attend)
         if not _is_finite(x):
-            _found(f"the activations that come out of {layer}, summed up (at most its parts' own are finite)")
+            _found(f"the activations that come out of {name}, summed up (at most its parts' own are finite)")
         return x
 
     def _loss(self, x: Array) -> Array:
@@ -203,31 +185,28 @@ class _Walk:
         value, backward = jax.vjp(total, x)
         if not _is_finite(value):
             _found("the activations that come out of lm_head (the logits, or the loss)")
+        gradient: Array
         (gradient,) = backward(jnp.ones_like(value))
         if not _is_finite(gradient):
             _found("in the backward pass, the gradient of what goes into lm_head")
         return gradient
 
-    def _backward(self, index: int, x: Array, gradient: Array) -> Array:
-        layer = f"model.layers.{index}"
-        adapters, weights = self._sliced(index)
-        trains = nested(adapters) if self.lora is not None else weights
+    def _backward(self, name: str, layer: Layer, x: Array, gradient: Array) -> Array:
+        field = "weights" if self.lora is None else "adapters"  # what trains
 
-        def output(x: Array, trains: Any) -> Array:
-            return (
-                self._layer(index, trains, x, weights) if self.lora is not None else self._layer(index, {}, x, trains)
-            )
+        def output(x: Array, trains: PyTree) -> Array:
+            return replace(layer, **{field: trains})(x, self.cos_sin, self.attend)[0]
 
-        _, backward = jax.vjp(output, x, trains)
+        _, backward = jax.vjp(output, x, getattr(layer, field))
         gradient, gradients = backward(gradient)
         leaves = [(dotted(path_names(path)), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)]
         order = list(MODULES)  # the last ones' gradients are the first to be known
         leaves.sort(
             key=lambda leaf: max((i for i, name in enumerate(order) if name in leaf[0]), default=0), reverse=True
         )
-        for name, leaf in leaves:
+        for place, leaf in leaves:
             if not _is_finite(leaf):
-                _found(f"in the backward pass, the gradient of {layer}.{name}")
+                _found(f"in the backward pass, the gradient of {name}.{place}")
         if not _is_finite(gradient):
-            _found(f"in the backward pass, the gradient of what goes into {layer}")
+            _found(f"in the backward pass, the gradient of what goes into {name}")
         return gradient

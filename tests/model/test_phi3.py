@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from phi3_jax import InputError, Phi3ForCausalLM
-from phi3_jax.model.phi3 import default_positions
+from phi3_jax.model.documents import default_positions
 from phi3_jax.model.rope import length_in_use
 from tests.helpers.models import CONFIG
 

@@ -116,6 +116,17 @@ def test_neftune_noise_has_the_documents_size_and_spares_padding():
         np.testing.assert_allclose(part.std(), bound / np.sqrt(3), rtol=0.03)
 
 
+def test_neftune_noise_takes_memory_that_grows_with_the_length_alone():
+    """A square of the length would be four times as much at twice the length."""
+
+    def temporaries(length: int) -> int:
+        shapes = jax.random.key(0), jax.ShapeDtypeStruct((1, length), jnp.int32)
+        noise = jax.jit(lambda key, segments: neftune_noise(key, segments, 8, 5.0))
+        return noise.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8192) <= 2.1 * temporaries(4096)
+
+
 def test_neftune_acts_in_training_alone():
     model, rows = tiny_model(), random_rows([12, 12], 12)
     clean = loss(model, None, rows)

@@ -1,0 +1,31 @@
+"""Blocks: the pieces that attention and the loss cut long axes into."""
+
+import math
+
+# Splash attention, the kernel for TPUs, cuts rows into blocks of a multiple of this.
+SPLASH_BLOCK = 128
+_LARGEST_SPLASH_BLOCK = 512
+
+
+def even_block(length: int, largest: int) -> int:
+    """The size of blocks that cut a length evenly, the last one filled up.
+
+    As few blocks as `largest` allows; where there are several, of a multiple of 8.
+
+    Example:
+        >>> even_block(100, 256), even_block(300, 256)
+        (100, 152)
+    """
+    blocks = math.ceil(length / largest)
+    return length if blocks == 1 else math.ceil(length / blocks / 8) * 8
+
+
+def splash_block(length: int) -> int:
+    """The largest size for splash attention that leaves nothing to fill up; `length`, a multiple of `SPLASH_BLOCK`.
+
+    Example:
+        >>> splash_block(768), splash_block(1024)
+        (384, 512)
+    """
+    sizes = range(SPLASH_BLOCK, _LARGEST_SPLASH_BLOCK + 1, SPLASH_BLOCK)
+    return max(size for size in sizes if length % size == 0)
