@@ -67,10 +67,9 @@ def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch
 
     Example:
         >>> import jax, numpy as np, phi3_jax as p3
-        >>>         >>> config = p3.Phi3Config(
-        ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        ...     num_key_value_heads=1,
-        ... )
+        >>> from flax import nnx
+        >>> sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
         >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
         >>> batches = [{"input_ids": np.arange(32).reshape(2, 16)}] * 2
         >>> settings = p3.LoraConfig(r=2, target_modules=("o_proj",), init_lora_weights="eva")

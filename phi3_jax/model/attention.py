@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from phi3_jax.model.blocks import SPLASH_BLOCK
 from phi3_jax.model.flash import flash_attention, visible
@@ -23,16 +23,6 @@ _XLA_LENGTH = 128
 _CUDNN_LENGTH = 8192
 
 
-def attention_mask(segment_ids: Int[Array, "batch seq"], sliding_window: int | None) -> Bool[Array, "batch 1 seq seq"]:
-    """True where the query (row) sees the key (column).
-
-    A key is visible iff it is not in the query's future, belongs to the same document, and lies
-    within the window: `q - sliding_window < k <= q`, so `sliding_window` keys with the query's own.
-    Padding (segment 0) sees only padding, so that no row of the softmax is ever empty.
-    """
-    return visible(segment_ids, segment_ids, 0, 0, sliding_window)[:, None]
-
-
 def attend(
     q: Float[Array, "batch seq heads head_dim"],
     k: Float[Array, "batch seq kv_heads head_dim"],
@@ -42,7 +32,7 @@ def attend(
     sliding_window: int | None,
     kind: str = "auto",
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """softmax(q kᵀ / √head_dim) v over the keys that `attention_mask` says.
+    """softmax(q kᵀ / √head_dim) v over the keys that `visible` says.
 
     Scores and softmax are in float32, each kv head is shared by its group. Under a mesh
     (`jax.set_mesh`) rows lie over `data` and `fsdp`, heads over `tensor` and positions over `context`;

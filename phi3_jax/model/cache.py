@@ -6,6 +6,7 @@ window, and a new column takes the place of the one that has just left it; other
 room and nothing is ever overwritten.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -62,18 +63,20 @@ class Cache:
 
 def empty_cache(config: Phi3Config, batch: int, capacity: int, dtype: DTypeLike) -> Cache:
     """Room for `capacity` columns of `batch` rows; for no more than the sliding window, where there is one."""
-    capacity = min(capacity, config.sliding_window or capacity)
-    shape = config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim
+    shape = _shape(config, batch, capacity)
     k, v = (constrain(jnp.zeros(shape, dtype), None, *LAYER_AXES) for _ in range(2))
     return Cache(k, v, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), True)
 
 
 def cache_bytes(config: Phi3Config, batch: int, capacity: int, dtype: DTypeLike) -> int:
     """The size of such a cache."""
-    columns = min(capacity, config.sliding_window or capacity)
-    numbers = 2 * config.num_hidden_layers * batch * config.num_key_value_heads * columns * config.head_dim
     itemsize: int = jnp.dtype(dtype).itemsize
-    return numbers * itemsize
+    return 2 * math.prod(_shape(config, batch, capacity)) * itemsize
+
+
+def _shape(config: Phi3Config, batch: int, capacity: int) -> tuple[int, ...]:
+    columns = min(capacity, config.sliding_window or capacity)
+    return config.num_hidden_layers, batch, config.num_key_value_heads, columns, config.head_dim
 
 
 def slot_columns(length: Int[Array, ""], capacity: int) -> Int[Array, "capacity"]:

@@ -33,7 +33,12 @@ def visible(
     kv_start: Int[Array, ""] | int,
     sliding_window: int | None,
 ) -> Bool[Array, "batch seq keys"]:
-    """True where the query sees the key, the first of each being at `q_start` and `kv_start` of the row."""
+    """True where the query sees the key, the first of each being at `q_start` and `kv_start` of the row.
+
+    A key is visible iff it is not in the query's future, belongs to the same document, and lies
+    within the window: `q - sliding_window < k <= q`, so `sliding_window` keys with the query's own.
+    Padding (segment 0) sees only padding, so that no row of the softmax is ever empty.
+    """
     query = q_start + jnp.arange(q_segments.shape[1])
     key = kv_start + jnp.arange(kv_segments.shape[1])
     distance = query[:, None] - key[None, :]

@@ -50,14 +50,12 @@ class Phi3ForCausalLM(nnx.Module):
         attention: the kernel, see `model.attention.attend`.
 
     Example:
-        >>> import phi3_jax as p3
+        >>> import jax.numpy as jnp, phi3_jax as p3
         >>> from flax import nnx
-        >>> config = p3.Phi3Config(
-        ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        ...     num_key_value_heads=1,
-        ... )
+        >>> sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
         >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
-        >>> model([[1, 5, 9], [1, 7, 2]]).shape
+        >>> model(jnp.array([[1, 5, 9], [1, 7, 2]])).shape
         (2, 3, 40)
     """
 
@@ -170,15 +168,14 @@ class Phi3ForCausalLM(nnx.Module):
         be read again for an answer as `generate` gives it, which does so.
 
         Example:
-            >>> from phi3_jax import Phi3Config, Phi3ForCausalLM
+            >>> import jax.numpy as jnp
             >>> from flax import nnx
-            >>> config = Phi3Config(
-            ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            ...     num_key_value_heads=1,
-            ... )
+            >>> from phi3_jax import Phi3Config, Phi3ForCausalLM
+            >>> sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+            >>> config = Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
             >>> model = Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
-            >>> logits, cache = model([[1, 5, 9]], cache=model.make_cache(1, 8))
-            >>> logits, cache = model([[7]], cache=cache)
+            >>> logits, cache = model(jnp.array([[1, 5, 9]]), cache=model.make_cache(1, 8))
+            >>> logits, cache = model(jnp.array([[7]]), cache=cache)
             >>> logits.shape, int(cache.length)
             ((1, 1, 40), 4)
         """

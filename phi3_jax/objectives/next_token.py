@@ -48,10 +48,8 @@ def loss(
     Example:
         >>> import jax, jax.numpy as jnp, phi3_jax as p3
         >>> from flax import nnx
-        >>> config = p3.Phi3Config(
-        ...     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        ...     num_key_value_heads=1,
-        ... )
+        >>> sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        >>> config = p3.Phi3Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
         >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
         >>> lora = p3.init_lora(model, p3.LoraConfig(r=2, target_modules="all-linear"), jax.random.key(0))
         >>> batch = {"input_ids": jnp.array([[1, 5, 9, 7]]), "loss_mask": jnp.array([[0, 0, 1, 1]])}

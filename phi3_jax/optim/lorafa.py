@@ -95,7 +95,8 @@ def lorafa(
 
         def step(m: Array, v: Array, p: Array) -> Array:
             moved: Array = -step_size * m / (jnp.sqrt(v) + eps)
-            return moved - rate * weight_decay * (p + moved)
+            decayed: Array = moved - rate * weight_decay * (p + moved)
+            return decayed
 
         return jax.tree.map(step, mu, nu, params), LoraFAState(done, mu, nu, state.inverses)
 

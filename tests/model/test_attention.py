@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from phi3_jax.model import attention, flash
-from phi3_jax.model.attention import attend, attention_mask, run_kind
+from phi3_jax.model.attention import attend, run_kind
+from phi3_jax.model.flash import visible
 from phi3_jax.model.remat import remat_policy
 from phi3_jax.parallel.mesh import make_mesh
 from phi3_jax.system.errors import InputError
@@ -113,7 +114,7 @@ def test_chunked_in_bfloat16(length, constant):
 
 def test_mask():
     ids = packed(30)
-    seen = attention_mask(ids, 7)
+    seen = visible(ids, ids, 0, 0, 7)[:, None]
     for row in range(2):
         for query in range(30):
             expected = [k for k in range(query - 6, query + 1) if k >= 0 and ids[row, k] == ids[row, query]]
@@ -127,7 +128,8 @@ def test_splash_mask_is_the_mask_that_its_blocks_say(window):
 
     length, size = 768, 128
     mask = _WindowMask((length, length), (None if window is None else window - 1, 0), 0)
-    expected = np.asarray(attention_mask(jnp.ones((1, length), int), window)[0, 0])
+    ids = jnp.ones((1, length), int)
+    expected = np.asarray(visible(ids, ids, 0, 0, window)[0])
     kinds = set()
     for i in range(0, length, size):
         for j in range(0, length, size):
