@@ -68,8 +68,12 @@ def kernel_for(q: Float[Array, "batch seq heads head_dim"], kind: str) -> str:
     Raises:
         InputError: where the device or the shape does not allow it.
     """
+    if kind not in KINDS:
+        raise InputError(f"attention {kind!r} is not known; give one of {', '.join(KINDS)}")
     chosen = _auto(q) if kind == "auto" else kind
-    _check_kind(chosen, q)
+    refusal = _refusal(chosen, q)
+    if refusal is not None:
+        raise InputError(f"attention {chosen!r} {refusal}; give 'auto' or 'chunked'")
     return chosen
 
 
@@ -78,28 +82,20 @@ def _auto(q: Array) -> str:
     if device == "tpu":
         return "splash" if length >= SPLASH_BLOCK else "xla"
     if device == "gpu":
-        return "cudnn" if length <= _CUDNN_LENGTH and _cudnn_refusal(q) is None else "chunked"
+        return "cudnn" if length <= _CUDNN_LENGTH and _refusal("cudnn", q) is None else "chunked"
     # JAX's own asks for a way to multiply float16 that CPUs do not have.
     return "xla" if length <= _XLA_LENGTH and q.dtype != jnp.float16 else "chunked"
 
 
-def _check_kind(kind: str, q: Array) -> None:
-    device = platform()
-    if kind not in KINDS:
-        raise InputError(f"attention {kind!r} is not known; give one of {', '.join(KINDS)}")
+def _refusal(kind: str, q: Array) -> str | None:
+    """Why the kernel does not take these queries on this device; None if it does."""
+    device, (_, length, _, head_dim) = platform(), q.shape
     if kind == "splash" and device != "tpu":
-        raise InputError(f"attention 'splash' runs on TPUs, and this is a {device}; give 'auto' or 'chunked'")
-    if kind == "cudnn":
-        if device != "gpu":
-            raise InputError(f"attention 'cudnn' runs on NVIDIA GPUs, and this is a {device}; give 'auto' or 'chunked'")
-        refusal = _cudnn_refusal(q)
-        if refusal is not None:
-            raise InputError(f"attention 'cudnn' {refusal}; give 'auto' or 'chunked'")
-
-
-def _cudnn_refusal(q: Array) -> str | None:
-    """Why cuDNN's kernel does not take these queries; None if it does."""
-    _, length, _, head_dim = q.shape
+        return f"runs on TPUs, and this is a {device}"
+    if kind != "cudnn":
+        return None
+    if device != "gpu":
+        return f"runs on NVIDIA GPUs, and this is a {device}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 or float16, and the model is {q.dtype}"
     if head_dim > 128 or head_dim % 8:
