@@ -25,7 +25,7 @@ from phi3_jax.model.logits import adapted_logits
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.model.products import precise, project
 from phi3_jax.model.protocols import Adapters, materialised
-from phi3_jax.model.stack import Layer
+from phi3_jax.model.walk import Layer
 from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.system.memory import free_memory
 

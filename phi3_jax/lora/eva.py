@@ -27,7 +27,7 @@ from phi3_jax.model.documents import default_positions, documents
 from phi3_jax.model.observer import Observer
 from phi3_jax.model.products import precise
 from phi3_jax.model.rope import CosSin, rope_cos_sin
-from phi3_jax.model.stack import Layer
+from phi3_jax.model.walk import Layer
 from phi3_jax.system.dotted import nested
 from phi3_jax.system.errors import InputError
 

@@ -10,8 +10,8 @@ from phi3_jax.model.attention import attend
 from phi3_jax.model.cache import Cache, attend_cached, seen_keys, slot_columns, store
 from phi3_jax.model.protocols import Adapters
 from phi3_jax.model.rope import rope_cos_sin
-from phi3_jax.model.stack import Layer
 from phi3_jax.model.transformer import Phi3Model
+from phi3_jax.model.walk import Layer
 
 Stacks = tuple[Array, Array]  # the layers' keys and values
 

@@ -10,7 +10,7 @@ from phi3_jax.model.layers import Embedding, Phi3DecoderLayer, RMSNorm
 from phi3_jax.model.protocols import Adapters
 from phi3_jax.model.remat import LAYER_INPUT, checkpoint_name, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
-from phi3_jax.model.stack import Layer, LayerStack
+from phi3_jax.model.walk import Layer, LayerStack
 from phi3_jax.parallel.sharding import constrain
 
 

@@ -18,7 +18,7 @@ from phi3_jax.model.observer import Observer
 from phi3_jax.model.products import precise
 from phi3_jax.model.protocols import materialised
 from phi3_jax.model.rope import rope_cos_sin
-from phi3_jax.model.stack import Layer
+from phi3_jax.model.walk import Layer
 from phi3_jax.objectives.cross_entropy import cross_entropy_sums
 from phi3_jax.objectives.next_token import next_tokens, noisy_embeddings, split_noise_key
 from phi3_jax.parallel.sharding import constrain
