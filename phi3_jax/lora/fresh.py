@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -103,19 +103,14 @@ def by_layer_groups(
     """
     if not module.layers:
         return make(module, *config.rank_and_alpha(module.name), 0)
-    groups = list(layer_groups(module, config))
+    groups: dict[tuple[int, float], set[str]] = {}  # in the order of the first of each
+    for name in module.names:
+        groups.setdefault(config.rank_and_alpha(name), set()).add(name)
     if len(groups) == 1 and len(module.layers) == num_layers:
-        return make(module, *groups[0][1:], 0)
-    parts = tuple(make(module.of_layers(layers), r, alpha, i) for i, (layers, r, alpha) in enumerate(groups))
-    return ByLayer(parts, tuple(layers for layers, _, _ in groups), num_layers)
-
-
-def layer_groups(module: Module, config: LoraConfig) -> Iterator[tuple[tuple[int, ...], int, float]]:
-    """(layers, r, α) of the layers that have the same of both, in the order of the first of each."""
-    groups: dict[tuple[int, float], list[int]] = {}
-    for name, layer in zip(module.names, module.layers, strict=True):
-        groups.setdefault(config.rank_and_alpha(name), []).append(layer)
-    return ((tuple(layers), r, alpha) for (r, alpha), layers in groups.items())
+        return make(module, *next(iter(groups)), 0)
+    alike = [(part, *key) for key, names in groups.items() if (part := module.narrowed(names)) is not None]
+    parts = tuple(make(part, r, alpha, i) for i, (part, r, alpha) in enumerate(alike))
+    return ByLayer(parts, tuple(part.layers for part, _, _ in alike), num_layers)
 
 
 def _init(

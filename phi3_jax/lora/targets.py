@@ -1,6 +1,6 @@
 """Which modules of a model an adapter is for, by PEFT's rules, without PEFT's silences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flax import nnx
@@ -8,7 +8,7 @@ from flax import nnx
 from phi3_jax.config.lora import LoraConfig, matching_key
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.layers import Embedding, FusedLinear, Linear
-from phi3_jax.system.dotted import last_part
+from phi3_jax.system.dotted import dotted, last_part, sibling
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import matches
 
@@ -21,16 +21,16 @@ Names = str | Sequence[str]
 class Module:
     """A layer, or a slice of a fused one, that can have an adapter.
 
-    **Fields**
-    - `name`: as in the model's pytree, the layer index left out: `model.layers.mlp.down_proj`; a
-      slice takes the place of its layer's name: `model.layers.self_attn.q_proj`.
-    - `names`: as in a checkpoint: `model.layers.0.mlp.down_proj` and so on; `name` alone outside
-      the layers.
-    - `layers`: the indices that these names belong to; none outside the layers.
-    - `shape`: of one layer's weight (or the slice's rows of it): `[out, in]`, of the embedding
-      `[vocab, hidden]`.
-    - `is_embedding`: a table that is looked up, no matrix product.
-    - `parent`: the module whose weight it is, and which `rows` of that; for a slice the fused one.
+    Attributes:
+        name: As in the model's pytree, the layer index left out: `model.layers.mlp.down_proj`; a slice takes
+            the place of its layer's name: `model.layers.self_attn.q_proj`.
+        names: As in a checkpoint: `model.layers.0.mlp.down_proj` and so on; `name` alone outside the layers.
+        layers: The indices that these names belong to; none outside the layers.
+        shape: Of one layer's weight (or the slice's rows of it): `[out, in]`, of the embedding
+            `[vocab, hidden]`.
+        is_embedding: Whether it is a table that is looked up, no matrix product.
+        parent: The module whose weight it is; for a slice the fused one.
+        rows: Which rows of that weight.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Module:
     def is_slice(self) -> bool:
         return self.name != self.parent
 
-    def of_layers(self, chosen: Sequence[int]) -> "Module":
-        """The same in some of the layers."""
-        kept = [(name, layer) for name, layer in zip(self.names, self.layers, strict=True) if layer in chosen]
-        names, layers = zip(*kept, strict=True)
-        return replace(self, names=names, layers=layers)
+    def narrowed(self, names: Container[str]) -> "Module | None":
+        """The same in those layers whose `names` are given; None if there are none."""
+        kept = [i for i, name in enumerate(self.names) if name in names]
+        layers = tuple(self.layers[i] for i in kept) if self.layers else ()
+        return replace(self, names=tuple(self.names[i] for i in kept), layers=layers) if kept else None
 
 
 def adaptable_modules(model: Phi3ForCausalLM) -> list[Module]:
@@ -86,16 +86,9 @@ def slices(model: Phi3ForCausalLM) -> list[Module]:
         if isinstance(module, FusedLinear):
             whole = _module(name, names, module, model.config.num_hidden_layers)
             for part, rows in module.rows.items():
-                shape = (rows.stop - rows.start, whole.shape[1])
-                found.append(
-                    replace(
-                        whole,
-                        name=_sibling(name, part),
-                        names=tuple(_sibling(n, part) for n in names),
-                        shape=shape,
-                        rows=rows,
-                    )
-                )
+                shape = rows.stop - rows.start, whole.shape[1]
+                own = tuple(sibling(n, part) for n in names)
+                found.append(replace(whole, name=sibling(name, part), names=own, shape=shape, rows=rows))
     return sorted(found, key=lambda module: (module.parent, module.rows.start))
 
 
@@ -103,10 +96,6 @@ def _module(name: str, names: tuple[str, ...], module: Linear | Embedding, num_l
     rows, columns = module.weight.shape[-2:]
     layers = tuple(range(num_layers)) if names != (name,) else ()
     return Module(name, names, layers, (rows, columns), isinstance(module, Embedding), name, slice(0, rows))
-
-
-def _sibling(name: str, last: str) -> str:
-    return f"{name.rpartition('.')[0]}.{last}"
 
 
 def checkpoint_names(name: str, num_layers: int) -> tuple[str, ...]:
@@ -127,7 +116,12 @@ def checkpoint_name(name: str, layer: int) -> str:
 def config_targets(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
     """The modules, and the layers of each, that get adapters by a configuration.
 
-    Raises `InputError` for whatever in it matches nothing, or cannot be together.
+    Args:
+        model: An abstract one (`nnx.eval_shape`) will do.
+        config: Its targets, what it leaves out, and its patterns.
+
+    Raises:
+        InputError: For whatever in it matches nothing, or cannot be together.
     """
     modules = match_targets(model, config.target_modules)
     if config.exclude_modules:
@@ -158,13 +152,15 @@ def config_targets(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
 def match_targets(model: Phi3ForCausalLM, target_modules: Names) -> list[Module]:
     """The modules that `target_modules` names, in the model's order, slices of fused ones last.
 
-    **Arguments**
-    - `target_modules`: names, each of which stands for the modules of exactly that name and those
-      that end in `.name`; or one string: a regular expression for the whole of a name, or
-      `"all-linear"` (every linear layer but the output head).
+    Args:
+        model: An abstract one (`nnx.eval_shape`) will do.
+        target_modules: Names, each of which stands for the modules of exactly that name and those that end in
+            `.name`; or one string: a regular expression for the whole of a name, or `"all-linear"` (every
+            linear layer but the output head).
 
-    Raises `InputError` where a name, or the expression, matches nothing, or something that can have
-    no adapter (as PEFT does).
+    Raises:
+        InputError: Where a name, or the expression, matches nothing, or something that can have no adapter (as
+            PEFT does).
     """
     modules = adaptable_modules(model)
     if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
@@ -172,76 +168,61 @@ def match_targets(model: Phi3ForCausalLM, target_modules: Names) -> list[Module]
     modules += slices(model)
     everything = [name for _, names, _ in _walk(model) for name in names]
     everything += [name for module in modules for name in module.names if name not in everything]
+    matched, unmatched = _matched("target_modules", target_modules, everything)
+    if unmatched:
+        raise InputError(f"{_nothing_matches(target_modules, unmatched, everything, modules)}; {_choices(modules)}")
     if isinstance(target_modules, str):
-        matched = _match_pattern(target_modules, everything, modules)
-    else:
-        matched = _match_names(target_modules, everything, modules)
+        # `.*_proj` fits a fused layer and its slices; PEFT's meaning, the layer, goes first.
+        for part in filter(lambda module: module.is_slice, modules):
+            whole = [checkpoint_name(part.parent, layer) for layer in part.layers]
+            matched -= {name for name, parent in zip(part.names, whole, strict=True) if parent in matched}
     wrong = matched.difference(*(m.names for m in modules))
     if wrong:
         raise InputError(
             f"target_modules {_show(target_modules)} matches {min(wrong)}, which is neither a linear layer nor an "
             f"embedding; {_choices(modules)}"
         )
-    return [m for m in (_narrowed(module, matched) for module in modules) if m is not None]
+    return _narrowed(modules, matched)
 
 
-def _narrowed(module: Module, matched: set[str]) -> Module | None:
-    """The module in those layers whose names are in `matched`; None if there are none."""
-    if not module.layers:
-        return module if module.name in matched else None
-    layers = [layer for name, layer in zip(module.names, module.layers, strict=True) if name in matched]
-    return module.of_layers(layers) if layers else None
+def _matched(field: str, wanted: Names, names: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Those of the names that a list of names or an expression is for, and what of it is for none of them."""
+    if isinstance(wanted, str):
+        found = {wanted: {name for name in names if matches(field, wanted, name)}}
+    else:
+        found = {target: {name for name in names if _is_named(name, target)} for target in wanted}
+    return set().union(*found.values()), [target for target, hits in found.items() if not hits]
 
 
-def _match_pattern(pattern: str, everything: Sequence[str], modules: Sequence[Module]) -> set[str]:
-    matched = {name for name in everything if matches("target_modules", pattern, name)}
-    if matched:
-        # `.*_proj` fits a fused layer and its slices; PEFT's meaning, the layer, goes first.
-        covered = {
-            name
-            for module in modules
-            if module.is_slice
-            for name, layer in zip(module.names, module.layers, strict=True)
-            if checkpoint_name(module.parent, layer) in matched
-        }
-        return matched - covered
-    hint = ""
-    if any(_is_named(name, pattern) for name in everything):
-        hint = f" (a single name goes into a list: [{pattern}])"
-    raise InputError(
-        f"target_modules {pattern!r} matches nothing: a string is a regular expression for a whole name such as "
-        f"{modules[1].names[0]}{hint}; {_choices(modules)}"
-    )
-
-
-def _match_names(targets: Sequence[str], everything: Sequence[str], modules: Sequence[Module]) -> set[str]:
-    matched = {target: {name for name in everything if _is_named(name, target)} for target in targets}
-    unmatched = [target for target, names in matched.items() if not names]
-    if not unmatched:
-        return set().union(*matched.values())
+def _nothing_matches(
+    target_modules: Names, unmatched: Sequence[str], everything: Sequence[str], modules: Sequence[Module]
+) -> str:
+    if isinstance(target_modules, str):
+        is_name = any(_is_named(name, target_modules) for name in everything)
+        hint = f" (a single name goes into a list: [{target_modules}])" if is_name else ""
+        return (
+            f"target_modules {target_modules!r} matches nothing: a string is a regular expression for a whole name "
+            f"such as {modules[1].names[0]}{hint}"
+        )
     verb = "matches" if len(unmatched) == 1 else "match"
-    message = f"target_modules {_show(targets)}: {', '.join(unmatched)} {verb} nothing"
-    if ALL_LINEAR in unmatched:
-        message += f" ({ALL_LINEAR} is given as a string, not in a list)"
-    raise InputError(f"{message}; {_choices(modules)}")
+    hint = f" ({ALL_LINEAR} is given as a string, not in a list)" if ALL_LINEAR in unmatched else ""
+    return f"target_modules {_show(target_modules)}: {', '.join(unmatched)} {verb} nothing{hint}"
+
+
+def _narrowed(modules: Iterable[Module], names: Container[str]) -> list[Module]:
+    """The modules in those layers whose names are given."""
+    return [kept for module in modules if (kept := module.narrowed(names)) is not None]
 
 
 def _without(modules: Sequence[Module], exclude: Names) -> list[Module]:
     names = [name for module in modules for name in module.names]
-    if isinstance(exclude, str):
-        excluded = {name for name in names if matches("exclude_modules", exclude, name)}
-        idle = [] if excluded else [exclude]
-    else:
-        found = {target: {name for name in names if _is_named(name, target)} for target in exclude}
-        excluded = set().union(*found.values())
-        idle = [target for target, matches in found.items() if not matches]
+    excluded, idle = _matched("exclude_modules", exclude, names)
     if idle:
         raise InputError(
             f"exclude_modules: {', '.join(idle)} excludes none of the target modules; "
             f"there are {', '.join(module.suffix for module in modules)}"
         )
-    kept = set(names) - excluded
-    return [m for m in (_narrowed(module, kept) for module in modules) if m is not None]
+    return _narrowed(modules, set(names) - excluded)
 
 
 def _without_saved(modules: Sequence[Module], saved: set[str]) -> list[Module]:
@@ -262,10 +243,8 @@ def _in_layers(modules: Sequence[Module], config: LoraConfig, num_layers: int) -
         raise InputError(
             f"layers_to_transform is given, but {', '.join(outside)} of target_modules is in no layer; leave one out"
         )
-    narrowed = (
-        _narrowed(m, {n for n, layer in zip(m.names, m.layers, strict=True) if layer in indices}) for m in modules
-    )
-    return [m for m in narrowed if m is not None]
+    pairs = [pair for m in modules for pair in zip(m.names, m.layers, strict=True)]
+    return _narrowed(modules, {name for name, layer in pairs if layer in indices})
 
 
 def _check_overlap(modules: Sequence[Module]) -> None:
@@ -296,7 +275,8 @@ def saved_modules(model: Phi3ForCausalLM, modules_to_save: Sequence[str]) -> lis
     """The modules with weights that `modules_to_save` names: as in PEFT, all whose name ends so, and
     what they contain. With tied embeddings `lm_head` is among the choices.
 
-    Raises `InputError` where a name matches nothing, or only some layers of a stack.
+    Raises:
+        InputError: Where a name matches nothing, or only some layers of a stack.
     """
     weights = {name: names for name, names, module in _walk(model) if hasattr(module, "weight")}
     weights.setdefault("lm_head", ("lm_head",))
@@ -335,12 +315,6 @@ def _show(target_modules: Names) -> str:
 
 def _walk(model: Phi3ForCausalLM) -> Iterator[tuple[str, tuple[str, ...], nnx.Module]]:
     """(name in the pytree, names in a checkpoint, module) of every module below `model`."""
-
-    def children(module: nnx.Module, parent: str) -> Iterator[tuple[str, tuple[str, ...], nnx.Module]]:
-        for attribute, child in vars(module).items():
-            if isinstance(child, nnx.Module):
-                name = f"{parent}{attribute}"
-                yield name, checkpoint_names(name, model.config.num_hidden_layers), child
-                yield from children(child, f"{name}.")
-
-    return children(model, "")
+    for path, module in nnx.iter_modules(model):
+        if path:
+            yield dotted(path), checkpoint_names(dotted(path), model.config.num_hidden_layers), module

@@ -19,7 +19,7 @@ from phi3_jax.lora.fused import find_blocks, fits, slice_table, split
 from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Slice
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.system.dotted import last_part
+from phi3_jax.system.dotted import last_part, sibling
 from phi3_jax.system.reading import parse_json
 
 ENTRY = "phi3_jax"  # of the file's metadata
@@ -38,11 +38,6 @@ def rank_and_alpha(config: LoraConfig, name: str, adapter: Any) -> RankAndAlpha:
     if config.scaling_of(r, alpha) != adapter.scaling:
         alpha = alpha_of(config, adapter.scaling, r)
     return r, alpha
-
-
-def sibling(full: str, name: str) -> str:
-    """The last part of `name` in the place of that of `full`."""
-    return f"{full.rpartition('.')[0]}.{last_part(name)}"
 
 
 def slice_record(config: LoraConfig, parts: Mapping[str, Sequence[tuple[Slice, Any]]]) -> dict[str, str]:

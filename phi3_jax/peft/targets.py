@@ -31,8 +31,8 @@ def _chosen(module: Module, config: LoraConfig) -> Module | None:
     """The module in the layers that exclude_modules and layers_to_transform leave."""
     if not module.layers:
         return module if _is_chosen(module.name, None, config) else None
-    layers = [n for name, n in zip(module.names, module.layers, strict=True) if _is_chosen(name, n, config)]
-    return module.of_layers(layers) if layers else None
+    named = zip(module.names, module.layers, strict=True)
+    return module.narrowed({name for name, layer in named if _is_chosen(name, layer, config)})
 
 
 def _is_chosen(name: str, layer: int | None, config: LoraConfig) -> bool:

@@ -29,8 +29,8 @@ from phi3_jax.lora.stack import STACK, num_layers, stacked, unstacked
 from phi3_jax.lora.targets import Module, checkpoint_name, checkpoint_names
 from phi3_jax.lora.tree import Lora, Slice
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.peft.slices import has_rank, part_slices, rank_and_alpha, sibling, slice_record
-from phi3_jax.system.dotted import last_part
+from phi3_jax.peft.slices import has_rank, part_slices, rank_and_alpha, slice_record
+from phi3_jax.system.dotted import last_part, sibling
 from phi3_jax.system.errors import InputError
 
 PREFIX = "base_model.model."

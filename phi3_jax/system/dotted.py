@@ -18,6 +18,11 @@ def last_part(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def sibling(name: str, other: str) -> str:
+    """The last part of `other` in the place of that of `name`."""
+    return f"{name.rpartition('.')[0]}.{last_part(other)}"
+
+
 def nested(items: Mapping[str, T]) -> dict[str, T | Nested[T]]:
     """Mappings of mappings, by the parts of dotted names.
 

@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from phi3_jax.system.dotted import dotted, flat_items, last_part, nested, path_names
+from phi3_jax.system.dotted import dotted, flat_items, last_part, nested, path_names, sibling
+
+
+def test_a_sibling_differs_in_the_last_part():
+    assert sibling("a.b.c", "d") == sibling("a.b.c", "e.d") == "a.b.d"
 
 
 def test_nested_and_flat_items_are_each_others_reverse():
