@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from phi3_jax.config.lora import EVA_DEFAULTS, LoraConfig
 from phi3_jax.data.batch import Batch
@@ -354,12 +353,12 @@ def _lora(
     return replace(lora, adapters=nested(items), config=written)
 
 
-def _with_components(name: str, adapter: Any, components: Mapping[str, Array]) -> Any:
+def _with_components(name: str, adapter: PyTree, components: Mapping[str, Array]) -> PyTree:
     """The adapter with its components as A; one that has none (an embedding's, token rows) as it is."""
     if name in components:
         return replace(adapter, lora_A=components[name])
 
-    def stacked(part: Any, layers: Iterable[int]) -> Any:
+    def stacked(part: PyTree, layers: Iterable[int]) -> PyTree:
         return replace(part, lora_A=jnp.stack([components[checkpoint_name(name, layer)] for layer in layers]))
 
     if isinstance(adapter, ByLayer):

@@ -59,12 +59,10 @@ def cached_forward(
             if seen is None:
                 return attend_prompt(q, k, v), stored
             if seq == 1:
-                return attend_cached(q, stored[0][index], stored[1][index], seen), stored
-            all_k, all_v = (
-                jnp.concatenate([stack[index], new.transpose(0, 2, 1, 3)], axis=2)
-                for stack, new in zip(stacks, (k, v), strict=True)
-            )
-            return attend_cached(q, all_k, all_v, seen), stored
+                keys, values = stored[0][index], stored[1][index]
+            else:
+                keys, values = _with_new(stacks[0][index], k), _with_new(stacks[1][index], v)
+            return attend_cached(q, keys, values, seen), stored
 
         return layer(x, cos_sin, attend_here)
 
@@ -83,3 +81,9 @@ def cached_forward(
         all_k.append(k[0])
         all_v.append(v[0])
     return model.norm(x), Cache(tuple(all_k), tuple(all_v), starts, first + seq, False)
+
+
+def _with_new(
+    kept: Float[Array, "batch kv_heads capacity head_dim"], new: Float[Array, "batch seq kv_heads head_dim"]
+) -> Float[Array, "batch kv_heads keys head_dim"]:
+    return jnp.concatenate([kept, new.transpose(0, 2, 1, 3)], axis=2)

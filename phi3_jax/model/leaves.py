@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.layers import FusedLinear
@@ -20,7 +20,7 @@ def abstract_model(config: Phi3Config, dtype: DTypeLike = jnp.float32, attention
     return nnx.eval_shape(lambda: Phi3ForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(0), attention=attention))
 
 
-def model_leaves(model: Phi3ForCausalLM) -> dict[LeafPath, nnx.Variable]:
+def model_leaves(model: Phi3ForCausalLM) -> dict[LeafPath, nnx.Variable[PyTree]]:
     """The variables of a model's state, by path."""
     return {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
