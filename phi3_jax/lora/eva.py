@@ -1,4 +1,4 @@
-"""EVA: A starts from the principal components of what its layer is given, and ranks go where they explain most.
+"""EVA: A starts as the principal components of what its layer is given, and ranks go where they explain most.
 
 After the paper (https://arxiv.org/abs/2410.07170) and PEFT's `initialize_lora_eva_weights`.
 """
@@ -29,6 +29,7 @@ from phi3_jax.model.rope import CosSin, rope_cos_sin
 from phi3_jax.model.walk import Layer
 from phi3_jax.system.dotted import nested
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.numbers import is_number
 
 
 def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch], key: PRNGKeyArray) -> Lora:
@@ -95,7 +96,7 @@ def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch
     components = {}
     for source_name, source in sources.items():
         for name in source.ranks:
-            components[name] = states[source_name].start(ranks[name], settings.whiten)
+            components[name] = states[source_name].initial_A(ranks[name], settings.whiten)
     return _lora(model, config, settings, modules, components, key)
 
 
@@ -115,7 +116,7 @@ def _settings(config: LoraConfig) -> _Settings:
     settings = _Settings(**{**EVA_DEFAULTS, **(config.eva_config or {})})
     for name, lowest, highest in (("rho", 1, float("inf")), ("tau", 0, 1)):
         value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
+        if not is_number(value) or not lowest <= value <= highest:
             expected = f"at least {lowest}" if highest > 1 else f"{lowest} to {highest}"
             raise InputError(f"peft.eva_config gives {name} {value!r}, expected {expected}")
     for name in ("use_label_mask", "whiten", "adjust_scaling_factors"):

@@ -71,7 +71,7 @@ class IncrementalPCA:
         """Each component's share of the whole variance."""
         return self.singular_values**2 / self.variation
 
-    def start(self, rank: int, whiten: bool) -> Float[Array, "r in"]:
+    def initial_A(self, rank: int, whiten: bool) -> Float[Array, "r in"]:
         """A of that rank: the first components, with `whiten` divided by the root of their singular values."""
         if not whiten:
             return self.components[:rank]
