@@ -21,7 +21,7 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.evaluation import row_token_sums
-from phi3_jax.training.step import make_eval_step
+from phi3_jax.training.step import Params, make_eval_step
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Runner:
 
     def __init__(self, model: Phi3ForCausalLM, devices: Devices) -> None:
         self._graph, state = nnx.split(model)
-        self._params = devices.spread({"model": state, "lora": None})
-        self.model = nnx.merge(self._graph, self._params["model"])
+        self._state, _ = devices.spread((state, None))
+        self.model = nnx.merge(self._graph, self._state)
         self._eval_step = make_eval_step(self._graph, model.dtype)
 
     def predictions(self, task: Task, name: str, lora: Lora | None, rows: Sequence[int]) -> Iterator[Prediction]:
@@ -124,7 +124,7 @@ class Runner:
         batches = eval_batches(chosen, task.data, batch_size=size, part=devices.rows_here(size), pad_id=task.pad_id)
         order = [sequence[0] for sequence in eval_order(chosen, task.data)]
         parts = (order[start : start + size] for start in range(0, len(order), size))
-        params = {**self._params, "lora": lora}
+        params: Params = {"model": self._state, "lora": lora}
         nothing = jax.tree.map(lambda _: None, params)
         on_device = ((part, devices.put(batch, size)) for part, batch in zip(parts, batches, strict=True))
         for index, (loss, target_tokens, right_tokens) in row_token_sums(self._eval_step, params, nothing, on_device):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from phi3_jax.parallel.distributed import local_rows
 from phi3_jax.parallel.distributed import place as place_batch
 from phi3_jax.parallel.layout import batch_sharding, place, shardings
+from phi3_jax.parallel.mesh import pass_rows
 from phi3_jax.parallel.sharding import replicated
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class Devices:
 
     def batch_size(self, per_device: int) -> int:
         """Rows of a forward pass over all devices; those of `tensor` and `context` share theirs."""
-        return per_device * self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return pass_rows(per_device, self.mesh.shape)
 
     def rows_here(self, batch_size: int) -> Sequence[int] | None:
         """Which rows of such a batch this host's devices need; None for all."""

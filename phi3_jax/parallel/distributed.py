@@ -12,19 +12,18 @@ import math
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 import jax
 import numpy as np
-from jax._src import cloud_tpu_init
-from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Int32, PyTree
 
+from phi3_jax.system.compat_jax import distributed_state, on_cloud_tpu
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError
 from phi3_jax.system.text import first_line
@@ -55,13 +54,15 @@ def initialize(
     process takes all of its host's devices, but for GPUs under SLURM, where JAX gives each task one;
     JAX_LOCAL_DEVICE_IDS (such as `0,1`) says otherwise.
 
-    **Arguments**
-    - `coordinator_address`: `host:port` of process 0, a port that is free there.
-    - `num_processes`, `process_id`: how many there are, and which of them this is, from 0.
-    - `timeout`: seconds to wait for all of them; default JAX_INITIALIZATION_TIMEOUT, or 300.
+    Args:
+        coordinator_address: `host:port` of process 0, a port that is free there.
+        num_processes: how many there are.
+        process_id: which of them this is, from 0.
+        timeout: seconds to wait for all of them; by default JAX_INITIALIZATION_TIMEOUT, or 300.
 
-    Raises `InputError` where some settings are given and others not, where they are no numbers or
-    out of range, and where not all processes come together in time.
+    Raises:
+        InputError: where some settings are given and others not, where they are no numbers or out of range, and where
+            not all processes come together in time.
     """
     if jax.distributed.is_initialized():
         return
@@ -74,7 +75,9 @@ def initialize(
     if len(missing) == len(given):
         cluster = detect_cluster()
         if cluster is not None:
-            _start({}, seconds, f"{cluster}: not all processes of the job reached the first one's")
+            _start(
+                jax.distributed.initialize, seconds, f"{cluster}: not all processes of the job reached the first one's"
+            )
     elif missing:
         there = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         raise InputError(
@@ -96,16 +99,11 @@ def _start_explicit(address: str, count: int, index: int, seconds: float) -> Non
     if count == 1:
         return
     # Deactivated, or JAX would ask a cluster that it finds for what is not given here, its devices.
-    settings = {
-        "coordinator_address": address,
-        "num_processes": count,
-        "process_id": index,
-        "cluster_detection_method": "deactivate",
-    }
-    _start(settings, seconds, f"process {index}: not all {count} processes reached the coordinator at {address}")
+    start = partial(jax.distributed.initialize, address, count, index, cluster_detection_method="deactivate")
+    _start(start, seconds, f"process {index}: not all {count} processes reached the coordinator at {address}")
 
 
-def _start(settings: Mapping[str, Any], seconds: float, failure: str) -> None:
+def _start(start: Callable[..., None], seconds: float, failure: str) -> None:
     """`jax.distributed.initialize`, given up after `seconds`.
 
     In a thread: JAX itself would end the process with a stack trace where the others do not come.
@@ -114,7 +112,7 @@ def _start(settings: Mapping[str, Any], seconds: float, failure: str) -> None:
 
     def connect() -> None:
         try:
-            jax.distributed.initialize(**settings, initialization_timeout=math.ceil(seconds) + 60)
+            start(initialization_timeout=math.ceil(seconds) + 60)
         except Exception as error:
             errors.append(error)
 
@@ -145,7 +143,7 @@ def detect_cluster() -> str | None:
         tasks = _whole("SLURM_STEP_NUM_TASKS") or _whole("SLURM_NTASKS") or 1
         return "SLURM" if tasks > 1 else None
     platforms = jax.config.jax_platforms or "tpu"  # type: ignore[attr-defined]
-    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in platforms:
+    if on_cloud_tpu() and "tpu" in platforms:
         workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
         if workers is not None:
             return "GKE" if "," in workers or (_whole("MEGASCALE_NUM_SLICES") or 1) > 1 else None
@@ -185,15 +183,19 @@ def _seconds() -> float:
 
 def is_main() -> bool:
     """Whether this is the process that writes files and logs: the first of several, or the only one."""
-    return jax_distributed.global_state.process_id == 0
+    return distributed_state().process_id == 0
 
 
 def barrier(name: str, *, timeout: float = PATIENCE) -> None:
     """Waits until every process has come here.
 
-    **Arguments**: `name`, the same in all; `timeout`, seconds.
+    Args:
+        name: the same in all.
+        timeout: seconds.
 
-    Raises `TimeoutError` where one does not come, and `RuntimeError` where one is elsewhere.
+    Raises:
+        TimeoutError: where one does not come.
+        RuntimeError: where one is at another barrier.
     """
     names = exchange(name, timeout=timeout)
     if set(names) != {name}:
@@ -203,9 +205,10 @@ def barrier(name: str, *, timeout: float = PATIENCE) -> None:
 def exchange(text: str, *, timeout: float = PATIENCE) -> list[str]:
     """Every process's `text`, by process; all must take part.
 
-    Raises `TimeoutError` where one does not in `timeout` seconds.
+    Raises:
+        TimeoutError: where one does not in `timeout` seconds.
     """
-    state = jax_distributed.global_state
+    state = distributed_state()
     if state.client is None:
         return [text]
     place = f"phi3_jax/{next(_rounds)}"
@@ -249,10 +252,11 @@ def together() -> Iterator[None]:
 def check_agreement(what: Mapping[str, str]) -> None:
     """Compares all processes' `what`, their versions, and how many devices they have.
 
-    **Arguments**: `what`, a name for each thing to compare, such as `configuration`, and its text or
-    fingerprint.
+    Args:
+        what: a name for each thing to compare, such as `configuration`, and its text or fingerprint.
 
-    Raises `InputError` in every process where one differs: what, in which process, and how.
+    Raises:
+        InputError: in every process where one differs: what, in which process, and how.
     """
     versions = {"Python": platform.python_version(), **{name: version(name) for name in ("phi3_jax", "jax", "jaxlib")}}
     _compare({**versions, **what})
@@ -306,7 +310,8 @@ def place(
         batch_size: rows of the global batch.
     """
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)
+        placed: dict[str, Array] = jax.device_put(dict(batch), sharding)
+        return placed
     return {name: _place(array, sharding, batch_size) for name, array in batch.items()}
 
 
@@ -324,12 +329,12 @@ def _place(array: np.ndarray, sharding: NamedSharding, batch_size: int) -> Array
     return jax.make_array_from_callback(shape, sharding, piece)
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: PyTree) -> PyTree:
     """The tree with numpy arrays in place of jax's, whole, in every process; all must take part."""
 
-    def fetch(array: Any) -> Any:
+    def fetch(array: Array | np.ndarray) -> np.ndarray:
         if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
             return np.asarray(array)
-        return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
     return jax.tree.map(fetch, tree)

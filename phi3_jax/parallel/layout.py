@@ -4,14 +4,18 @@ Trees are those of training: `{"model": the model's state, "lora": Lora or None}
 step, whose optimizer's arrays have the names of the parameters that they belong to.
 """
 
-from typing import Any
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 from phi3_jax.parallel.sharding import spec
 from phi3_jax.system.dotted import path_names
+
+T = TypeVar("T")
 
 # Weights of the model by their module; norms are not cut.
 KEPT: dict[str, tuple[str | None, str | None]] = {
@@ -24,10 +28,13 @@ KEPT: dict[str, tuple[str | None, str | None]] = {
 }
 
 
-def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
     """That of a weight of the model, or of an array of a quantised one.
 
-    **Arguments**: `names`, the parts of its dotted name, down to its module at least.
+    Args:
+        names: the parts of its dotted name, down to its module at least.
+        shape: the array's.
+        mesh: the devices.
     """
     axes = next((KEPT[name] for name in names if name in KEPT), None)
     stack = int("layers" in names)
@@ -36,7 +43,7 @@ def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) 
     return NamedSharding(mesh, spec(shape, (*[None] * stack, *axes), mesh))
 
 
-def adapter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def adapter_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
     """That of an array of an adapter between steps: cut along its longest axis."""
     axes: list[str | None] = [None] * len(shape)
     if shape:
@@ -44,10 +51,10 @@ def adapter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(shape, tuple(axes), mesh))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """A `NamedSharding` for every array of parameters or of a step's state."""
 
-    def leaf(path: Any, x: Any) -> NamedSharding:
+    def leaf(path: tuple[object, ...], x: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         names = path_names(path)
         if "adapters" in names:
             return adapter_sharding(x.shape, mesh)
@@ -58,27 +65,33 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, ndim: int) -> NamedSharding:
     """That of `[..., batch, seq]`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 2), ("data", "fsdp"), "context"))
 
 
-def place(tree: Any, layout: Any) -> Any:
+def place(tree: T, layout: PyTree[NamedSharding]) -> T:
     """Arrays that every process holds whole, spread over the mesh; arrays that are on it already, moved.
 
     PRNG keys keep their type.
     """
 
-    def leaf(x: Any, sharding: NamedSharding) -> jax.Array:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return jax.device_put(x, sharding)
-        if jax.process_count() == 1:
-            return jax.device_put(x, sharding)
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    def leaf(x: Array, sharding: NamedSharding) -> Array:
+        if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            moved: Array = jax.device_put(x, sharding)
+            return moved
+        if is_key(x):
             data = np.asarray(jax.random.key_data(x))
             bits = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
-            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
+            keys: Array = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
+            return keys
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(leaf, tree, layout)
+    placed: T = jax.tree.map(leaf, tree, layout)
+    return placed
+
+
+def is_key(x: Array) -> bool:
+    """Whether it is an array of PRNG keys, not of numbers."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

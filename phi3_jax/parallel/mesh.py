@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -38,16 +37,18 @@ def mesh_shape(parallel: Mapping[str, int], devices: int) -> dict[str, int]:
     return {axis: devices // known if size == -1 else size for axis, size in shape.items()}
 
 
-def make_mesh(parallel: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(parallel: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh with the axes `AXES`, for use with `jax.set_mesh`.
 
     Axes are of type Auto: the compiler spreads what the rules of `sharding` leave open.
 
-    **Arguments**: `parallel`, the sizes of axes (default 1; one of them may be -1 for "all that are
-    left"); `devices`, default: all of JAX's.
+    Args:
+        parallel: the sizes of axes, 1 where there is none; one of them may be -1 for "all that are left".
+        devices: all of JAX's by default.
 
-    Raises `InputError` where the product does not divide the number of devices, and where it leaves
-    devices out on several hosts, each of which must take part.
+    Raises:
+        InputError: where the product does not divide the number of devices, and where it leaves devices out on
+            several hosts, each of which must take part.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(parallel, len(devices))
@@ -61,6 +62,11 @@ def make_mesh(parallel: Mapping[str, int], devices: Sequence[Any] | None = None)
     if used == len(devices) and used > 1:
         return jax.make_mesh(sizes, AXES, types, devices=devices)  # as the devices are wired
     return Mesh(np.array(devices[:used]).reshape(sizes), AXES, axis_types=types)
+
+
+def pass_rows(per_device: int, shape: Mapping[str, int]) -> int:
+    """Rows of a forward pass over all devices; those of `tensor` and `context` share theirs."""
+    return per_device * shape["data"] * shape["fsdp"]
 
 
 def describe_mesh(mesh: Mesh) -> str:
@@ -100,4 +106,4 @@ def devices_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:  # a CPU's devices share the main memory
         return total_memory()
-    return stats["bytes_limit"] * ambient_mesh().size
+    return int(stats["bytes_limit"] * ambient_mesh().size)

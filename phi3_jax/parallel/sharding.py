@@ -8,10 +8,9 @@ one sum over `tensor` after attention and one after the MLP, in each direction.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from phi3_jax.parallel.mesh import ambient_mesh
@@ -35,7 +34,7 @@ def check_tensor_axis(tensor: int, sizes: Mapping[str, int]) -> None:
             raise InputError(f"parallel.tensor is {tensor}, which does not divide {size} {what}; give a divisor")
 
 
-def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Any) -> PartitionSpec:
+def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The mesh axes for an array with these logical axes, None where nothing is cut.
 
     Where a size does not divide by all of its mesh axes, the last ones are left out.

@@ -13,21 +13,21 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.lora import Lora, ParameterTable, init_lora, parameter_table, partition, trainable_mask
+from phi3_jax.data.batch import TRAINING_KEYS
+from phi3_jax.lora import Lora, ParameterTable, init_lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
-from phi3_jax.parallel.mesh import AXES, mesh_shape
+from phi3_jax.parallel.mesh import AXES, mesh_shape, pass_rows
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.performance.topology import Topology
 from phi3_jax.quant import Int8Weight, NF4Weight, Quantized
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.build import Leaf, build_model
 from phi3_jax.quant.quantize import is_quantizable
-from phi3_jax.training.step import TrainState, make_train_step
-
-BATCH = ("input_ids", "positions", "segment_ids", "loss_mask")
+from phi3_jax.training.job import split_parameters
+from phi3_jax.training.step import TrainState, compile_step, make_train_step
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,8 @@ class AbstractStep:
 
     def compile(self) -> Any:
         """Compiles it as `training.step.TrainStep` does, for the mesh's devices, which need not be here."""
-        layout = jax.tree.map(lambda x: x.sharding, self.state)
         with jax.set_mesh(self.mesh):
-            step = jax.jit(self.function, donate_argnums=0, out_shardings=layout)
-            return step.lower(self.state, self.frozen, self.batch).compile()
+            return compile_step(self.function, self.state, self.frozen, self.batch)
 
 
 def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
@@ -67,31 +65,26 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
     **Arguments**: `config`, the checkpoint's; `mesh`, of `parallel.mesh.make_mesh`, or one of no devices at
     all (`jax.sharding.AbstractMesh`), which is enough to trace the step.
     """
-    training, full = run.training, run.peft.full_finetuning
+    training = run.training
     model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
-    graph, state = nnx.split(model)
-    params = _laid_out({"model": state, "lora": lora}, mesh)
-    freeze_A = training.optim == "lorafa"
-    mask = trainable_mask(state, lora, full_finetuning=full, freeze_A=freeze_A)
-    trainable, frozen = partition(params, mask)
+    parts = split_parameters(run, model, lora, lambda params: _laid_out(params, mesh))
     schedule = make_schedule(training, max(training.max_steps, 1000))
-    dtype = jnp.dtype(run.model.dtype)
 
     # The optimizer is made while tracing, since LoRA-FA's takes arrays, and there are none outside.
     def create(trainable: Any, frozen: Any, key: Any) -> TrainState:
         return TrainState.create(trainable, make_optimizer(training, schedule, frozen["lora"]), key)
 
     def step(state: TrainState, frozen: Any, batch: Any) -> TrainState:
-        return make_train_step(graph, dtype, make_optimizer(training, schedule, frozen["lora"]), training)(
+        return make_train_step(parts.graph, parts.dtype, make_optimizer(training, schedule, frozen["lora"]), training)(
             state, frozen, batch
         )
 
-    first = jax.eval_shape(create, trainable, frozen, jax.eval_shape(lambda: jax.random.key(0)))
-    rows = training.per_device_train_batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+    first = jax.eval_shape(create, parts.trainable, parts.frozen, jax.eval_shape(lambda: jax.random.key(0)))
+    rows = pass_rows(training.per_device_train_batch_size, mesh.shape)
     shape = (training.gradient_accumulation_steps, rows, run.data.max_length)
     entry = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, 3))
-    table = parameter_table(model, lora, freeze_A=freeze_A)
-    return AbstractStep(step, _laid_out(first, mesh), frozen, dict.fromkeys(BATCH, entry), mesh, table)
+    batch = dict.fromkeys(TRAINING_KEYS, entry)
+    return AbstractStep(step, _laid_out(first, mesh), parts.frozen, batch, mesh, parts.table)
 
 
 def _laid_out(tree: Any, mesh: Any) -> Any:

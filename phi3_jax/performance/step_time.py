@@ -13,6 +13,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model.products import project
 from phi3_jax.parallel.hardware import HARDWARE
+from phi3_jax.parallel.mesh import pass_rows
 from phi3_jax.performance.topology import Topology
 from phi3_jax.training.flops import matmul_parameters, step_flops
 
@@ -59,8 +60,7 @@ def step_time(
         trainable: How many parameters train.
     """
     length, training = run.data.max_length, run.training
-    rows = training.gradient_accumulation_steps * training.per_device_train_batch_size
-    rows *= mesh["data"] * mesh["fsdp"]
+    rows = training.gradient_accumulation_steps * pass_rows(training.per_device_train_batch_size, mesh)
     attended = float(np.minimum(np.arange(length) + 1.0, config.sliding_window or np.inf).sum())
     flops = step_flops(config, trainable, run.peft.full_finetuning, length, attended) / length
     computed = flops + _computed_again(run, config, trainable, attended / length)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -11,14 +10,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from phi3_jax.parallel.distributed import exchange, is_main, together
+from phi3_jax.parallel.layout import is_key
+from phi3_jax.system.compat_orbax import context_with_json, disk_error
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storage_error, sync
+from phi3_jax.system.text import first_line
 from phi3_jax.training.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.training.step import TrainState
 
@@ -33,7 +36,9 @@ def superfluous(losses: Mapping[int, float | None], limit: int | None) -> list[i
     """Which steps' checkpoints to remove, so that `limit` are left: the newest, the best by its evaluation
     loss among them. As with transformers' `save_total_limit`, the newest and the best stay in any case.
 
-    **Arguments**: `losses`, of each step that has a checkpoint, None where there was no evaluation.
+    Args:
+        losses: that of each step that has a checkpoint, None where there was no evaluation.
+        limit: how many are to be left, None for all.
     """
     if limit is None or len(losses) <= limit:
         return []
@@ -70,19 +75,20 @@ class Checkpoints:
     it holds, and the first one does the rest. On which devices a state was saved does not matter to what
     it is restored onto.
 
-    **Arguments**: `save_total_limit`, see `superfluous`; `warn`, what takes warnings.
+    Args:
+        folder: where they lie; made where it is missing.
+        save_total_limit: see `superfluous`.
+        warn: what takes warnings.
 
-    Raises `InputError` where there were checkpoints and all of them are damaged.
+    Raises:
+        InputError: where there were checkpoints and all of them are damaged.
     """
 
     def __init__(self, folder: Path, save_total_limit: int | None, warn: Callable[[str], None] = logger.warning):
         # Orbax tells of every single file and of every thread; what fails is raised here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._folder, self._limit, self._warn = folder.absolute(), save_total_limit, warn
-        self._context = ocp.Context()
-        self._context.checkpointables.registry = ocp.handlers.local_registry()
-        # Left to choose, Orbax would take a dict of numbers for a tree of arrays.
-        self._context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name="progress")
+        self._context = context_with_json("progress")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._saving: _Saving | None = None
         self._losses: dict[int, float | None] = {}
@@ -93,12 +99,13 @@ class Checkpoints:
         """Those of the complete checkpoints, ascending."""
         return sorted(self._losses)
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any], eval_loss: float | None) -> None:
+    def save(self, step: int, state: TrainState, progress: dict[str, object], eval_loss: float | None) -> None:
         """Starts saving; the arrays are copied from the device before this returns.
 
         Where `step` is saved already, only its `eval_loss` is taken over.
 
-        Raises `StorageError` where this one or the one before cannot be written.
+        Raises:
+            StorageError: where this one or the one before cannot be written.
         """
         begin = time.monotonic()
         self.wait()
@@ -119,14 +126,14 @@ class Checkpoints:
         done = self._pool.submit(self._finish, step, eval_loss, written.result, dict(self._losses))
         self._saving = _Saving(step, eval_loss, nbytes, done)
 
-    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Mapping[str, Any]]:
         """The state saved at `step`, with the types, shapes and shardings of `like`, and the JSON beside it.
 
         By default that of the newest checkpoint which is what was written: those that are not are set aside,
         with a warning each.
 
-        Raises `InputError` where the checkpoint has other arrays than this run, and where it is damaged or
-        all are.
+        Raises:
+            InputError: where the checkpoint has other arrays than this run, and where it is damaged or all are.
         """
         self.wait()
         self._decide(lambda: self._check_newest() if step is None else self._check_one(step))
@@ -137,9 +144,8 @@ class Checkpoints:
             with self._context:
                 loaded = ocp.load_checkpointables(folder, {"state": abstract, "progress": None})
         except (ValueError, KeyError, FileNotFoundError) as error:
-            first = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{folder}: does not hold the state of this run ({first}); "
+                f"{folder}: does not hold the state of this run ({first_line(error)}); "
                 "remove it to continue from the one before, or start in another folder"
             ) from error
         return _unflatten(like, loaded["state"]), loaded["progress"]
@@ -255,10 +261,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class _Storing:
-    """Turns what goes wrong at writing a checkpoint into `StorageError`, and removes what was written of it.
-
-    What Orbax raises is no `OSError` where TensorStore wrote: the number stands in its text.
-    """
+    """Turns what goes wrong at writing a checkpoint into `StorageError`, and removes what was written of it."""
 
     path: Path
     temporary: Path
@@ -267,17 +270,12 @@ class _Storing:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError | ValueError) or isinstance(error, StorageError):
-            return
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        if number:
-            code = int(number[1])
-            error = OSError(code, os.strerror(code))
-        if isinstance(error, OSError):
-            told = storage_error(self.path, error, self.nbytes)
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        found = None if error is None or isinstance(error, StorageError) else disk_error(error)
+        if found is not None:
+            told = storage_error(self.path, found, self.nbytes)
             self._remove_parts()
-            raise told from error
+            raise told from found
 
     def _remove_parts(self) -> None:
         """They take space that the weights may need now. Orbax's other threads may still be writing some."""
@@ -297,12 +295,13 @@ def _flatten(state: TrainState) -> dict[str, jax.Array]:
 
 
 def _unflatten(like: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
-    def leaf(path: Any, old: jax.Array) -> jax.Array:
+    def leaf(path: tuple[object, ...], old: jax.Array) -> jax.Array:
         new = arrays[jax.tree_util.keystr(path, simple=True, separator=".")]
-        return jax.random.wrap_key_data(new) if jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key) else new
+        return jax.random.wrap_key_data(new) if is_key(old) else new
 
-    return jax.tree_util.tree_map_with_path(leaf, like)
+    state: TrainState = jax.tree_util.tree_map_with_path(leaf, like)
+    return state
 
 
 def _bits(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf

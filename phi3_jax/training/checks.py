@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -75,10 +74,15 @@ def check_settings(run: RunConfig) -> None:
 
 
 def check_output_folder(run: RunConfig, *, held: bool = False) -> None:
-    """Raises `InputError` where the output folder cannot be one, holds a run that is not to be resumed, or
-    is held by a run that goes on; also for a fallback folder that cannot be one.
+    """Looks at the output folder and the fallback folder.
 
-    **Arguments**: `held`, that it is this process which holds it. Of several, only the first one asks.
+    Args:
+        run: whose folders they are.
+        held: that it is this process which holds the output folder. Of several, only the first one asks.
+
+    Raises:
+        InputError: where one of them cannot be a folder to write to, where the output folder holds a run that is not to
+            be resumed, and where a run that goes on holds it.
     """
     folder = Path(run.training.output_dir)
     check_writable("training.output_dir", folder)
@@ -102,9 +106,15 @@ def has_checkpoints(folder: Path) -> bool:
 
 
 def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> None:
-    """Raises `InputError` where the mesh does not divide what it is to cut.
+    """Looks whether the mesh divides what it is to cut.
 
-    **Arguments**: `mesh`, the size of each axis.
+    Args:
+        run: its settings.
+        config: the model's.
+        mesh: the size of each axis.
+
+    Raises:
+        InputError: where it does not.
     """
     tensor, context = mesh["tensor"], mesh["context"]
     heads = {"attention heads": config.num_attention_heads, "key-value heads": config.num_key_value_heads}
@@ -122,7 +132,7 @@ def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> N
     if tensor > 1 and run.model.quantization is not None:
         raise InputError(
             f"parallel.tensor is {tensor}, but the blocks of model.quantization {run.model.quantization} cannot be "
-            "parted so; use parallel.fsdp"
+            "split so; use parallel.fsdp"
         )
 
 
@@ -173,7 +183,9 @@ def _remove(path: Path) -> None:
 class Changes:
     """Settings that a resumed run has otherwise than the run it continues, each with both values.
 
-    **Fields**: `result`, those that change its result; `other`, those that do not.
+    Attributes:
+        result: those that change its result.
+        other: those that do not.
     """
 
     result: list[str]
@@ -181,7 +193,11 @@ class Changes:
 
 
 def changed_settings(run: RunConfig, config_file: Path) -> Changes:
-    """Compares with the settings that the run was started with. Raises `InputError` where they cannot be read."""
+    """Compares with the settings that the run was started with.
+
+    Raises:
+        InputError: where they cannot be read.
+    """
     try:
         before = _flat(read_yaml(config_file))
     except (InputError, AttributeError) as error:
@@ -226,6 +242,6 @@ def describe_changes(run: RunConfig, config_file: Path) -> list[str]:
     return lines
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _flat(settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """`section.key` -> value."""
     return {f"{section}.{key}": value for section, values in settings.items() for key, value in values.items()}

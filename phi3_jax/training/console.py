@@ -1,13 +1,14 @@
 """What a run shows on the console: a progress bar, or plain lines where nobody watches."""
 
-from typing import Any
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from phi3_jax.report.forms import figure_words, form_of
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import printable
+from phi3_jax.training.evaluation import EvalFigures
+from phi3_jax.training.metrics import Row
 
 
 class RunConsole:
@@ -16,7 +17,7 @@ class RunConsole:
     def __init__(self, *, progress: bool, quiet: bool = False):
         # Tables and paths are printed as they are, whatever brackets are in them.
         self._console = Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -39,7 +40,7 @@ class RunConsole:
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
-    def figures(self, row: dict[str, Any], total: int) -> None:
+    def figures(self, row: Row, total: int) -> None:
         """Shows a row of metrics: in the bar, or as a line of its own."""
         if "eval_loss" in row:
             names = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
@@ -52,11 +53,13 @@ class RunConsole:
         if self._lines:
             self.print(f"step {row['step']}/{total}  {text}  lr {row['learning_rate']:.2e}")
 
-    def before_and_after(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+    def before_and_after(self, before: EvalFigures, after: EvalFigures) -> None:
         """A line for each figure of the evaluation."""
-        for name in (name for name in after if not name.endswith("_interval")):
-            old, new = (form_of(name).write(figures[name]) for figures in (before, after))
-            self.print(f"{figure_words(name)}: {old} before, {new} after")
+        numbers = {name: value for name, value in before.items() if isinstance(value, float)}
+        for name, value in after.items():
+            if isinstance(value, float):  # the others are intervals
+                old, new = (form_of(name).write(x) for x in (numbers[name], value))
+                self.print(f"{figure_words(name)}: {old} before, {new} after")
 
     def stop(self) -> None:
         self._bar.stop()

@@ -15,24 +15,30 @@ from phi3_jax.training.versions import write_versions
 
 
 class RunFolder:
-    """**Fields**: `path`; `checkpoints`, None where there are none and none are to be; `metrics`, once they
-    are open.
+    """Holds a run's output folder.
 
-    **Arguments**: `say`, what takes lines for the console.
+    Args:
+        run: whose `training.output_dir` it is.
+        say: what takes lines for the console.
+
+    Attributes:
+        path: the folder.
+        checkpoints: None where there are none and none are to be.
     """
 
     def __init__(self, run: RunConfig, say: Callable[[str], None]):
         self.path = Path(run.training.output_dir)
         self.checkpoints: Checkpoints | None = None
-        self.metrics: MetricsLog | None = None
+        self._log: MetricsLog | None = None
         self._run, self._say = run, say
         self._lock: RunLock | None = None
 
     def open(self) -> None:
         """Takes the folder for this run, and opens the checkpoints that it holds or is to hold.
 
-        Raises `InputError` where another run holds it, where its checkpoints are all damaged, and where the
-        hosts do not see the same one.
+        Raises:
+            InputError: where another run holds it, where its checkpoints are all damaged, and where the hosts do not
+                see the same one.
         """
         with together():
             if is_main():
@@ -69,15 +75,24 @@ class RunFolder:
             self.checkpoints = Checkpoints(self.path / "checkpoints", limit, self._say)
         return self.checkpoints
 
+    @property
+    def log(self) -> MetricsLog:
+        """The metrics, once they are open."""
+        assert self._log is not None
+        return self._log
+
     def open_metrics(self, rows: int) -> int:
-        """Opens metrics.jsonl behind its first `rows` lines. Returns how many there are: fewer where some are
-        lost, with a warning."""
+        """Opens metrics.jsonl behind its first `rows` lines.
+
+        Returns:
+            How many there are: fewer where some are lost, with a warning.
+        """
         with together():
-            self.metrics = MetricsLog(self.path, self._run, keep_rows=rows, writes=is_main())
-        found = len(self.metrics.history) if is_main() else rows
+            self._log = MetricsLog(self.path, self._run, keep_rows=rows, writes=is_main())
+        found = len(self.log.history) if is_main() else rows
         if found < rows:
             self._say(
-                f"warning: {self.metrics.path} has only {found} of the {rows} lines up to the checkpoint; the others "
+                f"warning: {self.log.path} has only {found} of the {rows} lines up to the checkpoint; the others "
                 "are lost"
             )
         return found
@@ -93,7 +108,7 @@ class RunFolder:
     def close(self) -> None:
         """Waits for the checkpoint that is being written, and lets the folder go."""
         try:
-            for part in (self.checkpoints, self.metrics):
+            for part in (self.checkpoints, self._log):
                 if part is not None:
                     part.close()
         finally:

@@ -1,8 +1,7 @@
 """Everything that a run works on, loaded and checked before the first byte is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,8 @@ from jaxtyping import PRNGKeyArray
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import prepare_data
+from phi3_jax.data.prepare import PreparedData
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation import end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
@@ -26,31 +27,57 @@ from phi3_jax.training.start import load_model_and_lora
 from phi3_jax.training.step import Params, TrainState, model_and_lora
 
 
-@dataclass
-class Job:
-    """A run's inputs.
+@dataclass(frozen=True)
+class Split:
+    """A model and its adapter by what trains: arrays, or shapes in place of arrays.
 
-    **Fields**: `graph`, the model without its arrays; `dtype`, what it computes in; `trainable` and
-    `frozen`, its parameters and the adapter's, parted (the first step takes the trainable ones with
-    it); `table`, what trains; `prompts`, the evaluation rows to answer, up to one of `end_ids`;
-    `pad_id`, what fills rows; `step_key`, what the steps' randomness is drawn from;
-    `devices`, what shares the work.
+    Attributes:
+        graph: the model without its arrays.
+        dtype: what it computes in.
+        trainable: the parameters that train.
+        frozen: those that do not.
+        table: what trains, for people.
     """
 
-    config: Phi3Config
-    tokenizer: Any
-    data: Any
-    graph: Any
-    dtype: Any
+    graph: nnx.GraphDef[Phi3ForCausalLM]
+    dtype: jnp.dtype
     trainable: Params
     frozen: Params
     table: ParameterTable
-    prompts: list[Prompt]
-    end_ids: tuple[int, ...]
-    pad_id: int
-    step_key: PRNGKeyArray
+
+
+def split_parameters(
+    run: RunConfig, model: Phi3ForCausalLM, lora: Lora | None, place: Callable[[Params], Params]
+) -> Split:
+    """Splits the parameters as `run` says.
+
+    Args:
+        run: whose `peft` and `training` say what trains.
+        model: the base.
+        lora: the adapter, None for full fine-tuning.
+        place: lays the parameters out over the devices.
+    """
+    graph, state = nnx.split(model)
+    freeze_A = run.training.optim == "lorafa"
+    mask = trainable_mask(state, lora, full_finetuning=run.peft.full_finetuning, freeze_A=freeze_A)
+    trainable, frozen = partition(place({"model": state, "lora": lora}), mask)
+    table = parameter_table(model, lora, freeze_A=freeze_A)
+    return Split(graph, jnp.dtype(run.model.dtype), trainable, frozen, table)
+
+
+@dataclass(frozen=True)
+class Job(Split):
+    """What steps work on; the first one takes `trainable` with it.
+
+    Attributes:
+        config: the model's.
+        devices: what shares the work.
+        step_key: what the steps' randomness is drawn from.
+    """
+
+    config: Phi3Config
     devices: Devices
-    revision: str | None = None
+    step_key: PRNGKeyArray
 
     def first_state(self, tx: optax.GradientTransformation) -> TrainState:
         """The state before the first step, which takes `trainable` with it."""
@@ -60,15 +87,41 @@ class Job:
 
         key = self.devices.replicate(self.step_key)
         layout = shardings(jax.eval_shape(create, self.trainable, key), self.devices.mesh)
-        return jax.jit(create, out_shardings=layout, donate_argnums=0)(self.trainable, key)
+        first: TrainState = jax.jit(create, out_shardings=layout, donate_argnums=0)(self.trainable, key)
+        return first
 
     def model_and_lora(self, trainable: Params) -> tuple[Phi3ForCausalLM, Lora | None]:
         """The model and the adapter, with these parameters in place of those it started with."""
         return model_and_lora(self.graph, trainable, self.frozen, self.dtype)
 
 
-def load_job(run: RunConfig) -> Job:
-    """Loads checkpoint and data. Raises `InputError` for whatever is wrong with them."""
+@dataclass(frozen=True)
+class RunJob(Job):
+    """What a run works on.
+
+    Attributes:
+        tokenizer: the checkpoint's.
+        data: the rows.
+        prompts: the evaluation rows to answer.
+        end_ids: the tokens that end an answer.
+        pad_id: what fills rows.
+        revision: that of the checkpoint, None for a folder.
+    """
+
+    tokenizer: Tokenizer
+    data: PreparedData
+    prompts: list[Prompt]
+    end_ids: tuple[int, ...]
+    pad_id: int
+    revision: str | None
+
+
+def load_job(run: RunConfig) -> RunJob:
+    """Loads checkpoint and data.
+
+    Raises:
+        InputError: for whatever is wrong with them.
+    """
     checkpoint = Checkpoint.open(run.model.name_or_path, run.model.hub)
     config = checkpoint.config
     devices = job_devices(run, config)
@@ -78,12 +131,8 @@ def load_job(run: RunConfig) -> Job:
     check_length(int(data.train.lengths.max()), config)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
     model, lora = load_model_and_lora(run, checkpoint, data.train, lora_key, devices.mesh)
-    return make_job(
-        run,
-        model,
-        lora,
-        devices,
-        step_key,
+    return RunJob(
+        **vars(make_job(run, model, lora, devices, step_key)),
         tokenizer=tokenizer,
         data=data,
         prompts=_prompts(run, data, model.config.max_position_embeddings),
@@ -94,53 +143,25 @@ def load_job(run: RunConfig) -> Job:
 
 
 def make_job(
-    run: RunConfig,
-    model: Phi3ForCausalLM,
-    lora: Lora | None,
-    devices: Devices,
-    step_key: PRNGKeyArray,
-    *,
-    tokenizer: Any = None,
-    data: Any = None,
-    prompts: Sequence[Prompt] = (),
-    end_ids: tuple[int, ...] = (),
-    pad_id: int = 0,
-    revision: str | None = None,
+    run: RunConfig, model: Phi3ForCausalLM, lora: Lora | None, devices: Devices, step_key: PRNGKeyArray
 ) -> Job:
-    """Parts the parameters as `run` says and spreads them over the devices; the rest as the fields of `Job`."""
-    graph, state = nnx.split(model)
-    freeze_A = run.training.optim == "lorafa"
-    mask = trainable_mask(state, lora, full_finetuning=run.peft.full_finetuning, freeze_A=freeze_A)
-    trainable, frozen = partition(devices.spread({"model": state, "lora": lora}), mask)
-    return Job(
-        config=model.config,
-        tokenizer=tokenizer,
-        data=data,
-        graph=graph,
-        dtype=jnp.dtype(run.model.dtype),
-        trainable=trainable,
-        frozen=frozen,
-        table=parameter_table(model, lora, freeze_A=freeze_A),
-        prompts=list(prompts),
-        end_ids=end_ids,
-        pad_id=pad_id,
-        step_key=step_key,
-        devices=devices,
-        revision=revision,
-    )
+    """Splits the parameters as `run` says, and spreads them over the devices."""
+    split = split_parameters(run, model, lora, devices.spread)
+    return Job(**vars(split), config=model.config, devices=devices, step_key=step_key)
 
 
 def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
     """Those that `run.parallel` asks for.
 
-    Raises `InputError` where devices, model and rows cannot be cut so.
+    Raises:
+        InputError: where devices, model and rows cannot be cut so.
     """
     mesh = make_mesh(asdict(run.parallel))
     check_mesh(run, config, mesh.shape)
     return Devices(mesh)
 
 
-def _prompts(run: RunConfig, data: Any, positions: int) -> list[Prompt]:
+def _prompts(run: RunConfig, data: PreparedData, positions: int) -> list[Prompt]:
     if data.eval is None or run.training.eval_strategy == "no":
         return []
     longest = positions - run.training.eval_max_new_tokens

@@ -8,38 +8,37 @@ from typing import Any, NoReturn
 import jax
 
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data import eval_batches, preview, train_batches
-from phi3_jax.data.pipeline import eval_order
+from phi3_jax.data import preview, train_batches
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.system.files import StorageError, storing
-from phi3_jax.training import evaluation, results
+from phi3_jax.training import endings, results
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
+from phi3_jax.training.evaluator import Evaluator
 from phi3_jax.training.flops import step_flops
 from phi3_jax.training.folder import RunFolder
-from phi3_jax.training.job import Job, load_job
-from phi3_jax.training.metrics import Stopwatch
+from phi3_jax.training.job import RunJob, load_job
+from phi3_jax.training.metrics import Row
 from phi3_jax.training.preemption import Stopped, StopSignals
-from phi3_jax.training.progress import Progress
-from phi3_jax.training.step import TrainStep, Window, make_eval_step, make_train_step
-from phi3_jax.training.suspects import Suspects
+from phi3_jax.training.progress import Progress, Stopwatch
+from phi3_jax.training.step import TrainStep, Window, make_train_step
+from phi3_jax.training.timetable import Timetable
 from phi3_jax.training.watch import Watch
+
+Results = dict[str, Any]  # numbers, and pairs of numbers for intervals; Any, so that a caller may reckon with them
 
 # The steps by which rows of every usual length have been met.
 WARM_UP_STEPS = 20
 
 
-def train(run: RunConfig) -> dict[str, Any]:
+def train(run: RunConfig) -> Results:
     """Fine-tunes as `run` says; writes config.yaml, metrics.jsonl, checkpoints/, adapter/ (or model/),
     the result files and report.html under `training.output_dir`.
-
-    **Returns** what all_results.json holds: `train_loss`, and with an evaluation set `eval_loss`,
-    `eval_perplexity`, `eval_token_accuracy` and, where rows were answered, `exact_match`.
 
     On several hosts every one of them calls this (`parallel.distributed.initialize` first), and the
     first one writes, to storage that they share.
@@ -47,10 +46,18 @@ def train(run: RunConfig) -> dict[str, Any]:
     SIGTERM and SIGINT stop it after the step, or the batch of an evaluation, that it is at: a checkpoint is
     saved, and `SystemExit` of status 143 raised, or `KeyboardInterrupt`.
 
-    Raises `InputError` for wrong settings, data or checkpoints before anything is written, `StorageError`
-    where a disk takes no more (the weights are then in `training.fallback_dir`, where that is given), and
-    `FloatingPointError` where more than `training.max_skipped_steps` steps in a row had a loss or gradient
-    that is not finite, or an evaluation has such a loss; the last good adapter is saved before.
+    Args:
+        run: everything about it: model, adapter, data, training.
+
+    Returns:
+        What all_results.json holds: `train_loss`, and with an evaluation set `eval_loss`, `eval_perplexity`,
+        `eval_token_accuracy` and, where rows were answered, `exact_match`.
+
+    Raises:
+        InputError: for wrong settings, data or checkpoints, before anything is written.
+        StorageError: where a disk takes no more; the weights are then in `training.fallback_dir`, where that is given.
+        FloatingPointError: where more than `training.max_skipped_steps` steps in a row had a loss or gradient that is
+            not finite, or an evaluation has such a loss; the last good adapter is saved before.
     """
     check_agreement({"configuration": run.to_yaml()})
     with together():
@@ -74,13 +81,11 @@ class Trainer:
     evaluation, for a checkpoint and for a compilation, and not otherwise.
     """
 
-    def __init__(self, run: RunConfig, job: Job, signals: StopSignals | None = None):
+    def __init__(self, run: RunConfig, job: RunJob, signals: StopSignals | None = None):
         training = run.training
         self.run, self.job = run, job
         self.signals = signals or StopSignals()
-        self.folder = Path(training.output_dir)
         self.batch_size = job.devices.batch_size(training.per_device_train_batch_size)
-        self.eval_batch_size = job.devices.batch_size(training.per_device_eval_batch_size)
         self.batches = train_batches(
             job.data.train,
             run.data,
@@ -91,24 +96,23 @@ class Trainer:
             seed=training.seed,
             pad_id=job.pad_id,
         )
-        self.epoch_steps = self.batches.steps_per_epoch
-        epochs = math.ceil(self.epoch_steps * training.num_train_epochs)
-        self.total_steps = training.max_steps if training.max_steps > 0 else epochs
-        self.evaluates = job.data.eval is not None and training.eval_strategy != "no"
-        self.schedule = make_schedule(training, self.total_steps)
         check_agreement({"training rows": self.batches.fingerprint})
+        self.epoch_steps = self.batches.steps_per_epoch
+        self.evaluator = Evaluator(run, job, self.signals)
+        self.timetable = Timetable(training, self.epoch_steps, self.evaluator.wanted)
+        self.total_steps = self.timetable.total_steps
+        self.schedule = make_schedule(training, self.total_steps)
         tx = make_optimizer(training, self.schedule, job.frozen["lora"])
         self.state = job.first_state(tx)
         self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
-        self.eval_step = make_eval_step(job.graph, job.dtype)
         self.progress = Progress()
         self.console = RunConsole(progress=run.logging.progress, quiet=not is_main())
         self.stopwatch = Stopwatch()
-        self.watch = Watch(run, job, self.batches, self.eval_step, self.console.print)
+        self.watch = Watch(run, job, self.batches, self.evaluator.step, self.console.print)
         self.files = RunFolder(run, self.console.print)
         self.written: Path | None = None  # where the weights lie at the end
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> Results:
         """Runs to the end, or to where a signal stops it."""
         try:
             self.begin()
@@ -120,16 +124,15 @@ class Trainer:
 
     def begin(self) -> None:
         """Opens the output folder; restores the newest checkpoint, or evaluates the start."""
-        training = self.run.training
         self._tell_plan()
         self.files.open()
         restored = self.files.checkpoints is not None and self._restore(self.files.checkpoints)
-        if training.resume_from_checkpoint and not restored:
-            self.console.print(f"{self.folder} holds no complete checkpoint to resume: starting at step 0")
+        if self.run.training.resume_from_checkpoint and not restored:
+            self.console.print(f"{self.files.path} holds no complete checkpoint to resume: starting at step 0")
         self.progress.rows = self.files.open_metrics(self.progress.rows)
-        if self.evaluates and not restored:
+        if self.evaluator.wanted and not restored:
             self._evaluate("before")
-            self.progress.answers_before = self._answers()
+            self.progress.answers_before = self.evaluator.answers(self.state.trainable)
 
     def _tell_plan(self) -> None:
         training, console = self.run.training, self.console
@@ -145,46 +148,51 @@ class Trainer:
 
     def loop(self) -> None:
         """Takes steps until all are done, or patience is over."""
-        self.console.start(self.progress.step, self.total_steps)
+        progress = self.progress
+        self.console.start(progress.step, self.total_steps)
         self.stopwatch.start()
-        if self._evaluation_is_due() and self.progress.evaluated_step < self.progress.step:
+        if self.timetable.evaluation_is_due(progress.step) and progress.evaluated_step < progress.step:
             self._evaluate_and_save()  # it was stopped there
-        while not self._is_last(self.progress.step):
+        while not self.timetable.is_last(progress):
             self._take_step()
             self._after_step()
-            if self.signals.reached(self.progress.step):
+            if self.signals.reached(progress.step):
                 raise Stopped
-        if self.progress.logged_step < self.progress.step:
+        if progress.logged_step < progress.step:
             self._log()
         self._check_end()
         self.console.stop()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Results:
         """Evaluates, and writes the weights, the results and the report."""
-        training, progress = self.run.training, self.progress
+        job, progress, folder = self.job, self.progress, self.files.path
         if self.files.checkpoints is not None:
             self.files.checkpoints.wait()  # so that a disk that is full shows while these weights are here
-        if training.load_best_model_at_end and progress.best_step not in (None, progress.step):
-            assert self.files.checkpoints is not None
-            best, _ = self.files.checkpoints.restore(self.state, progress.best_step)
-            self.state = replace(self.state, trainable=best.trainable)
-            progress.evaluations["last"] = progress.evaluations["best"]
-            self.console.print(f"loaded the best checkpoint, step {progress.best_step}")
-        answers = self._answers() if self.evaluates else []
-        before = self._figures("before", progress.answers_before)
-        after = self._figures("last", answers)
-        figures = progress.results(self.epoch_steps, self.job.data.train.stats.rows)
-        self.written = results.save_weights(self.folder, self.run, self.job, self.state.trainable)
+        if self.run.training.load_best_model_at_end:
+            self._load_best()
+        answers = self.evaluator.answers(self.state.trainable)
+        before = self.evaluator.with_answers(progress.evaluations.get("before", {}), progress.answers_before)
+        after = self.evaluator.with_answers(progress.evaluations.get("last", {}), answers)
+        figures = progress.results(self.epoch_steps, job.data.train.stats.rows)
+        self.written = results.save_weights(folder, self.run, job, self.state.trainable)
         with together():
             if is_main():
-                assert self.files.metrics is not None
-                with storing(self.folder):
-                    results.write_results(self.folder, figures, after)
-                    samples = results.samples(self.job, progress.answers_before, answers)
-                    results.report(self.run, self.job, self.files.metrics.history, before, after, samples, figures)
+                with storing(folder):
+                    results.write_results(folder, figures, after)
+                    samples = results.samples(job, progress.answers_before, answers)
+                    results.report(self.run, job, self.files.log.history, before, after, samples, figures)
         self.console.before_and_after(before, after)
-        self.console.print(f"wrote {self.written} and {self.folder / 'report.html'}")
+        self.console.print(f"wrote {self.written} and {folder / 'report.html'}")
         return {**figures, **after}
+
+    def _load_best(self) -> None:
+        progress = self.progress
+        if progress.best_step in (None, progress.step):
+            return
+        best, _ = self.files.open_checkpoints().restore(self.state, progress.best_step)
+        self.state = replace(self.state, trainable=best.trainable)
+        progress.evaluations["last"] = progress.evaluations["best"]
+        self.console.print(f"loaded the best checkpoint, step {progress.best_step}")
 
     def save(self) -> None:
         """Saves a checkpoint now, whatever `save_strategy` is."""
@@ -198,24 +206,15 @@ class Trainer:
         self.console.print(f"stopped: {said}")
 
     def rescue(self) -> str:
-        """Saves the weights as they are in `fallback_dir`, after the output folder failed; says what is where."""
+        """Saves the weights elsewhere where they are not saved yet, after the output folder failed; says where."""
         self.console.stop()
-        step, fallback = self.progress.step, self.run.training.fallback_dir
-        kept = self.files.kept()
+        step = self.progress.step
         if self.written is not None:
             return f"the weights of step {step} are in {self.written}"
-        if not step:
-            return kept
-        if fallback is None:
-            return f"{kept}; training.fallback_dir would name a folder for the weights of step {step}"
-        folder = Path(fallback) / f"{self.folder.absolute().name}-step{step}"
-        try:
-            target = results.save_weights(folder, self.run, self.job, self.state.trainable)
-        except StorageError as error:
-            return f"{kept}; nor can the weights of step {step} be saved in training.fallback_dir: {error}"
-        return f"{kept}; the weights of step {step} are in {target}"
+        return endings.rescue(self.run, self.job, self.files, self.state, step)
 
     def close(self) -> None:
+        """Lets the output folder go."""
         self.console.stop()
         self.files.close()
 
@@ -241,90 +240,69 @@ class Trainer:
             )
 
     def _after_step(self) -> None:
-        step = self.progress.step
-        is_due = step % self.run.training.logging_steps == 0 or step == self.total_steps
+        is_due = self.timetable.line_is_due(self.progress.step)
         if is_due or (self.run.training.debug_nans and self._look_after_skips()):
             self._log()
         self._evaluate_and_save()
 
-    def _evaluation_is_due(self) -> bool:
-        training, step = self.run.training, self.progress.step
-        last = step == self.total_steps
-        return step > 0 and self.evaluates and self._is_due(training.eval_strategy, training.eval_steps, last)
-
     def _evaluate_and_save(self) -> None:
-        training, step = self.run.training, self.progress.step
         eval_loss, is_best = None, False
-        if self._evaluation_is_due():
+        if self.timetable.evaluation_is_due(self.progress.step):
             self._pause()
             eval_loss = self._evaluate("last")
-            is_best = self._rank()
+            is_best = self.progress.rank()
             self.stopwatch.start()
-        due = self._is_due(training.save_strategy, training.save_steps, self._is_last(step))
-        if due or (is_best and training.load_best_model_at_end):
+        due = self.timetable.checkpoint_is_due(self.progress)
+        if due or (is_best and self.run.training.load_best_model_at_end):
             self._pause()
             # Else weights that nothing but skipped steps have seen could drive the good ones out.
             if not jax.device_get(self.state.skips.in_a_row):
                 self._save(eval_loss)
             self.stopwatch.start()
 
-    def _is_due(self, strategy: str, steps: int | None, last: bool) -> bool:
-        """Whether what happens every epoch, or every so many steps, and at the end, is due now."""
-        every = self.epoch_steps if strategy == "epoch" else steps
-        return strategy != "no" and (last or (every is not None and self.progress.step % every == 0))
-
-    def _is_last(self, step: int) -> bool:
-        patience = self.run.training.early_stopping_patience
-        return step >= self.total_steps or (patience is not None and self.progress.waited >= patience)
-
     def _pause(self) -> None:
         """Stops the clock, once the device has done what it was given."""
         jax.block_until_ready(self.state)
-        seconds = self.stopwatch.stop()
-        self.progress.seconds += seconds
-        self.progress.window_seconds += seconds
+        self.progress.spend(self.stopwatch.stop())
 
     def _log(self) -> None:
         """Writes a line of metrics for the steps since the last one."""
-        assert self.files.metrics is not None
         progress = self.progress
         is_over = self._look_after_skips()
         window: Window = jax.device_get(self.state.window)
         self._pause()
         self.stopwatch.start()
         self.state = replace(self.state, window=self.job.devices.replicate(Window.empty()))
-        progress.loss += float(window.loss)
-        progress.tokens += int(window.tokens)
-        progress.target_tokens += int(window.target_tokens)
-        row = {
-            "step": progress.step,
-            "epoch": progress.step / self.epoch_steps,
-            # Where all steps were skipped there is none.
-            **({"loss": float(window.loss) / int(window.target_tokens)} if window.target_tokens else {}),
-            "learning_rate": float(self.schedule(max(0, progress.step - progress.skipped - 1))),
-            **({"grad_norm": float(window.grad_norm)} if window.target_tokens else {}),
-            "skipped": progress.skipped,
-            "tokens": progress.tokens,
-            "target_tokens": progress.target_tokens,
-            "tokens_per_second": int(window.tokens) / progress.window_seconds,
-            "compilations": self.train_step.compilations,
-        }
+        learning_rate = float(self.schedule(max(0, progress.step - progress.skipped - 1)))
+        row = progress.line(window, self.epoch_steps, learning_rate) | {"compilations": self.train_step.compilations}
         if (peaks := hardware()) is not None:
-            flops = step_flops(
-                self.job.config,
-                self.job.table.trainable,
-                self.run.peft.full_finetuning,
-                int(window.tokens),
-                float(window.attended),
-            )
+            trainable, full = self.job.table.trainable, self.run.peft.full_finetuning
+            flops = step_flops(self.job.config, trainable, full, int(window.tokens), float(window.attended))
             row["mfu"] = flops / progress.window_seconds / (peaks.flops * self.job.devices.mesh.size)
-        progress.window_seconds, progress.logged_step = 0.0, progress.step
+        progress.close_window(window)
         self._write(row)
         if is_over:
             limit = self.run.training.max_skipped_steps
             self._stop(
                 f"the loss or its gradient is not finite, more than training.max_skipped_steps {limit} times in a row"
             )
+
+    def _write(self, row: Row) -> None:
+        with together():
+            self.files.log.write(row)
+        self.progress.rows += 1
+        self.console.figures(row, self.total_steps)
+
+    def _evaluate(self, name: str) -> float:
+        """Writes a line of figures and remembers them under `name`; returns the loss."""
+        progress, trainable = self.progress, self.state.trainable
+        figures = self.evaluator.figures(trainable)
+        if not math.isfinite(figures["eval_loss"]):
+            self._stop(f"the evaluation's loss is not finite: {self.evaluator.why_not_finite(trainable)}")
+        progress.evaluations[name], progress.evaluated_step = figures, progress.step
+        numbers = {key: value for key, value in figures.items() if isinstance(value, float)}
+        self._write({"step": progress.step, "epoch": progress.step / self.epoch_steps, **numbers})
+        return figures["eval_loss"]
 
     # Numbers that are not finite.
 
@@ -346,94 +324,15 @@ class Trainer:
     def _stop(self, why: str) -> NoReturn:
         """Saves the last adapter that is known to be good, and ends the run."""
         self.console.stop()
-        skips = jax.device_get(self.state.skips)
-        if skips.taken(self.progress.step) == 0:
-            saved = "no step was taken, so there is no adapter to save"
-        elif self.state.good is None:
-            saved = self.files.kept()
-        else:
-            target = results.save_weights(self.folder, self.run, self.job, self.state.good)
-            started = skips.last_taken(self.progress.step) + 1
-            saved = f"{target} holds the adapter that step {started} started from, the last one with a finite loss"
-        raise FloatingPointError(
-            f"step {self.progress.step}: {why}; {saved}; lower training.learning_rate, give model.dtype bfloat16 or "
-            "float32 if it is float16, or have training.debug_nans name the layer"
-        )
-
-    def _write(self, row: dict[str, Any]) -> None:
-        assert self.files.metrics is not None
-        with together():
-            self.files.metrics.write(row)
-        self.progress.rows += 1
-        self.console.figures(row, self.total_steps)
-
-    # Evaluation.
-
-    def _evaluate(self, name: str) -> float:
-        """Writes a line of figures and remembers them under `name`; returns the loss."""
-        batches = eval_batches(
-            self.job.data.eval,
-            self.run.data,
-            batch_size=self.eval_batch_size,
-            part=self.job.devices.rows_here(self.eval_batch_size),
-            pad_id=self.job.pad_id,
-        )
-
-        def put(batch: dict[str, Any]) -> dict[str, Any]:
-            self.signals.check()
-            return self.job.devices.put(batch, self.eval_batch_size)
-
-        figures = evaluation.evaluate_rows(self.eval_step, self.state.trainable, self.job.frozen, map(put, batches))
-        if not math.isfinite(figures["eval_loss"]):
-            rows = self.job.data.eval
-            suspects = Suspects(self.job, self.run.data, self.eval_step, rows, self.eval_batch_size)
-            why = suspects.describe(self.state.trainable, eval_order(rows, self.run.data))
-            self._stop(f"the evaluation's loss is not finite: {why}")
-        self.progress.evaluations[name], self.progress.evaluated_step = figures, self.progress.step
-        epoch = self.progress.step / self.epoch_steps
-        numbers = {key: value for key, value in figures.items() if not key.endswith("_interval")}
-        self._write({"step": self.progress.step, "epoch": epoch, **numbers})
-        return figures["eval_loss"]
-
-    def _rank(self) -> bool:
-        """Whether the last evaluation's loss is the lowest so far."""
-        progress, figures = self.progress, self.progress.evaluations["last"]
-        best = progress.evaluations.get("best")
-        if best is not None and figures["eval_loss"] >= best["eval_loss"]:
-            progress.waited += 1
-            return False
-        progress.evaluations["best"], progress.best_step, progress.waited = figures, progress.step, 0
-        return True
-
-    def _answers(self) -> list[str]:
-        if not self.job.prompts:
-            return []
-        self.signals.check()
-        model, lora = self.job.model_and_lora(self.state.trainable)
-        return evaluation.answer(
-            model,
-            lora,
-            self.job.tokenizer,
-            self.job.prompts,
-            batch_size=self.eval_batch_size,
-            max_new_tokens=self.run.training.eval_max_new_tokens,
-            end_ids=self.job.end_ids,
-        )
-
-    def _figures(self, name: str, answers: list[str]) -> dict[str, Any]:
-        figures = dict(self.progress.evaluations.get(name, {}))
-        if answers:
-            figures |= evaluation.exact_match(answers, self.job.prompts)
-        return figures
+        raise endings.not_finite(self.run, self.job, self.files, self.state, self.progress.step, why)
 
     # Checkpoints.
 
     def _save(self, eval_loss: float | None) -> None:
         """Saves everything that the rest of the run depends on; `eval_loss`, if it was just measured."""
-        assert self.files.metrics is not None
         self.progress.data = self.batches.get_state()
         with together():
-            self.files.metrics.sync()
+            self.files.log.sync()
         self.files.open_checkpoints().save(self.progress.step, self.state, asdict(self.progress), eval_loss)
 
     def _restore(self, checkpoints: Checkpoints) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import xxhash
 
@@ -13,6 +13,18 @@ from phi3_jax.system.files import sync
 NAME = "manifest.json"
 SMALL = 1 << 20  # bytes; files up to this size are read even where only sizes are compared
 CHUNK = 1 << 22
+
+
+class Manifest(TypedDict):
+    """What stands in the file, beside its own digest.
+
+    Attributes:
+        files: bytes and hash of each, by its path within the checkpoint.
+        eval_loss: what the evaluation at this checkpoint gave, if there was one.
+    """
+
+    files: dict[str, tuple[int, str]]
+    eval_loss: float | None
 
 
 class Damaged(Exception):
@@ -24,7 +36,9 @@ def write_manifest(folder: Path, eval_loss: float | None) -> None:
 
     The files are on the disk when this returns, and so is the list.
 
-    **Arguments**: `eval_loss`, what the evaluation at this checkpoint gave, if there was one.
+    Args:
+        folder: the checkpoint's.
+        eval_loss: what the evaluation at this checkpoint gave, if there was one.
     """
     files = {str(path.relative_to(folder)): _seal(path) for path in sorted(_files(folder))}
     _write(folder, {"files": files, "eval_loss": eval_loss})
@@ -36,12 +50,18 @@ def change_eval_loss(folder: Path, eval_loss: float | None) -> None:
 
 
 def check(folder: Path, *, thoroughly: bool) -> float | None:
-    """Compares the files with the manifest; returns its `eval_loss`.
+    """Compares the files with the manifest.
 
-    **Arguments**: `thoroughly`, that every file's hash is compared, not just its size and small
-    files' hashes.
+    Args:
+        folder: the checkpoint's.
+        thoroughly: that every file's hash is compared, not just its size and small files' hashes.
 
-    Raises `Damaged`, and `OSError` where a file cannot be read for another reason.
+    Returns:
+        Its `eval_loss`.
+
+    Raises:
+        Damaged: where they differ.
+        OSError: where a file cannot be read for another reason.
     """
     manifest = _read(folder)
     for name, (size, digest) in manifest["files"].items():
@@ -54,8 +74,7 @@ def check(folder: Path, *, thoroughly: bool) -> float | None:
             raise Damaged(f"{name} has {found:,} bytes instead of {size:,}")
         if (thoroughly or size <= SMALL) and _hash(path) != digest:
             raise Damaged(f"{name} is not what was written")
-    loss: float | None = manifest["eval_loss"]
-    return loss
+    return manifest["eval_loss"]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -75,11 +94,11 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _own_digest(manifest: dict[str, Any]) -> str:
+def _own_digest(manifest: Manifest) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
-def _write(folder: Path, manifest: dict[str, Any]) -> None:
+def _write(folder: Path, manifest: Manifest) -> None:
     beside = folder / f"{NAME}.tmp"
     with beside.open("w", encoding="utf-8") as file:
         json.dump({**manifest, "digest": _own_digest(manifest)}, file, indent=1)
@@ -88,7 +107,7 @@ def _write(folder: Path, manifest: dict[str, Any]) -> None:
     os.replace(beside, folder / NAME)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Manifest:
     try:
         manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
         digest = manifest.pop("digest")
@@ -98,4 +117,4 @@ def _read(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{NAME} is not what was written") from error
     if digest != _own_digest(manifest):
         raise Damaged(f"{NAME} is not what was written")
-    return dict(manifest)
+    return {"files": manifest["files"], "eval_loss": manifest["eval_loss"]}

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+
+T = TypeVar("T")
 
 KEPT = 8  # skipped steps that are known by their number; of more between two lines, the last ones
 
@@ -17,8 +19,10 @@ KEPT = 8  # skipped steps that are known by their number; of more between two li
 class Skips:
     """The steps that were skipped, counted on the device.
 
-    **Fields**: `in_a_row`, since the last step that was taken; `total`, in all; `newest`, the numbers of
-    the last ones, counted from 0: that of the n-th skipped step is at place n % `KEPT`.
+    Attributes:
+        in_a_row: since the last step that was taken.
+        total: in all.
+        newest: the numbers of the last ones, counted from 0; that of the n-th skipped step is at place n % `KEPT`.
     """
 
     in_a_row: Int[Array, ""]
@@ -58,6 +62,7 @@ class Skips:
         return last - int(self.in_a_row) if self.in_a_row else step - 1
 
 
-def choose(takes: Bool[Array, ""], new: Any, old: Any) -> Any:
+def choose(takes: Bool[Array, ""], new: T, old: T) -> T:
     """The leaves of `new` where the step is taken, else those of `old`, bit for bit."""
-    return jax.tree.map(partial(jnp.where, takes), new, old)
+    chosen: T = jax.tree.map(partial(jnp.where, takes), new, old)
+    return chosen

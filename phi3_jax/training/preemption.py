@@ -2,12 +2,16 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
-from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
+
+from phi3_jax.system.compat_jax import distributed_state
+
+Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` has them
 
 
 class Stopped(Exception):
@@ -21,12 +25,13 @@ class StopSignals:
     step whichever got the signal: JAX's preemption service hands SIGTERM on and finds a step that none of
     them has passed. SIGINT is passed on to it. Threads other than the main one cannot listen.
 
-    **Fields**: `received`, the signal, None before.
+    Attributes:
+        received: the signal, None before.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
@@ -58,7 +63,7 @@ class StopSignals:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
 
-    def _listen(self, number: signal.Signals, handler: Any) -> None:
+    def _listen(self, number: signal.Signals, handler: Handler) -> None:
         self._before[number] = signal.signal(number, handler)
 
     def _restore(self) -> None:
@@ -75,5 +80,5 @@ class StopSignals:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _service() -> Any:
-    return jax_distributed.global_state.preemption_sync_manager
+def _service() -> object | None:
+    return distributed_state().preemption_sync_manager

@@ -2,9 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -17,12 +16,14 @@ from phi3_jax.report.write import write_report
 from phi3_jax.system.files import write_text
 from phi3_jax.system.memory import resident_peak
 from phi3_jax.system.secrets import redact_command
-from phi3_jax.training.job import Job
+from phi3_jax.training.evaluation import EvalFigures
+from phi3_jax.training.job import RunJob
+from phi3_jax.training.metrics import Row
 from phi3_jax.training.step import Params
 from phi3_jax.training.versions import versions
 
 
-def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> Path:
+def save_weights(folder: Path, run: RunConfig, job: RunJob, trainable: Params) -> Path:
     """Writes `adapter/`, or after full fine-tuning `model/`, each with the tokenizer."""
     model, lora = job.model_and_lora(trainable)
     if lora is None:
@@ -37,7 +38,7 @@ def save_weights(folder: Path, run: RunConfig, job: Job, trainable: Params) -> P
     return target
 
 
-def _save_adapter(target: Path, run: RunConfig, job: Job, lora: Lora) -> None:
+def _save_adapter(target: Path, run: RunConfig, job: RunJob, lora: Lora) -> None:
     # PEFT looks for a base under this name from wherever it runs.
     base = run.peft.base_model_name_or_path or run.model.name_or_path
     revision = run.peft.revision or (job.revision if base == run.model.name_or_path else None)
@@ -46,7 +47,7 @@ def _save_adapter(target: Path, run: RunConfig, job: Job, lora: Lora) -> None:
     save_adapter(target, lora, tokenizer=job.tokenizer, base_model_name_or_path=base, revision=revision)
 
 
-def write_results(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> None:
+def write_results(folder: Path, train: Row, evaluation: EvalFigures) -> None:
     """Writes the three files of transformers' example scripts."""
     write_json(folder / "train_results.json", train)
     if evaluation:
@@ -54,11 +55,11 @@ def write_results(folder: Path, train: dict[str, Any], evaluation: dict[str, Any
     write_json(folder / "all_results.json", {**train, **evaluation})
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     write_text(path, json.dumps(value, indent=4, sort_keys=True) + "\n")
 
 
-def samples(job: Job, before: Sequence[str], after: Sequence[str]) -> list[dict[str, str]]:
+def samples(job: RunJob, before: Sequence[str], after: Sequence[str]) -> list[dict[str, str]]:
     """The prompts that were answered, for the report: what the data says, and the two answers."""
     return [
         {"prompt": job.tokenizer.decode(ids), "reference": reference, "before": old, "after": new}
@@ -68,17 +69,23 @@ def samples(job: Job, before: Sequence[str], after: Sequence[str]) -> list[dict[
 
 def report(
     run: RunConfig,
-    job: Job,
-    history: list[dict[str, Any]],
-    before: dict[str, Any],
-    after: dict[str, Any],
+    job: RunJob,
+    history: Sequence[Row],
+    before: EvalFigures,
+    after: EvalFigures,
     samples: list[dict[str, str]],
-    figures: dict[str, Any],
+    figures: Row,
 ) -> None:
     """Writes report.html.
 
-    **Arguments**: `history`, the rows of metrics.jsonl; `before`, `after`, the evaluation's figures, empty where
-    there was none; `figures`, those of training.
+    Args:
+        run: the run.
+        job: what it worked on.
+        history: the rows of metrics.jsonl.
+        before: the evaluation's figures before training, empty where there was none.
+        after: those at the end.
+        samples: prompts with their answers.
+        figures: those of training.
     """
     folder = Path(run.training.output_dir)
     write_report(

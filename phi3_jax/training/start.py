@@ -1,9 +1,8 @@
-"""What a run starts from: the base, quantised or not, and the adapter by its start."""
+"""What a run starts from: the base, quantised or not, and the adapter by its initialiser."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,13 +69,14 @@ def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, me
     if jax.process_count() == 1:
         return init_lora(model, config, key)
     graph, state = nnx.split(model)
-    bits: Any = np.asarray(jax.random.key_data(key))
+    bits = np.asarray(jax.random.key_data(key))
 
-    def start(state: Any) -> Lora:
-        return init_lora(nnx.merge(graph, state), config, jax.random.wrap_key_data(bits))
+    def start(state: nnx.State[Hashable, object]) -> Lora:
+        return init_lora(nnx.merge(graph, state), config, jax.random.wrap_key_data(jnp.asarray(bits)))
 
     with jax.set_mesh(mesh):
-        return jax.jit(start, out_shardings=replicated(mesh))(state)
+        lora: Lora = jax.jit(start, out_shardings=replicated(mesh))(state)
+    return lora
 
 
 def _load_base(

@@ -1,27 +1,50 @@
 """The compiled steps: one optimizer step over an accumulated batch, and one batch of evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.stages import Compiled
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from phi3_jax.config.sections import TrainingSection
+from phi3_jax.data.batch import Batch
 from phi3_jax.lora.mask import combine
 from phi3_jax.lora.tree import Lora
+from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.objectives.next_token import loss_sums, row_sums
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.quant import is_quantized
-from phi3_jax.system import compat
+from phi3_jax.system.compat import adds_to_some_of_a_scan
+from phi3_jax.system.compat_jax import add_gradients
 from phi3_jax.system.dotted import path_names
 from phi3_jax.training.nonfinite import Skips, choose
 
-Params = dict[str, Any]  # {"model": the model's state, "lora": Lora | None}; None where a leaf is elsewhere
+
+class Params(TypedDict):
+    """Parameters, or the part of them that trains or that does not; None where a leaf is in the other part.
+
+    Attributes:
+        model: the model's state.
+        lora: the adapter, None where the model itself trains.
+    """
+
+    model: nnx.State[Hashable, object]
+    lora: Lora | None
+
+
+Step = Callable[["TrainState", Params, Batch], "TrainState"]
+# Of every row the loss summed over target tokens, these tokens, and how many of them are the most likely ones.
+RowSums = tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]
+EvalStep = Callable[[Params, Params, Batch], RowSums]
+
+
+Sums = tuple[Float[Array, ""], Int[Array, ""], Float[Array, ""]]  # of loss, target tokens and attended keys
 
 
 @jax.tree_util.register_dataclass
@@ -29,9 +52,14 @@ Params = dict[str, Any]  # {"model": the model's state, "lora": Lora | None}; No
 class Window:
     """Sums over the steps since the last line of metrics, kept on the device.
 
-    **Fields**: `loss`, summed over target tokens; `target_tokens`; `tokens`, padding left out;
-    `attended`, the keys that these tokens see; `grad_norm`, of the last step, before clipping. Skipped
-    steps count in `tokens` and `attended` alone.
+    Skipped steps count in `tokens` and `attended` alone.
+
+    Attributes:
+        loss: summed over target tokens.
+        target_tokens: their number.
+        tokens: all tokens, padding left out.
+        attended: the keys that these tokens see.
+        grad_norm: that of the last step, before clipping.
     """
 
     loss: Float[Array, ""]
@@ -51,15 +79,20 @@ class Window:
 class TrainState:
     """What a step changes, and the key that its randomness is drawn from.
 
-    **Fields**: `step`, steps done, skipped ones too; `trainable`, the part of the parameters that trains
-    (None elsewhere); `opt_state`, the optimizer's, for these leaves alone; `key`, the run's; `skips`, the
-    steps that were left out; `good`, what `trainable` was before the last step that was taken, the newest
-    of which a finite loss is known, None where the model itself trains, whose copy would be large.
+    Attributes:
+        step: steps done, skipped ones too.
+        trainable: the part of the parameters that trains.
+        opt_state: the optimizer's, for these leaves alone.
+        window: sums since the last line of metrics.
+        key: the run's.
+        skips: the steps that were left out.
+        good: what `trainable` was before the last step that was taken, the newest of which a finite loss is known;
+            None where the model itself trains, whose copy would be large.
     """
 
     step: Int[Array, ""]
     trainable: Params
-    opt_state: Any
+    opt_state: optax.OptState
     window: Window
     key: PRNGKeyArray
     skips: Skips
@@ -68,32 +101,29 @@ class TrainState:
     @classmethod
     def create(cls, trainable: Params, tx: optax.GradientTransformation, key: PRNGKeyArray) -> "TrainState":
         # Copied, since a donated buffer must not be given twice.
-        good = None if trainable.get("lora") is None else jax.tree.map(jnp.copy, trainable)
+        good = None if trainable["lora"] is None else jax.tree.map(jnp.copy, trainable)
         step = jnp.zeros((), jnp.int32)
         return cls(step, trainable, tx.init(trainable), Window.empty(), key, Skips.none(), good)
 
 
-def model_and_lora(graph: Any, trainable: Params, frozen: Params, dtype: Any) -> tuple[Any, Any]:
+def model_and_lora(
+    graph: nnx.GraphDef[Phi3ForCausalLM], trainable: Params, frozen: Params, dtype: jnp.dtype
+) -> tuple[Phi3ForCausalLM, Lora | None]:
     """The model, computing in `dtype` whatever its parameters are kept in, and its adapter."""
-    params = combine(trainable, frozen)
+    params: Params = combine(trainable, frozen)
     # Quantised weights are made dense in the type that their layer's input has.
     state = jax.tree.map(lambda x: x if is_quantized(x) else x.astype(dtype), params["model"], is_leaf=is_quantized)
     return nnx.merge(graph, state), params["lora"]
 
 
-def make_train_step(
-    graph: Any, dtype: Any, tx: optax.GradientTransformation, training: TrainingSection
-) -> Callable[[TrainState, Params, dict[str, Array]], TrainState]:
-    """The step `(state, frozen, batch [accumulation, batch, seq]) -> state`, to be compiled.
+Objective = Callable[[Params, Params, Batch, PRNGKeyArray], tuple[Array, tuple[Array, Array]]]
 
-    The gradient is that of the loss summed over all micro-batches, divided by the number of target
-    tokens in all of them. It exists for `state.trainable` alone, once, and is summed in float32. Where
-    the loss or the gradient's norm is not finite, parameters and optimizer stay as they are, bit for bit,
-    and `state.skips` counts the step.
-    """
+
+def _objective(graph: nnx.GraphDef[Phi3ForCausalLM], dtype: jnp.dtype, training: TrainingSection) -> Objective:
+    """Of a micro-batch `[batch, seq]` the loss summed over target tokens, their number and the keys attended to."""
 
     def objective(
-        trainable: Params, frozen: Params, batch: Any, key: PRNGKeyArray
+        trainable: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, tuple[Array, Array]]:
         model, lora = model_and_lora(graph, trainable, frozen, dtype)
         total, count, _ = loss_sums(
@@ -108,29 +138,54 @@ def make_train_step(
         keys = jnp.minimum(batch["positions"] + 1.0, model.config.sliding_window or jnp.inf)
         return total, (count, jnp.sum(keys, where=batch["segment_ids"] != 0))
 
-    def train_step(state: TrainState, frozen: Params, batch: dict[str, Array]) -> TrainState:
+    return objective
+
+
+def _gradients(
+    objective: Objective, trainable: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
+) -> tuple[Sums, Params]:
+    """What the objective gives, and its gradients, summed over all micro-batches."""
+    # The backward pass adds to these in place, whichever layer and micro-batch it is at.
+    refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
+
+    def micro_step(carry: Sums, micro: tuple[Array, Batch]) -> tuple[Sums, None]:
+        index, micro_batch = micro
+        micro_key = jax.random.fold_in(key, index)
+        total, backward, (count, attended) = jax.vjp(
+            lambda t: objective(t, frozen, micro_batch, micro_key), trainable, has_aux=True
+        )
+        if _adds_in_place(trainable["lora"]):
+            add_gradients(backward, refs, jnp.ones_like(total))
+        else:
+            jax.tree.map(_add_to, refs, backward(jnp.ones_like(total))[0])
+        return jax.tree.map(jnp.add, carry, (total, count, attended)), None
+
+    start = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    indices = jnp.arange(batch["input_ids"].shape[0])
+    sums, _ = jax.lax.scan(micro_step, start, (indices, batch))
+    return sums, jax.tree.map(lambda ref: ref[...], refs)
+
+
+def make_train_step(
+    graph: nnx.GraphDef[Phi3ForCausalLM],
+    dtype: jnp.dtype,
+    tx: optax.GradientTransformation,
+    training: TrainingSection,
+) -> Step:
+    """The step `(state, frozen, batch [accumulation, batch, seq]) -> state`, to be compiled.
+
+    The gradient is that of the loss summed over all micro-batches, divided by the number of target
+    tokens in all of them. It exists for `state.trainable` alone, once, and is summed in float32. Where
+    the loss or the gradient's norm is not finite, parameters and optimizer stay as they are, bit for bit,
+    and `state.skips` counts the step.
+    """
+
+    objective = _objective(graph, dtype, training)
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> TrainState:
         key = jax.random.fold_in(state.key, state.step)
-        trainable = gathered(state.trainable)
-        # The backward pass adds to these in place, whichever layer and micro-batch it is at.
-        sums = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
-
-        def micro_step(carry: Any, micro: tuple[Array, dict[str, Array]]) -> tuple[Any, None]:
-            index, micro_batch = micro
-            micro_key = jax.random.fold_in(key, index)
-            backward: Any  # what adds to references is not in jax's annotations yet
-            total, backward, (count, attended) = jax.vjp(
-                lambda t: objective(t, frozen, micro_batch, micro_key), trainable, has_aux=True
-            )
-            if _adds_in_place(trainable["lora"]):
-                backward.with_refs(sums)(jnp.ones_like(total))
-            else:
-                jax.tree.map(_add_to, sums, backward(jnp.ones_like(total))[0])
-            return jax.tree.map(jnp.add, carry, (total, count, attended)), None
-
-        start = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        indices = jnp.arange(batch["input_ids"].shape[0])
-        (total, count, attended), _ = jax.lax.scan(micro_step, start, (indices, batch))
-        grads = jax.tree.map(lambda ref: ref[...] / jnp.maximum(count, 1), sums)
+        (total, count, attended), sums = _gradients(objective, gathered(state.trainable), frozen, batch, key)
+        grads = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
         norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(total) & jnp.isfinite(norm)
         takes, skips = state.skips.judge(state.step, is_finite, training.max_skipped_steps)
@@ -155,7 +210,7 @@ def make_train_step(
     return train_step
 
 
-def _add_to(ref: Any, value: Array) -> None:
+def _add_to(ref: jax.Ref, value: Array) -> None:
     ref[...] += value
 
 
@@ -168,47 +223,53 @@ def _adds_in_place(lora: Lora | None) -> bool:
     """
     if lora is None:
         return False
-    return compat.adds_to_some_of_a_scan() or not (lora.saved or lora.differs_by_layer)
+    return adds_to_some_of_a_scan() or not (lora.saved or lora.differs_by_layer)
 
 
 def gathered(trainable: Params) -> Params:
     """On a mesh: adapters made whole on every device, once a step, instead of in every layer."""
 
-    def leaf(path: Any, x: Array) -> Array:
+    def leaf(path: tuple[object, ...], x: Array) -> Array:
         return constrain(x, *[None] * x.ndim) if "adapters" in path_names(path) else x
 
-    return jax.tree_util.tree_map_with_path(leaf, trainable)
+    result: Params = jax.tree_util.tree_map_with_path(leaf, trainable)
+    return result
+
+
+def compile_step(function: Step, state: PyTree, frozen: PyTree, batch: PyTree) -> Compiled:
+    """The step compiled for the mesh in use, of arrays or of shapes that say how they lie; the state is donated."""
+    # The state goes out as it came in, or the next step would be another program.
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(function, donate_argnums=0, out_shardings=layout).lower(state, frozen, batch).compile()
 
 
 class TrainStep:
     """The step compiled, once for each shape of batch; state donated, frozen parameters never."""
 
-    def __init__(self, function: Callable[[TrainState, Params, dict[str, Array]], TrainState]):
+    def __init__(self, function: Step):
         self._function = function
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._compiled: dict[tuple[int, ...], Compiled] = {}
 
     @property
     def compilations(self) -> int:
         return len(self._compiled)
 
-    def is_compiled(self, batch: dict[str, Array]) -> bool:
+    def is_compiled(self, batch: Batch) -> bool:
         return batch["input_ids"].shape in self._compiled
 
-    def compile(self, state: TrainState, frozen: Params, batch: dict[str, Array]) -> None:
+    def compile(self, state: TrainState, frozen: Params, batch: Batch) -> None:
         """Compiles ahead of the first call, so that a clock need not run meanwhile."""
-        # The state goes out as it came in, or the next step would be another program.
-        layout = jax.tree.map(lambda x: x.sharding, state)
-        step = jax.jit(self._function, donate_argnums=0, out_shardings=layout)
-        self._compiled[batch["input_ids"].shape] = step.lower(state, frozen, batch).compile()
+        self._compiled[batch["input_ids"].shape] = compile_step(self._function, state, frozen, batch)
 
-    def __call__(self, state: TrainState, frozen: Params, batch: dict[str, Array]) -> TrainState:
+    def __call__(self, state: TrainState, frozen: Params, batch: Batch) -> TrainState:
         if not self.is_compiled(batch):
             self.compile(state, frozen, batch)
-        return self._compiled[batch["input_ids"].shape](state, frozen, batch)
+        result: TrainState = self._compiled[batch["input_ids"].shape](state, frozen, batch)
+        return result
 
 
-def make_eval_step(graph: Any, dtype: Any) -> Callable[..., tuple[Array, Array, Array]]:
-    """Compiled `(trainable, frozen, batch [batch, seq]) -> (loss sum, target tokens, correct)`, each `[batch]`.
+def make_eval_step(graph: nnx.GraphDef[Phi3ForCausalLM], dtype: jnp.dtype) -> EvalStep:
+    """Compiled `(trainable, frozen, batch [batch, seq]) -> RowSums`.
 
     On a mesh every device gets those of all rows. Models of one shape share their programs.
     """
@@ -217,8 +278,8 @@ def make_eval_step(graph: Any, dtype: Any) -> Callable[..., tuple[Array, Array, 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _eval_step(
-    graph: Any, dtype: Any, trainable: Params, frozen: Params, batch: dict[str, Array]
-) -> tuple[Array, Array, Array]:
+    graph: nnx.GraphDef[Phi3ForCausalLM], dtype: jnp.dtype, trainable: Params, frozen: Params, batch: Batch
+) -> RowSums:
     model, lora = model_and_lora(graph, trainable, frozen, dtype)
     loss, count, correct = row_sums(model, lora, batch)
     return constrain(loss, None), constrain(count, None), constrain(correct, None)

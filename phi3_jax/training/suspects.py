@@ -1,8 +1,7 @@
 """Which rows a loss that is not finite comes from."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -11,8 +10,8 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import preview
 from phi3_jax.data.pipeline import assemble
 from phi3_jax.data.rows import TokenizedRows
-from phi3_jax.training.job import Job
-from phi3_jax.training.step import Params
+from phi3_jax.training.job import RunJob
+from phi3_jax.training.step import EvalStep, Params
 
 NAMED = 5  # rows that a message names
 WORDS = 12  # tokens of each that it shows
@@ -21,12 +20,15 @@ WORDS = 12  # tokens of each that it shows
 class Suspects:
     """Looks among rows for those whose loss is not finite, each by itself and without dropout.
 
-    **Arguments**: `eval_step`, of `training.step.make_eval_step`; `batch_size`, sequences that it is given at once.
+    Args:
+        job: what the run works on.
+        data: how rows become batches.
+        eval_step: of `training.step.make_eval_step`.
+        rows: the rows to look among.
+        batch_size: sequences that `eval_step` is given at once.
     """
 
-    def __init__(
-        self, job: Job, data: DataSection, eval_step: Callable[..., Any], rows: TokenizedRows, batch_size: int
-    ):
+    def __init__(self, job: RunJob, data: DataSection, eval_step: EvalStep, rows: TokenizedRows, batch_size: int):
         self._job, self._data, self._eval_step = job, data, eval_step
         self._rows, self._batch_size = rows, batch_size
 

@@ -1,26 +1,30 @@
 """Looks after the steps that the device skipped: names them, with the rows and the layer to blame."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.pipeline import Batches
 from phi3_jax.training.debug_nans import find_nonfinite
-from phi3_jax.training.job import Job
+from phi3_jax.training.job import RunJob
 from phi3_jax.training.nonfinite import KEPT, Skips
-from phi3_jax.training.step import TrainState
+from phi3_jax.training.step import EvalStep, TrainState
 from phi3_jax.training.suspects import Suspects
 
 
 class Watch:
-    """**Arguments**: `batches`, of the steps; `eval_step`, of `training.step.make_eval_step`; `say`, what takes
-    lines for the console."""
+    """Looks after a run's skipped steps.
 
-    def __init__(
-        self, run: RunConfig, job: Job, batches: Batches, eval_step: Callable[..., Any], say: Callable[[str], None]
-    ):
+    Args:
+        run: its settings.
+        job: what it works on.
+        batches: those of the steps.
+        eval_step: of `training.step.make_eval_step`.
+        say: what takes lines for the console.
+    """
+
+    def __init__(self, run: RunConfig, job: RunJob, batches: Batches, eval_step: EvalStep, say: Callable[[str], None]):
         self._job, self._batches, self._training, self._say = job, batches, run.training, say
         self._batch_size = job.devices.batch_size(run.training.per_device_train_batch_size)
         self._suspects = Suspects(job, run.data, eval_step, job.data.train, self._batch_size)

@@ -17,7 +17,7 @@ from phi3_jax import InputError
 from phi3_jax.config.run import RunConfig
 from phi3_jax.system.files import StorageError, temporary_folder, write_text
 from phi3_jax.system.lock import RunLock
-from phi3_jax.training import loop, results
+from phi3_jax.training import evaluation, loop, results
 from phi3_jax.training.checks import check_output_folder, check_unchanged, remove_leftovers
 from phi3_jax.training.folder import Checkpoints, RunFolder
 from phi3_jax.training.loop import train
@@ -88,7 +88,7 @@ def test_a_signal_saves_the_step_and_leaves(inputs, whole, monkeypatch, capsys, 
 def test_a_signal_stops_an_evaluation(inputs, whole, monkeypatch, evaluation):
     """It is not waited for, and done again when the run is resumed: that of step 4, or that of the last step."""
     run = like_whole(inputs, f"evaluation{evaluation}", resume_from_checkpoint=True)
-    evaluate, calls = loop.evaluation.evaluate_rows, []
+    evaluate, calls = evaluation.evaluate_rows, []
 
     def evaluate_and_signal(*arguments):
         calls.append(1)
@@ -97,7 +97,7 @@ def test_a_signal_stops_an_evaluation(inputs, whole, monkeypatch, evaluation):
         return evaluate(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.evaluation, "evaluate_rows", evaluate_and_signal)
+        patch.setattr(evaluation, "evaluate_rows", evaluate_and_signal)
         with pytest.raises(SystemExit):
             train(run)
     output, step = inputs / f"evaluation{evaluation}", [4, 7][evaluation - 1]
@@ -110,8 +110,8 @@ def test_a_signal_stops_an_evaluation(inputs, whole, monkeypatch, evaluation):
 @pytest.mark.slow
 def test_a_signal_before_the_first_step_leaves_nothing_to_resume(inputs, monkeypatch, capsys):
     run = run_config(inputs, "early", training={"max_steps": 1, "resume_from_checkpoint": True})
-    evaluate = loop.evaluation.evaluate_rows
-    monkeypatch.setattr(loop.evaluation, "evaluate_rows", lambda *x: [signal.raise_signal(15), evaluate(*x)][1])
+    evaluate = evaluation.evaluate_rows
+    monkeypatch.setattr(evaluation, "evaluate_rows", lambda *x: [signal.raise_signal(15), evaluate(*x)][1])
     with pytest.raises(SystemExit):
         train(run)
     assert "stopped: nothing to save before the first step" in capsys.readouterr().out

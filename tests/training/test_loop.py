@@ -12,9 +12,11 @@ import yaml
 
 from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.config.run import RunConfig
+from phi3_jax.data import eval_batches
 from phi3_jax.peft.adapter import load_adapter
-from phi3_jax.training import checks, loop
+from phi3_jax.training import checks, evaluation, loop
 from phi3_jax.training.loop import train
+from phi3_jax.training.step import make_eval_step
 from tests.helpers.runs import metrics, run_config, write_inputs
 
 
@@ -112,7 +114,7 @@ def test_the_host_waits_at_logging_steps_only(inputs, monkeypatch):
 
 def test_the_best_checkpoint_is_kept_and_loaded(inputs, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 4.5])  # before training, then after steps 2, 4, 6
-    monkeypatch.setattr(loop.evaluation, "evaluate_rows", scripted(losses))
+    monkeypatch.setattr(evaluation, "evaluate_rows", scripted(losses))
     settings = {"eval_steps": 2, "save_steps": 1, "save_total_limit": 2, "load_best_model_at_end": True}
     run = run_config(inputs, "best", training=settings)
     everything = train(run)
@@ -147,7 +149,7 @@ def same_schedule(run):
 
 def test_early_stopping(inputs, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 3.5, 1.0])
-    monkeypatch.setattr(loop.evaluation, "evaluate_rows", scripted(losses))
+    monkeypatch.setattr(evaluation, "evaluate_rows", scripted(losses))
     run = run_config(inputs, "early", training={"eval_steps": 1, "early_stopping_patience": 2})
     everything = train(run)
     out = Path(run.training.output_dir)
@@ -165,9 +167,9 @@ def test_full_finetuning_writes_a_model(inputs):
     assert (out / "model" / "tokenizer.json").exists()
     model = Phi3ForCausalLM.from_pretrained(str(out / "model"), dtype=jnp.bfloat16)
     job = loop.load_job(run_config(inputs, "unused", model={"name_or_path": str(out / "model"), "dtype": "bfloat16"}))
-    step = loop.make_eval_step(job.graph, job.dtype)
-    batches = loop.eval_batches(job.data.eval, run.data, batch_size=4, pad_id=0)
-    again = loop.evaluation.evaluate_rows(step, job.trainable, job.frozen, batches)
+    step = make_eval_step(job.graph, job.dtype)
+    batches = eval_batches(job.data.eval, run.data, batch_size=4, pad_id=0)
+    again = evaluation.evaluate_rows(step, job.trainable, job.frozen, batches)
     assert model.dtype == jnp.bfloat16
     # The same bfloat16 weights; XLA may round the products in between differently.
     assert again["eval_loss"] == pytest.approx(everything["eval_loss"], rel=1e-3)
