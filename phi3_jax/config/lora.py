@@ -10,9 +10,9 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import check_expression, matches
 from phi3_jax.system.numbers import is_number, is_whole
 
-# Starts that need nothing but a key, and those that are computed from the base's weights.
-RANDOM_STARTS = ("gaussian", "orthogonal")
-WEIGHT_STARTS = ("pissa", "olora", "loftq")
+# Initialisers that need nothing but a key, and those that are computed from the base's weights.
+RANDOM_INITIALISERS = ("gaussian", "orthogonal")
+WEIGHT_INITIALISERS = ("pissa", "olora", "loftq")
 PISSA = re.compile(r"pissa(?:_niter_([1-9]\d*))?")
 
 LOFTQ_DEFAULTS = {"loftq_bits": 4, "loftq_iter": 1}
@@ -118,7 +118,7 @@ class LoraConfig:
             object.__setattr__(self, name, None if nothing else _hashable(value))
         self._check_numbers()
         self._check_names()
-        self._check_start()
+        self._check_initialiser()
         if self.bias != "none":
             raise InputError(f"peft.bias is {self.bias!r}; Phi-3 has no biases, expected 'none'")
         if self.task_type != "CAUSAL_LM":
@@ -194,22 +194,20 @@ class LoraConfig:
                     "leave one out"
                 )
 
-    def _check_start(self) -> None:
-        start = self.init_lora_weights
-        known = isinstance(start, bool) or start in (*RANDOM_STARTS, *WEIGHT_STARTS, "eva")
-        if not known and not (isinstance(start, str) and PISSA.fullmatch(start)):
+    def _check_initialiser(self) -> None:
+        kind = self.init_lora_weights
+        known = isinstance(kind, bool) or kind in (*RANDOM_INITIALISERS, *WEIGHT_INITIALISERS, "eva")
+        if not known and not (isinstance(kind, str) and PISSA.fullmatch(kind)):
             raise InputError(
-                f"peft.init_lora_weights is {start!r}, expected true, false, "
-                f"{', '.join((*RANDOM_STARTS, *WEIGHT_STARTS, 'pissa_niter_N'))} or eva"
+                f"peft.init_lora_weights is {kind!r}, expected true, false, "
+                f"{', '.join((*RANDOM_INITIALISERS, *WEIGHT_INITIALISERS, 'pissa_niter_N'))} or eva"
             )
-        if start == "orthogonal" and any(rank % 2 for rank in (self.r, *(self.rank_pattern or {}).values())):
+        if kind == "orthogonal" and any(rank % 2 for rank in (self.r, *(self.rank_pattern or {}).values())):
             raise InputError("peft.init_lora_weights is orthogonal, which needs an even r; give one")
-        if self.lora_bias and not isinstance(start, bool):
-            raise InputError(
-                f"peft.lora_bias is true with init_lora_weights {start}, which PEFT has not; leave one out"
-            )
-        if self.use_dora and (start == "loftq" or self.start_is_in_update):
-            raise InputError(f"peft.use_dora is true with init_lora_weights {start}: not supported; leave one out")
+        if self.lora_bias and not isinstance(kind, bool):
+            raise InputError(f"peft.lora_bias is true with init_lora_weights {kind}, which PEFT has not; leave one out")
+        if self.use_dora and (kind == "loftq" or self.is_residual):
+            raise InputError(f"peft.use_dora is true with init_lora_weights {kind}: not supported; leave one out")
         for name, belongs, defaults in (
             ("loftq_config", "loftq", LOFTQ_DEFAULTS),
             ("eva_config", "eva", EVA_DEFAULTS),
@@ -217,19 +215,19 @@ class LoraConfig:
             value = getattr(self, name)
             if not value:
                 continue
-            if start != belongs:
+            if kind != belongs:
                 raise InputError(
-                    f"peft.{name} is given, but init_lora_weights is {start}; give {belongs}, or leave it out"
+                    f"peft.{name} is given, but init_lora_weights is {kind}; give {belongs}, or leave it out"
                 )
             unknown = [key for key in value if key not in defaults]
             if unknown:
                 raise InputError(f"peft.{name} has {', '.join(unknown)}; expected {', '.join(defaults)}")
 
     @property
-    def start_is_in_update(self) -> bool:
-        """Whether the start is taken out of the base, as with PiSSA and OLoRA."""
-        start = self.init_lora_weights
-        return isinstance(start, str) and (start == "olora" or PISSA.fullmatch(start) is not None)
+    def is_residual(self) -> bool:
+        """Whether the initial update is taken out of the base, as with PiSSA and OLoRA."""
+        kind = self.init_lora_weights
+        return isinstance(kind, str) and (kind == "olora" or PISSA.fullmatch(kind) is not None)
 
     @property
     def scaling(self) -> float:

@@ -117,7 +117,7 @@ def _init(
     model: Phi3ForCausalLM, module: Module, config: LoraConfig, r: int, alpha: float, key: PRNGKeyArray
 ) -> StackableAdapter:
     scaling = config.scaling_of(r, alpha)
-    if config.start_is_in_update:
+    if config.is_residual:
         _check_directions(model, module, config, r)
         initialiser = olora if config.init_lora_weights == "olora" else pissa(str(config.init_lora_weights), key)
         initial = map_weights(model, module, partial(initialiser, r=r, scaling=scaling))

@@ -36,7 +36,7 @@ def trainable_mask(
 ) -> Mask:
     """True at every array that trains: those of the adapter, or with `full_finetuning` all there are.
 
-    The constants that PiSSA and OLoRA start from (`start_A`, `start_B`) never train.
+    The constants that PiSSA and OLoRA are initialised to (`start_A`, `start_B`) never train.
 
     Args:
         model: The base or its state (`nnx.split(model)[1]`).

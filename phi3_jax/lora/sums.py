@@ -159,7 +159,7 @@ def _term(name: str, weight: float, adapter: AnyAdapter) -> Term:
     if isinstance(adapter, ResidualLora):
         if adapter.in_base:
             raise InputError(
-                f"{module} starts from LoftQ, whose base is not that of other adapters; there is no weighted sum"
+                f"{module} was initialised by LoftQ, whose base is not that of other adapters; there is no weighted sum"
             )
         adapter = adapter.as_plain()
     if not isinstance(adapter, LoraLinear | LoraEmbedding):

@@ -61,7 +61,7 @@ class ParameterTable:
 def parameter_table(model: Phi3ForCausalLM, lora: Lora | None, *, freeze_A: bool = False) -> ParameterTable:
     """The modules of an adapter; without one (full fine-tuning) those of the model.
 
-    PiSSA's constant start does not count. Abstract models and adapters (`nnx.eval_shape`,
+    PiSSA's constants do not count. Abstract models and adapters (`nnx.eval_shape`,
     `jax.eval_shape`) will do.
 
     Args:

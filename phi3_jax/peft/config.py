@@ -16,14 +16,14 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # The entries that a finished adapter's configuration is read from: how LoftQ began is of no matter any more.
 SUPPORTED = {field.name for field in fields(LoraConfig)} - {"loftq_config"}
 # Starts that leave the base as it is, so that the tensors are an update of it.
-PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+PLAIN_INITIALISERS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def read_adapter_config(folder: str | Path) -> LoraConfig:
     """Reads `folder/adapter_config.json`.
 
     Raises:
-        InputError: For kinds of adapter other than LoRA, for starts that changed the base's weights, and naming
+        InputError: For kinds of adapter other than LoRA, for initialisers that changed the base's weights, and naming
             every entry that asks for something not supported yet; entries nobody here has heard of count as such
             unless they are empty, false or null.
     """
@@ -39,7 +39,7 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
     unsupported = [f"{name} {_short(raw[name])}" for name in asked]
     if unsupported:
         raise InputError(f"{path}: not supported yet: {', '.join(unsupported)}; save an adapter without")
-    _check_start(path, raw.get("init_lora_weights"))
+    _check_initialiser(path, raw.get("init_lora_weights"))
     if raw.get("target_modules") is None:
         raise InputError(f"{path}: target_modules is not given; name the modules that have adapters")
     for name, wanted in (("base_model_name_or_path", "a folder or a hub id"), ("revision", "a branch, tag or commit")):
@@ -64,14 +64,14 @@ def _is_unsupported(name: str, value: object) -> bool:
     return name not in SUPPORTED and bool(value)
 
 
-def _check_start(path: Path, start: object) -> None:
-    if any(start is known or (isinstance(known, str) and start == known) for known in PLAIN_STARTS):
+def _check_initialiser(path: Path, kind: object) -> None:
+    if any(kind is known or (isinstance(known, str) and kind == known) for known in PLAIN_INITIALISERS):
         return
     way = "save it from PEFT with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-    if start == "loftq":
+    if kind == "loftq":
         way = "merge it into that base in PEFT, and load the result as a model"
     raise InputError(
-        f"{path}: init_lora_weights is {_short(start)}, which changes the base's weights too, so that its tensors are "
+        f"{path}: init_lora_weights is {_short(kind)}, which changes the base's weights too, so that its tensors are "
         f"no update of the base as it is; {way}"
     )
 
@@ -82,7 +82,7 @@ def config_entries(config: LoraConfig) -> dict[str, object]:
     Args:
         config: In the form that `described` gives.
     """
-    changes_base = config.start_is_in_update or config.init_lora_weights == "loftq"
+    changes_base = config.is_residual or config.init_lora_weights == "loftq"
     return {
         "peft_type": "LORA",
         "task_type": config.task_type,

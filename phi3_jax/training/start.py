@@ -34,9 +34,9 @@ def load_model_and_lora(
     """The checkpoint's base, and the adapter to train: fresh, or `peft.init_from`'s.
 
     Args:
-        run: Says what is trained, and from which start.
+        run: Says what is trained, and with which initialiser.
         checkpoint: The base's.
-        rows: To train on, which some starts look at.
+        rows: To train on, which some initialisers look at.
         key: What is drawn from.
         mesh: The devices that share the base's weights.
 
@@ -60,22 +60,22 @@ def load_model_and_lora(
         return _load_loftq(run, checkpoint, mesh)
     model = _load_base(run, checkpoint, mesh)
     if run.peft.init_lora_weights == "eva":
-        return model, _eva_start(run, rows)(model, run.peft, key)
+        return model, _eva_initialiser(run, rows)(model, run.peft, key)
     return model, fresh_lora(model, run.peft, key, mesh)
 
 
 def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, mesh: Mesh) -> Lora:
-    """`init_lora`; on several hosts in one program that they all run, since some starts see the weights."""
+    """`init_lora`; on several hosts in one program that they all run, since some initialisers see the weights."""
     if jax.process_count() == 1:
         return init_lora(model, config, key)
     graph, state = nnx.split(model)
     bits = np.asarray(jax.random.key_data(key))
 
-    def start(state: nnx.State[Hashable, object]) -> Lora:
+    def draw(state: nnx.State[Hashable, object]) -> Lora:
         return init_lora(nnx.merge(graph, state), config, jax.random.wrap_key_data(jnp.asarray(bits)))
 
     with jax.set_mesh(mesh):
-        lora: Lora = jax.jit(start, out_shardings=replicated(mesh))(state)
+        lora: Lora = jax.jit(draw, out_shardings=replicated(mesh))(state)
     return lora
 
 
@@ -103,17 +103,17 @@ def _load_whole(run: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Phi3ForCa
 
 
 def _load_loftq(run: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> tuple[Phi3ForCausalLM, Lora]:
-    checkpoint.check_unquantized("and peft.init_lora_weights loftq starts from what quantising loses")
+    checkpoint.check_unquantized("and peft.init_lora_weights loftq is computed from what quantising loses")
     kind = str(run.model.quantization)
     quantizer = LoftqQuantizer(checkpoint.shapes, run.peft, kind, double_quant=run.model.double_quant)
     model = _load_base(run, checkpoint, mesh, quantizer)
     return model, quantizer.lora(model)
 
 
-def _eva_start(run: RunConfig, rows: TokenizedRows) -> Callable[..., Lora]:
+def _eva_initialiser(run: RunConfig, rows: TokenizedRows) -> Callable[..., Lora]:
     """`eva_init` on the run's own batches, as `init_lora`."""
 
-    def start(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> Lora:
+    def initialise(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> Lora:
         batches = train_batches(
             rows,
             run.data,
@@ -130,4 +130,4 @@ def _eva_start(run: RunConfig, rows: TokenizedRows) -> Callable[..., Lora]:
             print(warning.message)
         return lora
 
-    return start
+    return initialise

@@ -128,5 +128,5 @@ def test_sums_that_cannot_be(tiny, model):
         weighted_sum([a, trained(nnx.eval_shape(lambda: tiny(hidden_size=20)))], [1, 1])
     pissa = trained(model, init_lora_weights="pissa")
     loftq = {name: replace(adapter, in_base=True) for name, adapter in pissa.items()}
-    with pytest.raises(InputError, match="o_proj starts from LoftQ"):
+    with pytest.raises(InputError, match="o_proj was initialised by LoftQ"):
         weighted_sum([Lora.from_items(loftq, pissa.config)], [1])

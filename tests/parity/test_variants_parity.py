@@ -337,7 +337,7 @@ def test_llama_names_in_a_peft_file(bases, tmp_path):
 
 # Starts that PEFT takes out of the base's weights, and that ride along here.
 
-STARTS = {
+INITIALISERS = {
     "pissa": {"init_lora_weights": "pissa", "use_rslora": True},
     "olora": {"init_lora_weights": "olora", "rank_pattern": {"o_proj": 2}},
 }
@@ -361,10 +361,10 @@ def from_the_start_of(lora, parameters):
     return replace(lora, adapters=nested({name: one(name, adapter) for name, adapter in lora.items()}))
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_starts_from_the_weights(bases, tmp_path, start):
+@pytest.mark.parametrize("initialiser", INITIALISERS)
+def test_initialisers_from_the_weights(bases, tmp_path, initialiser):
     folder, model = bases["untied"]
-    settings = {**SETTINGS, "target_modules": ["qkv_proj", "o_proj"], **STARTS[start]}
+    settings = {**SETTINGS, "target_modules": ["qkv_proj", "o_proj"], **INITIALISERS[initialiser]}
     theirs = peft.get_peft_model(torch_base(folder), peft.LoraConfig(**settings, task_type="CAUSAL_LM")).eval()
     theirs.save_pretrained(tmp_path / "initial")
     lora = init_lora(model, LoraConfig(**settings), jax.random.key(0))
@@ -402,9 +402,9 @@ def test_starts_from_the_weights(bases, tmp_path, start):
     assert_close(model(IDS, lora=load_adapter(tmp_path / "ours", model)), expected, rtol=2e-5)
     config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     # Doubled, and with √r in the scale as much as leaves that alone.
-    assert (config["r"], config["lora_alpha"]) == (6, pytest.approx(5 * 2**0.5 if start == "pissa" else 10))
+    assert (config["r"], config["lora_alpha"]) == (6, pytest.approx(5 * 2**0.5 if initialiser == "pissa" else 10))
     assert config["init_lora_weights"] is True
-    assert config["rank_pattern"] == ({"o_proj": 4} if start == "olora" else {})
+    assert config["rank_pattern"] == ({"o_proj": 4} if initialiser == "olora" else {})
 
     # PEFT's own conversion to the base as it was; without it, the tensors are no update of that.
     theirs.save_pretrained(tmp_path / "unconverted")
