@@ -1,6 +1,6 @@
 """The base model of adapters: the one that is given, or the one that they name, at the revision that they name."""
 
-import logging
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from phi3_jax.peft.config import CONFIG_FILE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
 
-logger = logging.getLogger(__name__)
-
 
 def open_base(
     model: str | Path | None,
@@ -23,7 +21,7 @@ def open_base(
     *,
     patterns: Sequence[str] = CHECKPOINT_FILES,
 ) -> Checkpoint:
-    """Opens the checkpoint that the adapters are for; a line of the log says what of that they said.
+    """Opens the checkpoint that the adapters are for; a line on standard error says what of that they said.
 
     Args:
         model: Folder or hub id; None for the one that the adapters' files name.
@@ -43,7 +41,7 @@ def open_base(
     if (model is None or revision != hub.revision) and is_main():
         where = "" if revision is None else f" at revision {revision}"
         who = " and ".join(adapter.name for adapter in adapters if adapter.base == name)
-        logger.warning("base: %s%s, which %s was trained on", name, where, who)
+        print(f"base: {name}{where}, which {who} was trained on", file=sys.stderr)
     return Checkpoint.open(name, hub.at(revision), patterns=patterns)
 
 
