@@ -3,7 +3,6 @@
 import platform
 import statistics
 import time
-from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.cache import cache_bytes
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
+from phi3_jax.training.versions import package_versions
 
 
 def benchmark_generate(
@@ -61,7 +61,7 @@ def benchmark_generate(
         "device_kind": jax.devices()[0].device_kind,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("phi3_jax", "jax", "jaxlib", "flax")},
+            **package_versions("phi3_jax", "jax", "jaxlib", "flax"),
         },
         "settings": {
             "batch": batch,

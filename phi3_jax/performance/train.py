@@ -4,7 +4,6 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from phi3_jax.training.job import Job, job_devices, make_job
 from phi3_jax.training.results import peak_memory
 from phi3_jax.training.start import fresh_lora
 from phi3_jax.training.step import TrainState, TrainStep, make_train_step
+from phi3_jax.training.versions import package_versions
 
 
 @dataclass
@@ -157,7 +157,7 @@ def benchmark_train(
         "trainable_parameters": job.table.trainable,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("phi3_jax", "jax", "jaxlib", "flax")},
+            **package_versions("phi3_jax", "jax", "jaxlib", "flax"),
         },
         "settings": _settings(run, workload, documents),
     }

@@ -58,6 +58,29 @@ def train(run: RunConfig) -> Results:
         StorageError: where a disk takes no more; the weights are then in `training.fallback_dir`, where that is given.
         FloatingPointError: where more than `training.max_skipped_steps` steps in a row had a loss or gradient that is
             not finite, or an evaluation has such a loss; the last good adapter is saved before.
+
+    Example:
+        Two steps on four rows, from the small base that the package brings along (some seconds, most of them for
+        compiling):
+
+        >>> import contextlib, io, json, tempfile
+        >>> import phi3_jax as p3
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> question, answer = {"role": "user", "content": "2 teas"}, {"role": "assistant", "content": "tea x2"}
+        >>> _ = (folder / "rows.jsonl").write_text(4 * (json.dumps({"messages": [question, answer]}) + "\\n"))
+        >>> run = RunConfig.from_dict({
+        ...     "model": {"name_or_path": str(Path(p3.__file__).parent / "demo" / "base"), "dtype": "float32"},
+        ...     "peft": {"r": 2, "target_modules": "all-linear"},
+        ...     "data": {"train": str(folder / "rows.jsonl"), "max_length": 64},
+        ...     "training": {"output_dir": str(folder / "out"), "max_steps": 2, "save_strategy": "no"},
+        ...     "logging": {"tensorboard": False},
+        ... })
+        >>> with contextlib.redirect_stdout(io.StringIO()):
+        ...     results = train(run)
+        >>> results["global_step"]
+        2
+        >>> sorted(path.name for path in (folder / "out" / "adapter").glob("adapter*"))
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     check_agreement({"configuration": run.to_yaml()})
     with together():

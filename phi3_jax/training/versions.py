@@ -34,7 +34,7 @@ VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "N
 
 def versions() -> dict[str, str]:
     """Packages, Python, platform, devices, and the settings of XLA that are not its own, for people to read."""
-    found = {name: _version(name) for name in PACKAGES}
+    found = package_versions(*PACKAGES)
     commit = _commit(Path(phi3_jax.__file__).parents[1])
     if commit is not None:
         found["phi3_jax commit"] = commit
@@ -44,6 +44,11 @@ def versions() -> dict[str, str]:
     backend = devices[0].client.platform_version.splitlines()
     found |= {"backend": f"{jax.default_backend()} {' '.join(backend)}".strip()}
     return found | {name: redact(os.environ[name]) for name in VARIABLES if os.environ.get(name)}
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """The version of each of these packages, in words where one is not installed."""
+    return {name: _version(name) for name in names}
 
 
 def _version(name: str) -> str:
@@ -67,7 +72,8 @@ def _commit(root: Path) -> str | None:
 def write_versions(path: Path) -> str | None:
     """Writes them as JSON; a list, where a run that is resumed has others than before, the newest last.
 
-    **Returns** how they differ from the last ones, in words; None where they do not.
+    Returns:
+        How they differ from the last ones, in words; None where they do not.
     """
     now, before = versions(), _read(path)
     last = before[-1] if before else now
