@@ -29,7 +29,7 @@ from phi3_jax.config.hub_options import Hub
 from phi3_jax.data.template import render_chat
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.evaluate.likelihood import Tokens, score_continuations
-from phi3_jax.generation.decode import generate
+from phi3_jax.generation.decode import answers
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.lora import Lora
 from phi3_jax.model import Phi3ForCausalLM
@@ -335,18 +335,11 @@ class Phi3JaxLM(TemplateLM):
         mask = np.array([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], np.int32)
         input_ids = np.zeros_like(mask)
         input_ids[mask == 1] = np.concatenate(prompts)
-        answers = generate(
-            self.model,
-            input_ids,
-            attention_mask=mask,
-            lora=self.lora,
-            generation_config=settings,
-            # Without the prompts: here what began in one ends no answer.
-            streamer=StopStrings(self.tokenizer, until, [()] * len(prompts)),
-            return_dict_in_generate=True,
-        )
+        # Without the prompts: here what began in one ends no answer.
+        stops = StopStrings(self.tokenizer, until, [()] * len(prompts))
+        found = answers(self.model, input_ids, mask, self.lora, settings, self.tokenizer, stops)
         texts = []
-        for tokens, length in zip(answers.sequences[:, longest:], answers.lengths, strict=True):
+        for tokens, length in zip(found.sequences[:, longest:], found.lengths, strict=True):
             text = self.tokenizer.decode(tokens[:length].tolist(), skip_special_tokens=True)
             texts.append(postprocess_generated_text(text, until, None))
         return texts

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation.beam import BeamSearch
-from phi3_jax.generation.engine import CHUNK, Engine, Rules, bucket, first_beams, first_token, take_rows
+from phi3_jax.generation.engine import CHUNK, Engine, Rules, first_beams, first_token, take_rows
 from phi3_jax.generation.sampling import Sampler, row_keys
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.lora import Lora, LoraRows
@@ -20,6 +20,7 @@ from phi3_jax.model.cache import Cache, cache_bytes
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.parallel.distributed import exchange, to_host
 from phi3_jax.parallel.mesh import devices_memory
+from phi3_jax.system.buckets import bucket
 from phi3_jax.system.errors import InputError
 
 # Gets the new tokens of a few steps, with padding after a row's end. Gives for each row how many of them to
@@ -34,14 +35,14 @@ WATCHED_CHUNK = 4
 class Generated:
     """What `generate` gives with `return_dict_in_generate`.
 
-    **Fields**
-    - `sequences`: the prompts as given, each as often as it has answers, followed by the new tokens; padding
-      after an answer's end.
-    - `lengths`: new tokens of each answer, its end token counted.
-    - `logprobs`: log-probability of each new token in the model's own distribution, that is without penalty
-      and filters and at temperature 1; 0 after the end.
-    - `finish_reasons`: `stop` (an end token or a stop string), `length` or `time`.
-    - `scores`: of a beam search: the sum of the log-probabilities over length ** length_penalty.
+    Attributes:
+        sequences: The prompts as given, each as often as it has answers, followed by the new tokens; padding after an
+            answer's end.
+        lengths: New tokens of each answer, its end token counted.
+        logprobs: Log-probability of each new token in the model's own distribution, that is without penalty and
+            filters and at temperature 1; 0 after the end.
+        finish_reasons: `stop` (an end token or a stop string), `length` or `time`.
+        scores: Of a beam search: the sum of the log-probabilities over length ** length_penalty.
     """
 
     sequences: Int[np.ndarray, "answers total"]
@@ -54,7 +55,13 @@ class Generated:
 class Call:
     """One call of `generate`: the prompts, their cache, and what all ways to decode have in common.
 
-    **Arguments**: `copies`, how many rows of the batch go on from each prompt.
+    Args:
+        model: The model.
+        lora: The adapter.
+        settings: How to answer.
+        tokens: The prompts, padded on the left.
+        mask: 0 at the padding.
+        copies: How many rows of the batch go on from each prompt.
     """
 
     def __init__(
@@ -95,13 +102,20 @@ class Call:
         return logits, cache.unstacked() if self.engine.unstacked is not None else cache, read
 
     def until_crossing(
-        self, cache: Cache, number: int, is_open: Bool[np.ndarray, "rows"], new: Callable[[int], Any]
+        self,
+        cache: Cache,
+        number: int,
+        is_open: Bool[np.ndarray, "rows"],
+        new: Callable[[int], Int[np.ndarray, "new"]],
     ) -> tuple[Cache, int]:
         """The cache with the rows read again that come to the change of LongRoPE's factors, and how many tokens
         can follow before another row does.
 
-        **Arguments**: `number`, of new tokens in each row, the last of which is to be read next; `new`, those of a
-        row.
+        Args:
+            cache: The cache.
+            number: Of new tokens in each row, the last of which is to be read next.
+            is_open: Which rows go on.
+            new: The new tokens of a row.
         """
         if self.crossing is None:
             return cache, CHUNK
@@ -121,7 +135,12 @@ class Call:
         return exchange(str(is_up))[0] == "True" if jax.process_count() > 1 else is_up
 
     def result(
-        self, new: np.ndarray, lengths: np.ndarray, logprobs: np.ndarray, reasons: list[str], scores: Any = None
+        self,
+        new: Int[np.ndarray, "answers new"],
+        lengths: Int[np.ndarray, "answers"],
+        logprobs: Float[np.ndarray, "answers new"],
+        reasons: list[str],
+        scores: Float[np.ndarray, "answers"] | None = None,
     ) -> Generated:
         """The new tokens after their prompts, which may have fewer answers than rows."""
         prompts = np.repeat(self.prompts, len(new) // len(self.prompts), axis=0)
@@ -150,12 +169,12 @@ class Answers(Call):
         settings: GenerationConfig,
         tokens: Int[np.ndarray, "batch prompt"],
         mask: Int[np.ndarray, "batch prompt"],
-        tokenizer: Any,
+        tokenizer: Tokenizer | None,
         streamer: Watch | None,
     ):
         super().__init__(model, lora, settings, tokens, mask, settings.num_return_sequences)
         self.watches: list[Watch] = [] if streamer is None else [streamer]
-        if settings.stop_strings:
+        if settings.stop_strings and tokenizer is not None:
             prompts = [tokens[row][mask[row] == 1].tolist() for row in self.rows]
             self.watches.insert(0, StopStrings(tokenizer, settings.stop_strings, prompts))
         self.new: list[Int[np.ndarray, "answers chunk"]] = []
@@ -211,7 +230,7 @@ class Answers(Call):
         self.lengths += kept
         self.reasons[stopped] = "stop"
         self.done |= stopped
-        return values.shape[1]
+        return int(values.shape[1])
 
     def padded(self, columns: np.ndarray, kept: Int[np.ndarray, "answers"], padding: int | None = None) -> np.ndarray:
         """As many columns as the longest row keeps, and padding where the others have ended."""

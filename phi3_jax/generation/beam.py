@@ -19,8 +19,11 @@ _BARRED = -1e9
 class Hypotheses:
     """Beginnings of answers, or answers, the best first.
 
-    **Fields**: `tokens`; `logprobs`, each token's in the model's own distribution, 0 beyond `lengths`;
-    `scores`, the sum of what the search goes by, for finished ones divided by length ** length_penalty.
+    Attributes:
+        tokens: Of each.
+        logprobs: Each token's in the model's own distribution, 0 beyond `lengths`.
+        lengths: Of each, in tokens.
+        scores: The sum of what the search goes by, for finished ones divided by length ** length_penalty.
     """
 
     tokens: Int[Array, "batch beams new"]
@@ -30,7 +33,8 @@ class Hypotheses:
 
     def take(self, index: Int[Array, "batch taken"]) -> "Hypotheses":
         """Those at `index`, for each row its own."""
-        return jax.tree.map(lambda x: jax.vmap(lambda row, places: row[places])(x, index), self)
+        taken: Hypotheses = jax.tree.map(lambda x: jax.vmap(lambda row, places: row[places])(x, index), self)
+        return taken
 
 
 @jax.tree_util.register_dataclass
@@ -38,13 +42,14 @@ class Hypotheses:
 class BeamState:
     """What a step changes.
 
-    **Fields**
-    - `running`: the beginnings that go on, `finished`: the best answers so far.
-    - `is_finished`: whether a place in `finished` has an answer.
-    - `can_improve`: whether a row's running beams may still come to a better answer.
-    - `goes_on`: whether anything is left to go on with; not after the last step.
-    - `seen`: the tokens in the prompt and each running beam, where there is a repetition penalty.
-    - `step`: new tokens in each running beam.
+    Attributes:
+        running: The beginnings that go on.
+        finished: The best answers so far.
+        is_finished: Whether a place in `finished` has an answer.
+        can_improve: Whether a row's running beams may still come to a better answer.
+        goes_on: Whether anything is left to go on with; not after the last step.
+        seen: The tokens in the prompt and each running beam, where there is a repetition penalty.
+        step: New tokens in each running beam.
     """
 
     running: Hypotheses
@@ -72,12 +77,16 @@ class BeamSearch:
     answers = search.finish(state, num_return_sequences)
     ```
 
-    **Fields**
-    - `divisors`: 1 to `max_new_tokens`, each ** length_penalty.
-    - `ends`: the tokens that end an answer; `pad`, what stands after it.
-    - `stops_when_full`: `early_stopping` is True: a row is done with as many answers as beams. Otherwise it is
-      once its best running beam is worse than all of them: if it ended here, or, with `looks_ahead`, at
-      the greatest length, which is what "never" takes where the length penalty favours long answers.
+    Attributes:
+        divisors: 1 to `max_new_tokens`, each ** length_penalty.
+        ends: The tokens that end an answer.
+        pad: What stands after it.
+        sampler: The filters.
+        beams: Of each prompt.
+        stops_when_full: `early_stopping` is True: a row is done with as many answers as beams. Otherwise it is once
+            its best running beam is worse than all of them, if it ended here.
+        looks_ahead: Or if it ended at the greatest length, which is what "never" takes where the length penalty
+            favours long answers.
     """
 
     divisors: Float[Array, "new"]
@@ -144,8 +153,11 @@ class BeamSearch:
     ) -> tuple[BeamState, Int[Array, "rows"], Int[Array, "rows"]]:
         """One token more: the new state, the row that each beam goes on from, and its new token.
 
-        **Arguments**: `logits`, after the running beams; `keys`, one for each prompt, to sample: the
-        continuations are then drawn without replacement, by the beams' scores.
+        Args:
+            state: The beams.
+            logits: After the running ones.
+            keys: One for each prompt, to sample: the continuations are then drawn without replacement, by the beams'
+                scores.
         """
         continued, parents, ends = self._continued(state, logits, keys)
         finished, is_finished = self._finished(state, continued, ends)
@@ -227,4 +239,5 @@ class BeamSearch:
 
 
 def _side_by_side(first: Hypotheses, second: Hypotheses) -> Hypotheses:
-    return jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), first, second)
+    both: Hypotheses = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), first, second)
+    return both

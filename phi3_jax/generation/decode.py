@@ -1,12 +1,11 @@
 """`generate`, of tokens."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
 from phi3_jax.config.generation import GenerationConfig
-from phi3_jax.generation.answers import Answers, Beams, Watch
+from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.generation.answers import Answers, Beams, Generated, Watch
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
@@ -19,50 +18,82 @@ def generate(
     attention_mask: Int[ArrayLike, "batch prompt"] | None = None,
     lora: Lora | LoraRows | None = None,
     generation_config: GenerationConfig | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     streamer: Watch | None = None,
     return_dict_in_generate: bool = False,
-    **settings: Any,
-) -> Any:
+    **settings: object,
+) -> Int[np.ndarray, "answers total"] | Generated:
     """The prompts, each followed by the model's answer, as transformers' `generate`.
 
     Rows do not depend on one another, neither in tokens nor in what is drawn.
 
-    **Arguments**
-    - `input_ids`, `attention_mask`: prompts, padded on the left where they differ in length.
-    - `lora`: adapters to apply; `per_row(...)` for another one in each row.
-    - `generation_config`: how; default: the checkpoint's own settings, `GenerationConfig.from_model`.
-    - `settings`: fields of `GenerationConfig` that are to be otherwise.
-    - `tokenizer`: needed for `stop_strings`.
-    - `streamer`: a `Watch`, called on the host with the new tokens after every few steps.
+    Args:
+        model: The model.
+        input_ids: Prompts, padded on the left where they differ in length.
+        attention_mask: 0 at the padding; default: there is none.
+        lora: Adapters to apply; `per_row(...)` for another one in each row.
+        generation_config: How; default: the checkpoint's own settings, `GenerationConfig.from_model`.
+        tokenizer: Needed for `stop_strings`.
+        streamer: A `Watch`, called on the host with the new tokens after every few steps.
+        return_dict_in_generate: Whether lengths, log-probabilities and reasons are wanted, too.
+        settings: Fields of `GenerationConfig` that are to be otherwise.
 
-    **Returns** tokens `[batch * num_return_sequences, prompt + new]`, a numpy array, which tokenizers decode; or
-    with `return_dict_in_generate` a `Generated`.
+    Returns:
+        Tokens `[batch * num_return_sequences, prompt + new]`, a numpy array, which tokenizers decode; or with
+        `return_dict_in_generate` a `Generated`.
 
-    Raises `InputError` for a prompt that leaves no room in the model's positions, for padding on the right,
-    for settings out of range, and where the model's logits are not finite.
+    Raises:
+        InputError: For a prompt that leaves no room in the model's positions, for padding on the right, for settings
+            out of range, and where the model's logits are not finite.
+
+    Example:
+        >>> from flax import nnx
+        >>> import phi3_jax as p3
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> config = p3.Phi3Config(vocab_size=32, **size, num_key_value_heads=2, max_position_embeddings=64)
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> p3.generate(model, [[1, 5, 9]], max_new_tokens=4).shape
+        (1, 7)
+        >>> answer = p3.generate(model, [[1, 5, 9]], max_new_tokens=4, return_dict_in_generate=True)
+        >>> answer.lengths.tolist(), answer.finish_reasons
+        ([4], ('length',))
     """
     if generation_config is None:
         chosen = GenerationConfig.from_model(model.config, **settings)
     else:
         chosen = generation_config.with_(**{name: value for name, value in settings.items() if value is not None})
-    tokens, mask = _read_arguments(model, input_ids, attention_mask, chosen)
-    if chosen.stop_strings and tokenizer is None:
-        raise InputError(f"stop_strings are {chosen.stop_strings!r}, but there is no tokenizer; give one")
-    if chosen.num_beams > 1 and (chosen.stop_strings or streamer is not None):
-        raise InputError(
-            f"num_beams is {chosen.num_beams}, and a beam search knows its answers only at its end; "
-            "leave out stop_strings and streaming, or set num_beams to 1"
-        )
-    if chosen.num_beams > 1:
-        result = Beams(model, lora, chosen, tokens, mask).run()
-    else:
-        result = Answers(model, lora, chosen, tokens, mask, tokenizer, streamer).run()
+    result = answers(model, input_ids, attention_mask, lora, chosen, tokenizer, streamer)
     return result if return_dict_in_generate else result.sequences
 
 
+def answers(
+    model: Phi3ForCausalLM,
+    input_ids: Int[ArrayLike, "batch prompt"],
+    attention_mask: Int[ArrayLike, "batch prompt"] | None,
+    lora: Lora | LoraRows | None,
+    settings: GenerationConfig,
+    tokenizer: Tokenizer | None,
+    streamer: Watch | None = None,
+) -> Generated:
+    """What `generate` gives with `return_dict_in_generate`."""
+    tokens, mask = _read_arguments(model, input_ids, attention_mask, settings)
+    if settings.stop_strings and tokenizer is None:
+        raise InputError(f"stop_strings are {settings.stop_strings!r}, but there is no tokenizer; give one")
+    if settings.num_beams > 1 and (settings.stop_strings or streamer is not None):
+        raise InputError(
+            f"num_beams is {settings.num_beams}, and a beam search knows its answers only at its end; "
+            "leave out stop_strings and streaming, or set num_beams to 1"
+        )
+    if settings.num_beams > 1:
+        return Beams(model, lora, settings, tokens, mask).run()
+    return Answers(model, lora, settings, tokens, mask, tokenizer, streamer).run()
+
+
 def _read_arguments(
-    model: Phi3ForCausalLM, input_ids: Any, attention_mask: Any, settings: GenerationConfig
+    model: Phi3ForCausalLM,
+    input_ids: Int[ArrayLike, "batch prompt"],
+    attention_mask: Int[ArrayLike, "batch prompt"] | None,
+    settings: GenerationConfig,
 ) -> tuple[Int[np.ndarray, "batch prompt"], Int[np.ndarray, "batch prompt"]]:
     tokens = np.asarray(input_ids, np.int32)
     if tokens.ndim != 2:

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.model.logits import likeliest
+from phi3_jax.system.buckets import power
 from phi3_jax.system.errors import InputError
 
 # A nucleus, and what min-p leaves, is looked for among so many tokens before the whole vocabulary is sorted.
@@ -20,13 +21,19 @@ _BLOCK = 256
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampler:
-    """Which filters are on, and their numbers. Other numbers are other arguments to the same program; another
-    choice of filters is another program, since a filter that is off is None.
+    """Which filters are on, and their numbers.
 
-    **Fields**
-    - `repetition_penalty`, `temperature`, `top_k`, `top_p`, `min_p`: as in `GenerationConfig`, or None.
-    - `candidates`: how many of the highest logits are looked at first. More than `top_k`.
-    - `least`: each filter leaves at least so many tokens; in beam search one that does not end the answer.
+    Other numbers are other arguments to the same program; another choice of filters is another program, since a
+    filter that is off is None.
+
+    Attributes:
+        repetition_penalty: As in `GenerationConfig`, as are the others, or None.
+        temperature: What the logits are divided by.
+        top_k: How many tokens are left.
+        top_p: What their probabilities reach.
+        min_p: The share of the likeliest one's that they have.
+        candidates: How many of the highest logits are looked at first. More than `top_k`.
+        least: Each filter leaves at least so many tokens; in beam search one that does not end the answer.
     """
 
     repetition_penalty: Float[Array, ""] | None = None
@@ -47,15 +54,14 @@ class Sampler:
         draws = settings.do_sample
         limited = draws and settings.top_k > 0
         least = max(2, 1 + len(settings.eos_token_id)) if settings.num_beams > 1 else 1
-        # A power of two, so that most changes of top_k are no other program.
-        bucket = max(64, 1 << max(settings.top_k, least).bit_length())
         return cls(
             repetition_penalty=number(settings.repetition_penalty, settings.repetition_penalty != 1),
             temperature=number(settings.temperature, draws and settings.temperature != 1),
             top_k=jnp.asarray(settings.top_k, jnp.int32) if limited else None,
             top_p=number(settings.top_p, draws and settings.top_p < 1),
             min_p=number(settings.min_p, draws and settings.min_p > 0),
-            candidates=bucket if limited else _CANDIDATES,
+            # A power of two, so that most changes of top_k are no other program.
+            candidates=max(64, power(max(settings.top_k, least) + 1)) if limited else _CANDIDATES,
             least=least,
         )
 
@@ -65,8 +71,8 @@ def row_keys(seed: int | tuple[int, ...], prompts: int, num_return_sequences: in
 
     With one seed for each prompt, an answer's key does not depend on the prompt's place in the batch.
 
-    Raises `InputError` where the number of seeds is not that of prompts, and for seeds that do not fit
-    into 32 bits.
+    Raises:
+        InputError: Where the number of seeds is not that of prompts, and for seeds that do not fit into 32 bits.
     """
     seeds = seed if isinstance(seed, tuple) else (seed,)
     wrong = [value for value in seeds if not 0 <= value < 2**32]
@@ -147,14 +153,16 @@ def highest(
     """The highest logits, falling, and their ids, of equal ones the first first."""
     # Without the barrier XLA takes a slice of the result together with top_k's own, and sorts the whole
     # vocabulary instead: a hundred times slower on a CPU.
-    return jax.lax.optimization_barrier(jax.lax.top_k(logits, count))
+    values, places = jax.lax.optimization_barrier(jax.lax.top_k(logits, count))
+    return values, places
 
 
 def _kth(values: Float[Array, "rows count"], sampler: Sampler) -> Float[Array, "rows 1"]:
     """Of logits in falling order the last that top-k keeps."""
     assert sampler.top_k is not None
     index = jnp.clip(jnp.maximum(sampler.top_k, sampler.least), 1, values.shape[-1]) - 1
-    return jax.lax.dynamic_index_in_dim(values, index, axis=-1)
+    last: Array = jax.lax.dynamic_index_in_dim(values, index, axis=-1)
+    return last
 
 
 def _last_kept(
@@ -191,10 +199,18 @@ def choose(
     """The next token of each row and its log-probability in the model's own distribution, that is without
     penalty and filters and at temperature 1.
 
-    **Arguments**
-    - `keys`: one for each row, used up by this token, and what the row's draw depends on beside its logits.
-      None: the likeliest token, the first of equal ones.
-    - `seen`: the tokens that the repetition penalty is for; needed where the sampler has one.
+    Args:
+        logits: Of the model.
+        sampler: The filters.
+        keys: One for each row, used up by this token, and what the row's draw depends on beside its logits. None:
+            the likeliest token, the first of equal ones.
+        seen: The tokens that the repetition penalty is for; needed where the sampler has one.
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[0.1, 0.7, 0.2]]))
+        >>> token, logprob = choose(logits, Sampler())
+        >>> token.tolist(), jnp.exp(logprob).round(2).tolist()
+        ([1], [0.699999988079071])
     """
     logits = logits.astype(jnp.float32)
     processed = logits

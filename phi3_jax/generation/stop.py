@@ -1,12 +1,12 @@
 """Texts that end an answer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation.tokens import TokenBytes, decode, special_ids
 
 
@@ -17,10 +17,13 @@ class StopStrings:
     or in the prompt, and where the token goes on after it. These are the positions of transformers'
     `StopStringCriteria`.
 
-    **Arguments**: `strings`, none of them empty; `prompts`, the tokens of each row's prompt, without padding.
+    Args:
+        tokenizer: What made the tokens.
+        strings: None of them empty.
+        prompts: The tokens of each row's prompt, without padding.
     """
 
-    def __init__(self, tokenizer: Any, strings: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
         self._tokenizer = tokenizer
         self._bytes = TokenBytes(tokenizer)
         self._strings = [string.encode() for string in strings]

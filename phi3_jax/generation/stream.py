@@ -1,14 +1,14 @@
 """Answers as text while they come."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
 from phi3_jax.config.generation import GenerationConfig
-from phi3_jax.generation.decode import generate
+from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.generation.decode import answers
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.generation.text import Answer, answers_of, check_prompt
 from phi3_jax.generation.tokens import decode, fallback_bytes, special_ids
@@ -25,7 +25,7 @@ class Detokenizer:
     until another token follows: one invalid byte among them changes how all of them are decoded.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
         self._bytes = fallback_bytes(tokenizer)
@@ -63,12 +63,15 @@ class TextStream:
 
     Nothing is written that a stop string may still take away.
 
-    **Arguments**: `write`, called with each new piece of text; `prompt`, its tokens; `settings`, whose end
-    tokens and stop strings end the answer.
+    Args:
+        tokenizer: What made the tokens.
+        write: Called with each new piece of text.
+        prompt: Its tokens.
+        settings: Whose end tokens and stop strings end the answer.
     """
 
     def __init__(
-        self, tokenizer: Any, write: Callable[[str], None], *, prompt: Sequence[int], settings: GenerationConfig
+        self, tokenizer: Tokenizer, write: Callable[[str], None], *, prompt: Sequence[int], settings: GenerationConfig
     ) -> None:
         self._write = write
         self._ends = frozenset(settings.eos_token_id)
@@ -112,7 +115,7 @@ class TextStream:
 
 def stream_answer(
     model: Phi3ForCausalLM,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompt: Sequence[int],
     write: Callable[[str], None],
     *,
@@ -124,9 +127,17 @@ def stream_answer(
 
     A beam search knows its answer only at the end, and it is written then.
 
-    **Arguments**: `is_stopped`, asked every few tokens; once it says so, the answer ends with what it has.
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompt: The tokens of the prompt.
+        write: Called with each new piece of text.
+        lora: The adapter.
+        settings: How to answer, as for `answer_prompts`.
+        is_stopped: Asked every few tokens; once it says so, the answer ends with what it has.
 
-    Raises `InputError` as `answer_prompts` does, and for `num_return_sequences` above 1.
+    Raises:
+        InputError: As `answer_prompts` does, and for `num_return_sequences` above 1.
     """
     check_prompt(prompt, "the prompt", model.config, settings)
     if settings.num_return_sequences > 1:
@@ -140,15 +151,8 @@ def stream_answer(
         return np.array([new.shape[1]]) if is_stopped() else None
 
     is_beam = settings.num_beams > 1
-    out = generate(
-        model,
-        np.array([prompt], np.int32),
-        lora=lora,
-        generation_config=settings,
-        tokenizer=tokenizer,
-        streamer=None if is_beam else watch,
-        return_dict_in_generate=True,
-    )
+    ids = np.array([prompt], np.int32)
+    out = answers(model, ids, None, lora, settings, tokenizer, None if is_beam else watch)
     (answer,) = answers_of(out, tokenizer, [prompt], settings)
     if is_beam:
         write(answer.text)

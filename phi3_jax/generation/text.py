@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.model import Phi3Config
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation.answers import Generated
-from phi3_jax.generation.decode import generate
+from phi3_jax.generation.decode import answers
 from phi3_jax.generation.stop import StopStrings
 from phi3_jax.generation.tokens import decode
 from phi3_jax.lora import Lora, LoraRows, per_row
@@ -24,11 +24,11 @@ TURN_ENDS = ("<|end|>", "<|im_end|>")
 class Answer:
     """What a model said.
 
-    **Fields**
-    - `text`: without special tokens and the end token, cut before a stop string.
-    - `tokens`: all that were generated, an end token or those of a stop string included.
-    - `logprobs`: log-probability of each of them in the model's own distribution.
-    - `finish_reason`: "stop" (end token or stop string), "length" (`max_new_tokens`) or "time" (`max_time`).
+    Attributes:
+        text: Without special tokens and the end token, cut before a stop string.
+        tokens: All that were generated, an end token or those of a stop string included.
+        logprobs: Log-probability of each of them in the model's own distribution.
+        finish_reason: "stop" (end token or stop string), "length" (`max_new_tokens`) or "time" (`max_time`).
     """
 
     text: str
@@ -39,7 +39,7 @@ class Answer:
 
 def answer_prompts(
     model: Phi3ForCausalLM,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     *,
     lora: Lora | LoraRows | None = None,
@@ -52,16 +52,20 @@ def answer_prompts(
     `batch_size` nor on the other prompts: each prompt draws with a seed of its own, made from
     `settings.seed` and its index.
 
-    **Arguments**
-    - `prompts`: the tokens of each.
-    - `lora`: for all prompts, or `per_row` with one adapter for each of them.
-    - `settings`: `eos_token_id` should be `end_token_ids`. `seed` may be one for each prompt.
-    - `batch_size`: prompts side by side; each takes `num_return_sequences` or `num_beams` rows.
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompts: The tokens of each.
+        lora: For all prompts, or `per_row` with one adapter for each of them.
+        settings: `eos_token_id` should be `end_token_ids`. `seed` may be one for each prompt.
+        batch_size: Prompts side by side; each takes `num_return_sequences` or `num_beams` rows.
 
-    **Returns** (index of the prompt, answer) as batches finish; each prompt `num_return_sequences` times.
+    Returns:
+        (index of the prompt, answer) as batches finish; each prompt `num_return_sequences` times.
 
-    Raises `InputError`, before anything is generated, for a prompt that is empty or leaves too little room
-    in the model's positions, and for a number of seeds that is not that of the prompts.
+    Raises:
+        InputError: Before anything is generated, for a prompt that is empty or leaves too little room in the model's
+            positions, and for a number of seeds that is not that of the prompts.
     """
     for index, prompt in enumerate(prompts):
         check_prompt(prompt, f"prompts[{index}]", model.config, settings)
@@ -69,7 +73,7 @@ def answer_prompts(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     size = min(batch_size, len(prompts))
 
-    def answers() -> Iterator[tuple[int, Answer]]:
+    def batches() -> Iterator[tuple[int, Answer]]:
         for start in range(0, len(order), size):
             part = order[start : start + size]
             rows = part + part[-1:] * (size - len(part))  # one shape, one compilation
@@ -80,12 +84,12 @@ def answer_prompts(
             for row, answer in enumerate(found[: len(part) * settings.num_return_sequences]):
                 yield part[row // settings.num_return_sequences], answer
 
-    return answers()
+    return batches()
 
 
 def answer_with_each(
     model: Phi3ForCausalLM,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     adapters: Mapping[str, Lora | None],
     *,
@@ -97,9 +101,16 @@ def answer_with_each(
     With one seed they differ in nothing but the adapter. Adapters with `modules_to_save` cannot share a batch;
     where there is one, the adapters answer one after the other.
 
-    **Arguments**: `adapters`, by name; None for the base alone. The others as in `answer_prompts`.
+    Args:
+        model: As in `answer_prompts`, as are the others.
+        tokenizer: Its tokenizer.
+        prompts: The tokens of each.
+        adapters: By name; None for the base alone.
+        settings: How to answer.
+        batch_size: Rows side by side.
 
-    **Returns** (index of the prompt, name of the adapter, answer) as batches finish.
+    Returns:
+        (index of the prompt, name of the adapter, answer) as batches finish.
     """
     names = list(adapters)
     loras = [lora for lora in adapters.values() if lora is not None]
@@ -151,7 +162,7 @@ def derived_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0]) >> 1
 
 
-def end_token_ids(tokenizer: Any, config: Phi3Config) -> tuple[int, ...]:
+def end_token_ids(tokenizer: Tokenizer, config: Phi3Config) -> tuple[int, ...]:
     """The tokens that end an answer: those of the checkpoint's configurations and of the tokenizer,
     and the end of a turn in Phi-3's templates, which the first configurations forgot."""
     ends = set(config.end_token_ids)
@@ -162,14 +173,14 @@ def end_token_ids(tokenizer: Any, config: Phi3Config) -> tuple[int, ...]:
     return tuple(sorted(ends))
 
 
-def padding_id(tokenizer: Any, config: Phi3Config) -> int:
+def padding_id(tokenizer: Tokenizer, config: Phi3Config) -> int:
     """What fills rows up, which nobody looks at: the checkpoint's padding token, else the tokenizer's, else 0."""
     return next((token for token in (config.pad_token_id, tokenizer.pad_token_id) if token is not None), 0)
 
 
 def _answer_batch(
     model: Phi3ForCausalLM,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     lora: Lora | LoraRows | None,
     settings: GenerationConfig,
@@ -181,22 +192,14 @@ def _answer_batch(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = prompt
         mask[row, width - len(prompt) :] = 1
-    out = generate(
-        model,
-        ids,
-        attention_mask=mask,
-        lora=lora,
-        generation_config=settings,
-        tokenizer=tokenizer,
-        return_dict_in_generate=True,
-    )
+    out = answers(model, ids, mask, lora, settings, tokenizer)
     return answers_of(
         out, tokenizer, [prompts[row // settings.num_return_sequences] for row in range(len(out.sequences))], settings
     )
 
 
 def answers_of(
-    out: Generated, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    out: Generated, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], settings: GenerationConfig
 ) -> list[Answer]:
     """The rows of what `generate` gave, with their texts; `prompts`, each row's tokens without padding."""
     width = out.sequences.shape[1] - out.logprobs.shape[1]
@@ -204,11 +207,11 @@ def answers_of(
     rows = [sequence[width : width + length] for sequence, length in zip(out.sequences, lengths, strict=True)]
     stops = StopStrings(tokenizer, settings.stop_strings, prompts)
     stops(rows)
-    answers = []
+    found = []
     for row, (new, logprobs) in enumerate(zip(rows, out.logprobs, strict=True)):
         tokens = new.tolist()
         has_end = bool(tokens) and tokens[-1] in settings.eos_token_id and not stops.has_ended(row)
         text = decode(tokenizer, tokens[:-1]) if has_end else stops.text(row)
         kept = tuple(logprobs[: len(tokens)].tolist())
-        answers.append(Answer(text, tuple(tokens), kept, out.finish_reasons[row]))
-    return answers
+        found.append(Answer(text, tuple(tokens), kept, out.finish_reasons[row]))
+    return found

@@ -1,22 +1,22 @@
 """What single tokens write."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.compat import step_state
 
 
-def decode(tokenizer: Any, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+def decode(tokenizer: Tokenizer, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
     """The text that tokens write, with every blank where the model put it."""
     return tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that decoding leaves out with `skip_special_tokens`."""
     return frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
-def fallback_bytes(tokenizer: Any) -> dict[int, int]:
+def fallback_bytes(tokenizer: Tokenizer) -> dict[int, int]:
     """Of a sentencepiece vocabulary, the tokens that are single bytes (`<0x0A>`), and these bytes."""
     if not _decoder_has(tokenizer, "ByteFallback"):
         return {}
@@ -30,7 +30,7 @@ class TokenBytes:
     Bytes and not characters, since one character may be written by several tokens.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._fallback = fallback_bytes(tokenizer)
         self._byte_of = _byte_level() if _decoder_has(tokenizer, "ByteLevel") and not self._fallback else {}
@@ -47,7 +47,7 @@ class TokenBytes:
     def _bytes(self, token: int) -> bytes:
         if token in self._fallback:
             return bytes([self._fallback[token]])
-        name = self._tokenizer.convert_ids_to_tokens(token)
+        name = self._tokenizer.backend_tokenizer.id_to_token(token)
         if name is None:
             return b""
         if self._byte_of and all(character in self._byte_of for character in name):
@@ -56,7 +56,7 @@ class TokenBytes:
         return after[len(before) :].encode()
 
 
-def _decoder_has(tokenizer: Any, kind: str) -> bool:
+def _decoder_has(tokenizer: Tokenizer, kind: str) -> bool:
     """Whether a step of the tokenizer's decoder is of this type; its state is JSON."""
     return f"'{kind}'" in repr(step_state(tokenizer.backend_tokenizer.decoder))
 
