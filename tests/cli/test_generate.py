@@ -156,15 +156,15 @@ def test_wrong_input_is_told_in_one_line(options, words, folder, tmp_path, monke
 def test_answers_that_are_there_are_kept_when_a_later_batch_fails(folder, monkeypatch, capfd):
     from phi3_jax.generation import text as text_module
 
-    generate, calls = text_module.generate, []
+    answers, calls = text_module.answers, []
 
     def fails_later(*arguments: Any, **rest: Any) -> Any:
         calls.append(1)
         if len(calls) > 1:
             raise RuntimeError("out of memory")
-        return generate(*arguments, **rest)
+        return answers(*arguments, **rest)
 
-    monkeypatch.setattr(text_module, "generate", fails_later)
+    monkeypatch.setattr(text_module, "answers", fails_later)
     argv = ["generate", "--model", str(folder / "base"), "--json", "--batch-size", "1"]
     with pytest.raises(RuntimeError):
         main([*argv, "--prompt", "x y z", "--prompt", "a longer one"])

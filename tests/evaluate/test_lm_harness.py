@@ -28,9 +28,10 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import phi3_jax  # noqa: E402
-from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM, generate, init_lora, save_adapter  # noqa: E402
+from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM, init_lora, save_adapter  # noqa: E402
 from phi3_jax.cli.lm_eval import run  # noqa: E402
 from phi3_jax.evaluate import lm_harness as harness_lm  # noqa: E402
+from phi3_jax.generation.decode import answers  # noqa: E402
 from phi3_jax.harness import Phi3JaxLM  # noqa: E402
 from tests.helpers.models import CONFIG  # noqa: E402
 
@@ -249,10 +250,10 @@ def test_refused_settings(ours: Phi3JaxLM, gen_kwargs: dict[str, Any], message: 
 
 def test_what_is_done_is_in_the_cache_when_a_run_breaks_off(ours: Phi3JaxLM, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
-    calls = iter([generate])
+    calls = iter([answers])
     lm = Phi3JaxLM(ours.model, ours.tokenizer, batch_size=2)
     lm.cache_hook.add_partial = lambda *entry: kept.append(entry)
-    monkeypatch.setattr(harness_lm, "generate", lambda *args, **kwargs: next(calls)(*args, **kwargs))
+    monkeypatch.setattr(harness_lm, "answers", lambda *args, **kwargs: next(calls)(*args, **kwargs))
     settings = {"until": ["."], "max_gen_toks": 8}
     requests = generation(settings, "Hello", asked(), asked(44))
     with pytest.raises(RuntimeError):  # a generator's StopIteration, as Python reports it

@@ -85,13 +85,13 @@ def test_equal_prompts_draw_apart(model, tokenizer, prompts, drawing):
 
 
 def test_batches_have_one_shape_and_little_padding(model, tokenizer, prompts, drawing, monkeypatch):
-    shapes, generate = [], text_module.generate
+    shapes, answers = [], text_module.answers
 
-    def spy(model: Any, ids: Any, **rest: Any) -> Any:
-        shapes.append((len(ids), int(rest["attention_mask"].sum(axis=1).min()), ids.shape[1]))
-        return generate(model, ids, **rest)
+    def spy(model: Any, ids: Any, mask: Any, *rest: Any) -> Any:
+        shapes.append((len(ids), int(mask.sum(axis=1).min()), ids.shape[1]))
+        return answers(model, ids, mask, *rest)
 
-    monkeypatch.setattr(text_module, "generate", spy)
+    monkeypatch.setattr(text_module, "answers", spy)
     indices = [index for index, _ in answer_prompts(model, tokenizer, prompts, settings=drawing, batch_size=2)]
     assert sorted(indices) == list(range(len(prompts)))
     assert shapes == [(2, 7, 9), (2, 4, 5), (2, 3, 3)]
