@@ -69,7 +69,7 @@ def checkpoint_info(
         >>> from phi3_jax.demo import demo_path
         >>> info = checkpoint_info(demo_path("base"))
         >>> info["weights"]["files"], info["adapters"], info["tokenizer"]["eos_token"]
-        (1, [], '<|end|>')
+        (1, [], '<|endoftext|>')
     """
     hub = Hub(revision, token, cache_dir, local_files_only)
     checkpoint = Checkpoint.open(path_or_hub_id, hub, patterns=SMALL_FILES)
