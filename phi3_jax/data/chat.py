@@ -36,7 +36,11 @@ MAX_TEXT = 2**23  # characters of a document, whose tokens take 1 GB while they 
 
 
 def check_length(text: str, where: str) -> None:
-    """Raises `InputError` for more characters than `MAX_TEXT`."""
+    """Looks at a text's length.
+
+    Raises:
+        InputError: For more characters than `MAX_TEXT`.
+    """
     if len(text) > MAX_TEXT:
         raise InputError(f"{where}: has {len(text):,} characters, expected {MAX_TEXT:,} at most; cut it into several")
 

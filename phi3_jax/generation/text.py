@@ -66,6 +66,22 @@ def answer_prompts(
     Raises:
         InputError: Before anything is generated, for a prompt that is empty or leaves too little room in the model's
             positions, and for a number of seeds that is not that of the prompts.
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> from flax import nnx
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = {f"w{number}": number for number in range(32)}
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> config = p3.Phi3Config(vocab_size=32, **size, num_key_value_heads=2, max_position_embeddings=64)
+        >>> model = p3.Phi3ForCausalLM(config, rngs=nnx.Rngs(0))
+        >>> settings = GenerationConfig(max_new_tokens=3)
+        >>> for index, answer in answer_prompts(model, tokenizer, [[1, 5], [2, 7, 9]], settings=settings):
+        ...     print(index, len(answer.tokens), answer.finish_reason)
+        1 3 length
+        0 3 length
     """
     for index, prompt in enumerate(prompts):
         check_prompt(prompt, f"prompts[{index}]", model.config, settings)
@@ -137,7 +153,11 @@ def answer_with_each(
 
 
 def check_prompt(prompt: Sequence[int], where: str, config: Phi3Config, settings: GenerationConfig) -> None:
-    """Raises `InputError` for a prompt that is empty, or too long for an answer of `max_new_tokens`."""
+    """Looks at a prompt's length.
+
+    Raises:
+        InputError: For a prompt that is empty, or too long for an answer of `max_new_tokens`.
+    """
     if not len(prompt):
         raise InputError(f"{where} is empty; give at least one token")
     room = config.max_position_embeddings - settings.max_new_tokens
