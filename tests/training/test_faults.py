@@ -84,15 +84,15 @@ def test_a_signal_saves_the_step_and_leaves(inputs, whole, monkeypatch, capsys, 
     same_run(whole, output)
 
 
-@pytest.mark.parametrize("evaluation", [1, 2])
-def test_a_signal_stops_an_evaluation(inputs, whole, monkeypatch, evaluation):
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_signal_stops_an_evaluation(inputs, whole, monkeypatch, which):
     """It is not waited for, and done again when the run is resumed: that of step 4, or that of the last step."""
-    run = like_whole(inputs, f"evaluation{evaluation}", resume_from_checkpoint=True)
+    run = like_whole(inputs, f"evaluation{which}", resume_from_checkpoint=True)
     evaluate, calls = evaluation.evaluate_rows, []
 
     def evaluate_and_signal(*arguments):
         calls.append(1)
-        if len(calls) == evaluation + 1:  # the first one is that before training
+        if len(calls) == which + 1:  # the first one is that before training
             signal.raise_signal(signal.SIGTERM)
         return evaluate(*arguments)
 
@@ -100,7 +100,7 @@ def test_a_signal_stops_an_evaluation(inputs, whole, monkeypatch, evaluation):
         patch.setattr(evaluation, "evaluate_rows", evaluate_and_signal)
         with pytest.raises(SystemExit):
             train(run)
-    output, step = inputs / f"evaluation{evaluation}", [4, 7][evaluation - 1]
+    output, step = inputs / f"evaluation{which}", [4, 7][which - 1]
     assert saved(output)[-1] == step
     assert step not in [row["step"] for row in metrics(output) if "eval_loss" in row]
     train(run)
@@ -179,7 +179,7 @@ def test_lines_that_the_checkpoint_counts_and_are_lost(inputs):
     path.write_bytes(b'{"step": 1}\n{"st')
     assert not said
     assert folder.open_metrics(3) == 1
-    folder.metrics.write({"step": 4})
+    folder.log.write({"step": 4})
     folder.close()
     assert said == [f"warning: {path} has only 1 of the 3 lines up to the checkpoint; the others are lost"]
     assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
