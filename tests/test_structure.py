@@ -40,3 +40,11 @@ def test_what_tests_share_lies_in_helpers():
         and file.name not in ("__init__.py", "conftest.py")
     }
     assert not stray
+
+
+def test_every_modules_tests_are_found_by_its_name():
+    package = TESTS.parent / "phi3_jax"
+    modules = [file.relative_to(package) for file in package.rglob("*.py") if file.name != "__init__.py"]
+    assert len(modules) > 100
+    missing = {str(file) for file in modules if not (TESTS / file.parent / f"test_{file.name}").exists()}
+    assert not missing

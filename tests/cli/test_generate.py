@@ -1,9 +1,7 @@
 """`phi3-jax generate`: where prompts come from, who answers, and how answers are written."""
 
-import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +49,6 @@ def test_options_win_over_the_checkpoints_settings(folder, capfd):
     (row,) = rows(capfd, folder, "--prompt", "x y z", "--max-new-tokens", "3", "--logprobs")
     assert len(row["tokens"]) == len(row["logprobs"]) == 3
     assert all(value < 0 for value in row["logprobs"])
-
-
-def test_prompts_of_any_source_in_their_order(folder, tmp_path, monkeypatch, capfd):
-    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    text.write_text("x y z\n\na longer one\r\nc\n")
-    answers = {row["prompt"]: row["answer"] for row in rows(capfd, folder, "--prompts", str(text), "--batch-size", "2")}
-    assert list(answers) == ["x y z", "a longer one", "c"]
-    given = [row["answer"] for row in rows(capfd, folder, "--prompt", "x y z", "--prompt", "c", "--batch-size", "2")]
-    assert given == [answers["x y z"], answers["c"]]
-    lines.write_text(json.dumps({"prompt": "x y z"}) + "\n" + json.dumps(CHAT) + "\n")
-    # The answer that the data gives is left out, so both ask the same.
-    first, second = rows(capfd, folder, "--prompts", str(lines))
-    assert first["answer"] == second["answer"] == answers["x y z"]
-    assert second["messages"] == CHAT["messages"]
-    for content in (text.read_bytes(), lines.read_bytes()):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        assert rows(capfd, folder, "--prompts", "-", "--batch-size", "2")[0]["answer"] == answers["x y z"]
-
-
-def test_system_message_and_raw_prompts_are_other_prompts(folder, capfd):
-    found = [
-        rows(capfd, folder, "--prompt", "x y z", *more)[0]["answer"]
-        for more in ([], ["--raw"], ["--system", "be good"])
-    ]
-    assert len(set(found)) == 3
 
 
 def test_adapters_side_by_side_are_those_alone(folder, capfd, tmp_path):

@@ -8,67 +8,17 @@ from pathlib import Path
 
 import jax
 import pytest
-import yaml
 from safetensors.numpy import load_file, save_file
 
 from phi3_jax.cli import main
-from phi3_jax.config.lora import LoraConfig
-from phi3_jax.hf.checkpoint import Checkpoint
-from phi3_jax.hf.save import save_model
-from phi3_jax.lora import init_lora
-from phi3_jax.peft.save import save_adapter
-from tests.helpers.models import tiny_model
-from tests.helpers.tokenizers import JULY, phi3_tokenizer
+from tests.helpers.commands import ROW, refusal, train_arguments
 
 PROGRAM = [sys.executable, "-c", "import sys; from phi3_jax.cli import main; sys.exit(main())"]
-ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]}
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    """A whole checkpoint: a tiny random model in several shards, and a tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "base"
-    tokenizer = phi3_tokenizer(JULY)
-    model = tiny_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    save_model(model, folder, max_shard_size=40_000)
-    tokenizer.save_pretrained(folder)
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
-    return folder
-
-
-@pytest.fixture
-def chats(tmp_path) -> Path:
-    file = tmp_path / "chats.jsonl"
-    file.write_text("".join(json.dumps(ROW) + "\n" for _ in range(6)))
-    return file
 
 
 @pytest.fixture
 def copy(base, tmp_path) -> Path:
     return shutil.copytree(base, tmp_path / "copy")
-
-
-def train_arguments(model, data, output, *more) -> list[str]:
-    return [
-        "train",
-        f"--model.name_or_path={model}",
-        "--model.dtype=float32",
-        f"--data.train={data}",
-        "--data.max_length=64",
-        f"--training.output_dir={output}",
-        "--training.max_steps=1",
-        "--training.per_device_train_batch_size=2",
-        "--logging.tensorboard=false",
-        *map(str, more),
-    ]
-
-
-def refusal(capfd, argv) -> str:
-    """The one line on standard error of a command that must exit with status 2."""
-    capfd.readouterr()
-    assert main(list(map(str, argv))) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    return line
 
 
 # Bad input. Each case breaks something and names words that the one line must hold.
@@ -288,74 +238,6 @@ def test_version(capfd):
 # What the commands do.
 
 
-def test_the_command_line_wins_over_the_files_and_a_later_file_over_an_earlier(tmp_path, capfd):
-    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text("model:\n  name_or_path: a\ntraining:\n  max_steps: 1\n  seed: 1\n  logging_steps: 1\n")
-    second.write_text("training:\n  max_steps: 2\n  seed: 2\n")
-    argv = ["train", "--training.seed", "3", f"--config={first}", "--config", str(second), "--print_config"]
-    assert main([*argv, "--data.columns.prompt=q", "--training.bf16", "true", "--training.log_level", "info"]) == 0
-    captured = capfd.readouterr()
-    printed = yaml.safe_load(captured.out)
-    assert printed["model"]["name_or_path"] == "a"
-    assert printed["model"]["dtype"] == "bfloat16"
-    assert {name: printed["training"][name] for name in ("max_steps", "seed", "logging_steps")} == {
-        "max_steps": 2,
-        "seed": 3,
-        "logging_steps": 1,
-    }
-    assert printed["data"]["columns"] == {"prompt": "q"}
-    assert captured.err == "has no meaning in JAX, ignored: training.log_level\n"
-
-
-@pytest.fixture(scope="session")
-def adapter(base, tmp_path_factory) -> Path:
-    """An adapter that changes the model, since both its matrices are random."""
-    folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    model = Checkpoint.open(base).load_model(dtype="float32")
-    lora = init_lora(model, LoraConfig(r=4, init_lora_weights=False), jax.random.key(1))
-    save_adapter(folder, lora, base_model_name_or_path=str(base))
-    return folder
-
-
-def test_a_run_trains_refuses_a_second_time_and_shows_what_it_wrote(base, chats, tmp_path, capfd):
-    out = tmp_path / "out"
-    argv = train_arguments(base, chats, out)
-    assert main(argv) == 0
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    line = refusal(capfd, argv)
-    assert str(out) in line
-    assert "training.resume_from_checkpoint" in line
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    # The run's own configuration is one to start from.
-    assert main(["train", "--config", str(out / "config.yaml"), f"--training.output_dir={tmp_path / 'again'}"]) == 0
-    capfd.readouterr()
-    assert main(["info", str(out), "--json"]) == 0
-    (found,) = json.loads(capfd.readouterr().out)["adapters"]
-    assert found["r"] == 16
-    assert found["base_model_name_or_path"] == str(base)
-
-
-def test_info_tells_what_a_checkpoint_holds(base, capfd):
-    assert main(["info", str(base), "--json"]) == 0
-    facts = json.loads(capfd.readouterr().out)
-    stored = sum(a.size for file in base.glob("model-*.safetensors") for a in load_file(file).values())
-    assert facts["parameters"] == stored == sum(facts["parameters_by_module"].values())
-    assert facts["config"]["num_key_value_heads"] == 2
-    assert facts["chat_template"]["text"] == JULY
-    assert facts["weights"]["dtypes"] == {"float32": 2 * 6 + 3}
-    assert main(["info", str(base)]) == 0
-    text = capfd.readouterr().out
-    assert f"{stored:,}" in text
-    assert "<|system|>" in text
-
-
-def test_info_counts_the_parameters_of_a_folder_without_weights(testdata, capfd):
-    assert main(["info", str(testdata / "models" / "phi-3-mini-4k-instruct"), "--json"]) == 0
-    facts = json.loads(capfd.readouterr().out)
-    assert facts["parameters"] == 3_821_079_552
-    assert facts["weights"] is None
-
-
 def test_generate_answers_in_the_chat_template(base, adapter, capfd):
     arguments = ["generate", "--model", str(base), "--prompt", "2 + 2?", "--max-new-tokens", "5"]
     answers = []
@@ -363,34 +245,6 @@ def test_generate_answers_in_the_chat_template(base, adapter, capfd):
         assert main([*arguments, *more]) == 0
         answers.append(capfd.readouterr().out)
     assert len(set(answers)) == 3
-
-
-def test_evaluate_prints_the_loss_of_base_and_adapter(base, adapter, chats, capfd):
-    arguments = ["evaluate", "--model", str(base), "--data", str(chats), "--max-length", "64"]
-    assert main([*arguments, "--json"]) == 0
-    plain = json.loads(capfd.readouterr().out)
-    assert main([*arguments, "--json", "--adapter", str(adapter)]) == 0
-    adapted = json.loads(capfd.readouterr().out)
-    assert plain["rows"] == adapted["rows"] == 6
-    assert plain["eval_loss"] != adapted["eval_loss"]
-    assert main(arguments) == 0
-    assert f"{plain['eval_loss']:.4f}" in capfd.readouterr().out
-
-
-def test_export_writes_what_base_and_adapter_do_together(base, adapter, chats, tmp_path, capfd):
-    merged = tmp_path / "deep" / "merged"
-    assert main(["export", str(adapter), "--merge", "--output", str(merged), "--base-dtype", "float32"]) == 0
-    losses = []
-    for model in (["--model", str(base), "--adapter", str(adapter)], ["--model", str(merged)]):
-        capfd.readouterr()
-        assert main(["evaluate", *model, "--data", str(chats), "--max-length", "64", "--json"]) == 0
-        losses.append(json.loads(capfd.readouterr().out)["eval_loss"])
-    # Float32 sums in another order: W + sBA first, or the two products apart.
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert (merged / "tokenizer.json").is_file()
-    assert [path.name for path in merged.parent.iterdir()] == ["merged"]
-    line = refusal(capfd, ["export", adapter, "--merge", "--output", merged])
-    assert str(merged) in line
 
 
 @pytest.mark.parametrize("name", ["train", "export_peft"])

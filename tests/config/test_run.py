@@ -12,6 +12,7 @@ from phi3_jax.config import foreign
 from phi3_jax.config.parse import read_yaml
 from phi3_jax.config.run import SECTIONS, RunConfig, parse_run_config
 from phi3_jax.config.sections import DataSection, ModelSection, PeftSection, TrainingSection
+from tests.helpers.configs import error, parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -48,17 +49,6 @@ PEFT_CONFIG = {
     "target_modules": "all-linear",
     "modules_to_save": None,
 }
-
-
-def parse(**sections):
-    return parse_run_config({"model": {"name_or_path": "base"}, **sections})
-
-
-def error(**sections) -> str:
-    with pytest.raises(InputError) as caught:
-        parse(**sections)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_dictionaries_of_sample_finetune_carry_over_unchanged(capsys):
@@ -200,77 +190,6 @@ def test_the_dictionary_of_a_peft_lora_config_is_a_peft_section():
     assert "corda" in error(peft=peft.LoraConfig(target_modules=["o_proj"], init_lora_weights="corda").to_dict())
 
 
-@pytest.mark.parametrize(
-    ("sections", "expected"),
-    [
-        ({"training": {"learnin_rate": 1}}, "unknown key training.learnin_rate; did you mean training.learning_rate?"),
-        ({"training": {"lr": 1}}, "unknown key training.lr; did you mean training.learning_rate?"),
-        ({"training": {"gradient_acumulation_steps": 1}}, "training.gradient_accumulation_steps?"),
-        ({"training": {"evalution_strategy": 1}}, "training.evaluation_strategy?"),
-        ({"data": {"learning_rate": 1}}, "unknown key data.learning_rate; did you mean training.learning_rate?"),
-        ({"peft": {"rank": 1}}, "unknown key peft.rank; did you mean peft."),
-        ({"trainig": {}}, "unknown section trainig; did you mean training?"),
-        ({"training": [1]}, "training is [1], expected a section"),
-        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast', expected a number"),
-        ({"training": {"max_steps": 1.5}}, "training.max_steps is 1.5, expected a whole number"),
-        ({"training": {"optim": "adam"}}, "training.optim is 'adam', expected one of adamw, adamw_8bit"),
-        ({"training": {"gradient_checkpointing": "maybe"}}, "expected true or false"),
-        ({"data": {"train": 12}}, "data.train is 12, expected text or null"),
-        ({"data": {"columns": {"prompt": 3}}}, "data.columns is {'prompt': 3}, expected a mapping"),
-        ({"peft": {"target_modules": []}}, "peft.target_modules is empty"),
-        ({"peft": {"init_lora_weights": "loftq"}}, "model.quantization is none; give nf4"),
-        (
-            {"peft": {"init_lora_weights": "pissa"}, "model": {"name_or_path": "x", "quantization": "nf4"}},
-            "leave quantization out, or give loftq",
-        ),
-        ({"model": {}}, "model.name_or_path is not given"),
-        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate is nan, expected at least 0"),
-        ({"training": {"warmup_ratio": 1.1}}, "training.warmup_ratio is 1.1, expected from 0 to 1"),
-        ({"training": {"per_device_train_batch_size": 0}}, "training.per_device_train_batch_size is 0"),
-        ({"training": {"max_steps": 0}}, "training.max_steps is 0"),
-        ({"training": {"num_train_epochs": 0}}, "nothing to train"),
-        ({"data": {"eval_fraction": 1.0}}, "data.eval_fraction is 1.0"),
-        ({"parallel": {"data": 0}}, "parallel.data is 0"),
-        ({"parallel": {"data": -1, "fsdp": -1}}, "parallel.data and parallel.fsdp are -1"),
-        # Contradictions.
-        ({"training": {"eval_steps": 5}}, "training.eval_steps is 5, but there are no evaluation rows"),
-        ({"training": {"eval_strategy": "epoch"}}, "training.eval_strategy is epoch, but there are no evaluation rows"),
-        ({"training": {"load_best_model_at_end": True}}, "training.load_best_model_at_end is true, but there are no"),
-        (
-            {"training": {"load_best_model_at_end": True}, "data": {"eval": "x"}},
-            "training.load_best_model_at_end is true, but nothing is evaluated before the end",
-        ),
-        (
-            {"training": {"early_stopping_patience": 2, "eval_strategy": "no"}, "data": {"eval": "x"}},
-            "training.early_stopping_patience is 2, but nothing is evaluated",
-        ),
-        (
-            {
-                "training": {"load_best_model_at_end": True, "eval_steps": 5, "save_strategy": "no"},
-                "data": {"eval": "x"},
-            },
-            "training.save_strategy is no",
-        ),
-        ({"peft": {"full_finetuning": True, "init_from": "x"}}, "peft.init_from is x, but peft.full_finetuning"),
-    ],
-)
-def test_what_is_wrong_is_told_in_one_line_that_names_the_key(sections, expected):
-    assert expected in error(**sections)
-
-
-def test_text_of_a_command_line_and_yaml_1_1_floats_are_typed():
-    run, _ = parse(
-        training={"learning_rate": "5e-6", "max_steps": "-1", "gradient_checkpointing": "false", "eval_steps": "null"},
-        peft={"target_modules": '["o_proj", "down_proj"]', "lora_alpha": "16"},
-        data={"train": "123"},
-    )
-    assert run.training.learning_rate == 5e-6
-    assert run.training.gradient_checkpointing is False
-    assert run.training.eval_steps is None
-    assert run.peft.target_modules == ("o_proj", "down_proj")
-    assert run.data.train == "123"
-
-
 def test_a_run_is_read_back_equal_from_the_yaml_that_it_writes():
     run = RunConfig(
         ModelSection("ba: se #\u00e4\n", dtype="float16"),
@@ -315,15 +234,3 @@ def test_a_home_folder_is_written_out(monkeypatch):
     settings = {"output_dir": "~/run", "fallback_dir": "~/other"}
     run = RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": settings})
     assert (run.training.output_dir, run.training.fallback_dir) == ("/home/someone/run", "/home/someone/other")
-
-
-def test_a_file_that_is_no_configuration_is_told(tmp_path):
-    file = tmp_path / "run.yaml"
-    for text, words in (("a: [", "is not YAML"), ("- 1\n- 2", "holds a list")):
-        file.write_text(text)
-        with pytest.raises(InputError, match=words):
-            read_yaml(file)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_yaml(tmp_path / "none.yaml")
-    file.write_text("")
-    assert read_yaml(file) == {}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -14,23 +13,10 @@ from phi3_jax.data import prepare_data, preview
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
 from phi3_jax.data.packing import plan_epoch
-from phi3_jax.data.rows import length_histogram
 from phi3_jax.system.errors import InputError
 from tests.helpers.tokenizers import APRIL, JULY, phi3_tokenizer, templates
 
 PAIR = [{"role": "user", "content": "the hen"}, {"role": "assistant", "content": "12"}]
-
-
-@pytest.fixture
-def chats(tmp_path):
-    """Writes rows to a JSONL file and gives its data section."""
-
-    def write(*rows, **options):
-        path = tmp_path / "chats.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return DataSection(train=str(path), **{"max_length": 64, **options})
-
-    return write
 
 
 def test_rows_masks_and_statistics(chats):
@@ -55,20 +41,6 @@ def test_rows_masks_and_statistics(chats):
     assert stats["lengths"] == {"edges": [short, short + 1], "counts": [1]}  # the long one is in none
     for words in ("2 rows", "1 truncated", "1 system turns left out", "no place for system turns"):
         assert words in prepared.summary()
-
-
-@pytest.mark.parametrize("longest", [7, 35, 36, 2000])
-def test_lengths_are_counted_in_bins_of_equal_width(longest):
-    lengths = [5, 5, longest - 1, longest, longest + 1, 10**6]
-    found = length_histogram(lengths, longest)
-    edges, counts = found["edges"], found["counts"]
-    assert len(counts) == len(edges) - 1 <= 31
-    assert len({b - a for a, b in pairwise(edges)}) == 1
-    assert sum(counts) == 4
-    assert counts[0] == 2
-    assert edges[0] == 5
-    assert edges[-2] <= longest < edges[-1]
-    assert length_histogram([3], 2) == {"edges": [], "counts": []}
 
 
 @pytest.mark.parametrize(
@@ -282,14 +254,3 @@ def test_a_recipes_split_of_another_dataset_does_not_make_the_training_rows_an_e
     assert prepared.eval is None
     assert "no evaluation" in prepared.summary()
     assert "test_sft" in prepared.summary()
-
-
-def test_a_preview_is_one_short_line_that_cannot_steer_a_terminal(chats):
-    data = chats({"prompt": "a\x1b[2J\nb", "completion": "c " * 40}, max_length=256)
-    tokenizer = phi3_tokenizer(JULY)
-    rows = prepare_data(data, tokenizer, seed=0).train
-    whole = preview(rows, tokenizer, tokens=1000)
-    assert whole.isprintable()
-    assert "⏎" in whole
-    assert preview(rows, tokenizer, tokens=12).endswith(" …")
-    assert whole.startswith(preview(rows, tokenizer, tokens=5).removesuffix(" …")[:5])

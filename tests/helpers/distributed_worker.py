@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from phi3_jax import InputError
 from phi3_jax.data import eval_batches, train_batches
-from phi3_jax.hf import read, safetensors_io
+from phi3_jax.hf import load, safetensors_io
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
@@ -88,8 +88,8 @@ def loading(folder: Path, where: Mesh, process: int) -> dict[str, int]:
     read_exactly = safetensors_io._read_exactly
     safetensors_io._read_exactly = lambda file, out: (counts.append(out.nbytes), read_exactly(file, out))[1]
     sizes: list[int] = []
-    empty = read.aligned_empty
-    read.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]
+    empty = load.aligned_empty
+    load.aligned_empty = lambda shape, dtype: (array := empty(shape, dtype), sizes.append(array.nbytes))[0]
     model = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32, shardings=shardings(where))
     found = {"bytes": sum(counts), "largest": max(sizes)}
     qkv = model.model.layers.self_attn.qkv_proj.weight[...]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from phi3_jax.data import DataStats, TokenizedRows
 from tests.helpers.models import VOCAB
 
 
@@ -43,3 +44,13 @@ def write_chats(path: Path, number: int = 13, seed: int = 0) -> Path:
             }
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def make_rows(lengths):
+    """Row i consists of the token 100 + i."""
+    ids = np.concatenate([np.full(n, 100 + i, np.int32) for i, n in enumerate(lengths)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    mask = np.ones(len(ids), np.uint8)
+    mask[offsets[:-1]] = 0
+    none = np.zeros(len(lengths), np.int32)
+    return TokenizedRows(ids, mask, offsets, none, [""] * len(lengths), DataStats())

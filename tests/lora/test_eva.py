@@ -9,7 +9,6 @@ import pytest
 from phi3_jax import InputError, LoraConfig
 from phi3_jax.lora import LoraEmbedding, config_targets, eva_init, init_lora
 from phi3_jax.lora.eva import _distributed, _Source
-from phi3_jax.lora.pca import IncrementalPCA
 from phi3_jax.lora.stack import unstacked
 from phi3_jax.lora.targets import checkpoint_name
 from phi3_jax.quant import quantize_model
@@ -214,33 +213,6 @@ def test_with_other_features(tiny):
     assert isinstance(found["model.embed_tokens"].plain, LoraEmbedding)
     assert not np.any(found["model.embed_tokens"].lora_A)
     assert list(lora.saved) == ["model.norm"]
-
-
-def test_incremental_components_are_those_of_all_rows_at_once():
-    """With as many components as columns nothing is thrown away in between."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 6)) * np.array([5, 4, 3, 2, 1, 0.5]) + 10 + np.arange(60)[:, None] / 20
-    counted = rng.random(60) < 0.7
-    pca = IncrementalPCA.empty(6, 6)
-    for part in np.split(np.arange(60), 4):
-        pca = pca.updated(jnp.asarray(x[part]), jnp.asarray(counted[part]), 0.99, KEY)
-    seen = x[counted]
-    _, s, v = np.linalg.svd(seen - seen.mean(axis=0))
-    np.testing.assert_allclose(pca.mean, seen.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(pca.singular_values, s, rtol=1e-5)
-    np.testing.assert_allclose(pca.explained, s**2 / np.sum(s**2), rtol=1e-5)
-    np.testing.assert_allclose(np.abs(pca.components @ v.T), np.eye(6), atol=1e-4)
-    assert pca.count == counted.sum()
-
-
-def test_the_randomised_components_are_near_the_exact_ones():
-    """k = 3 of 200 columns, in noise: six random columns, four power iterations."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 3)) @ np.diag([9, 6, 4]) @ rng.normal(size=(3, 200)) + rng.normal(size=(300, 200))
-    pca = IncrementalPCA.empty(3, 200).updated(jnp.asarray(x), jnp.ones(300, bool), 0.99, KEY)
-    _, s, v = np.linalg.svd(x - x.mean(axis=0))
-    np.testing.assert_allclose(pca.singular_values, s[:3], rtol=1e-5)
-    np.testing.assert_allclose(np.abs(np.sum(pca.components * v[:3], axis=1)), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,33 +8,8 @@ from flax import nnx
 
 import phi3_jax.loralib as lora
 from phi3_jax import InputError
+from tests.helpers.loralib_models import Model, Scaled, assert_close, init
 from tests.helpers.models import filled
-
-
-class Scaled(nnx.Linear):
-    """A user's own kind of linear layer."""
-
-    def __call__(self, x):
-        return 2 * super().__call__(x)
-
-
-class Model(nnx.Module):
-    """Every kind of layer, a subclass, a layer used twice, and a table that also scores."""
-
-    def __init__(self, rngs):
-        self.embed = nnx.Embed(9, 8, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(2, 8, rngs=rngs, decode=False)
-        self.blocks = nnx.List([nnx.Linear(8, 8, rngs=rngs), nnx.LayerNorm(8, rngs=rngs)])
-        self.again = self.blocks[0]
-        self.conv = nnx.Conv(8, 8, (3,), feature_group_count=2, kernel_dilation=2, rngs=rngs)
-        self.scaled = Scaled(8, 8, use_bias=False, rngs=rngs)
-
-    def __call__(self, ids):
-        x = self.embed(ids)
-        x = x + self.attention(x)
-        x = self.again(self.blocks[1](self.blocks[0](x)))
-        return self.embed.attend(self.scaled(self.conv(x)))
-
 
 LAYERS = [
     "attention.key",
@@ -52,15 +27,6 @@ IDS = jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
 @pytest.fixture(scope="module")
 def model():
     return filled(lambda: Model(nnx.Rngs(0)))
-
-
-def init(model, patterns=None, seed=0):
-    """Adapters with nothing zero, as after some training."""
-    return filled(lambda: lora.init(model, patterns or {".*": lora.Config(2, 3)}, jax.random.key(0)), seed)
-
-
-def assert_close(a, b, rtol=1e-5):
-    assert np.abs(np.asarray(a) - b).max() <= rtol * np.abs(b).max()
 
 
 def test_every_layer_is_adapted_and_the_model_stays_as_it_is(model):
@@ -200,27 +166,6 @@ def test_adapters_of_another_model_are_refused(model):
             lora.merge(model, {name: adapters[other]})
     with pytest.raises(InputError, match="an adapter for again, but no layer of that name"):
         lora.apply(lora.apply(model, adapters), adapters)
-
-
-def test_a_layer_that_computes_in_its_own_way_has_the_adapter_in_its_weight(model):
-    """Scaled doubles its output: adapter and base alike, merged or not."""
-    x, config = jnp.ones((2, 8)), {"scaled": lora.Config(2, 3)}
-    adapters = init(model, config)
-    adapted = lora.apply(model, adapters).scaled
-    expected = 2 * (x @ model.scaled.kernel[...] + x @ adapters["scaled"].delta().T)
-    assert_close(adapted(x), expected)
-    adapted.eval()
-    assert_close(adapted(x), expected)
-    with pytest.raises(InputError, match="Scaled computes in a way of its own, in which lora_dropout has no place"):
-        lora.init(model, {"scaled": lora.Config(2, lora_dropout=0.1)}, jax.random.key(0))
-    with pytest.raises(InputError, match="Scaled computes in a way of its own"):
-        lora.apply(model, {"scaled": init(model, {"again": lora.Config(2, lora_dropout=0.1)})["again"]})
-
-
-def test_features_in_front_are_refused():
-    layer = nnx.LinearGeneral(4, 6, axis=1, rngs=nnx.Rngs(0))
-    with pytest.raises(InputError, match=r"only the last axes, axis=\(-1,\), can be adapted"):
-        lora.init(layer, {".*": lora.Config(2)}, jax.random.key(0))
 
 
 @pytest.mark.parametrize("key", [None, jax.random.key(3)], ids=["plain", "dropout"])

@@ -10,71 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.model import attention, flash
-from phi3_jax.model.attention import attend, run_kind
-from phi3_jax.model.flash import visible
-from phi3_jax.model.remat import remat_policy
+from phi3_jax.model import attention
+from phi3_jax.model.attention import attend
 from phi3_jax.parallel.mesh import make_mesh
 from phi3_jax.system.errors import InputError
-
-
-def inputs(length, heads, kv_heads, head_dim=8, batch=2, dtype=jnp.float32):
-    """q, k, v and the output's gradient."""
-    keys = jax.random.split(jax.random.key(length), 4)
-    shapes = [(batch, length, n, head_dim) for n in (heads, kv_heads, kv_heads, heads)]
-    return [jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
-
-
-def segments(*rows):
-    """Rows of documents, each given as (id, length)."""
-    return jnp.array([np.concatenate([np.full(n, i) for i, n in row]) for row in rows], jnp.int32)
-
-
-def program(kind, window, **options):
-    """From q, k, v, the output's gradient and segment ids to the output and the gradients of q, k and v."""
-
-    @jax.jit
-    def run(q, k, v, d_out, ids):
-        out, back = jax.vjp(lambda q, k, v: run_kind(kind, q, k, v, ids, window, **options), q, k, v)
-        return out, *back(d_out)
-
-    return run
-
-
-def reference(q, k, v, d_out, ids, window):
-    """The same from the definition, in NumPy and float64, with repeated keys and values."""
-    group = q.shape[2] // k.shape[2]
-    q, k, v, d_out = (np.asarray(x, np.float64).swapaxes(1, 2) for x in (q, k, v, d_out))  # [B, N, T, H]
-    k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
-    ids, index = np.asarray(ids), np.arange(q.shape[2])
-    distance = index[:, None] - index
-    seen = (distance >= 0) & (distance < (window or len(index))) & (ids[:, :, None] == ids[:, None])
-    scale = q.shape[-1] ** -0.5
-    scores = np.where(seen[:, None], q @ k.swapaxes(2, 3) * scale, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    d_weights = d_out @ v.swapaxes(2, 3)
-    d_scores = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True)) * scale
-    shared = (weights @ v, d_scores @ k, d_scores.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ d_out)
-    out, dq, dk, dv = (x.swapaxes(1, 2) for x in shared)
-    dk, dv = (x.reshape(*x.shape[:2], -1, group, x.shape[3]).sum(axis=3) for x in (dk, dv))
-    return out, dq, dk, dv
-
-
-def assert_close(actual, expected, tolerance):
-    """Differences within `tolerance` of the largest value (or of 1, where all should be 0)."""
-    for ours, theirs in zip(actual, expected, strict=True):
-        ours = np.asarray(ours, np.float64)
-        assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1)
-
-
-def packed(length):
-    """Two rows: documents and padding on the right; padding on both sides and ids that return."""
-    a, b = length // 3, length // 5
-    return segments(
-        ((1, a), (2, b), (3, length - a - 2 * b), (0, b)), ((0, b), (1, a), (7, length - a - 3 * b), (1, b), (0, b))
-    )
-
+from tests.helpers.attention import assert_close, inputs, packed, program, reference, segments
 
 CASES = [  # kind, length, heads, kv heads, window
     ("xla", 130, 4, 2, 7),
@@ -89,12 +29,6 @@ CASES = [  # kind, length, heads, kv heads, window
 def test_kinds_equal_the_definition(kind, length, heads, kv_heads, window):
     arrays, ids = inputs(length, heads, kv_heads), packed(length)
     assert_close(program(kind, window)(*arrays, ids), reference(*arrays, ids, window), 2e-6)
-
-
-def test_splash_equals_the_definition():
-    """Interpreted, at a length that is filled up to two of its blocks."""
-    arrays, ids = inputs(200, 4, 2, head_dim=128, batch=1), packed(200)[:1]
-    assert_close(program("splash", 150, interpret=True)(*arrays, ids), reference(*arrays, ids, 150), 5e-6)
 
 
 @pytest.mark.optimized
@@ -112,33 +46,6 @@ def test_chunked_in_bfloat16(length, constant):
     assert_close(ours, reference(*arrays, ids, None), 1e-2)
 
 
-def test_mask():
-    ids = packed(30)
-    seen = visible(ids, ids, 0, 0, 7)[:, None]
-    for row in range(2):
-        for query in range(30):
-            expected = [k for k in range(query - 6, query + 1) if k >= 0 and ids[row, k] == ids[row, query]]
-            assert np.flatnonzero(seen[row, 0, query]).tolist() == expected
-
-
-@pytest.mark.parametrize("window", [None, 258, 383])
-def test_splash_mask_is_the_mask_that_its_blocks_say(window):
-    """Blocks of a single value, which the kernel visits or not without looking further, are told right."""
-    from phi3_jax.model.splash import _WindowMask
-
-    length, size = 768, 128
-    mask = _WindowMask((length, length), (None if window is None else window - 1, 0), 0)
-    ids = jnp.ones((1, length), int)
-    expected = np.asarray(visible(ids, ids, 0, 0, window)[0])
-    kinds = set()
-    for i in range(0, length, size):
-        for j in range(0, length, size):
-            index = slice(i, i + size), slice(j, j + size)
-            kinds.add(mask[index].shape)
-            np.testing.assert_array_equal(np.broadcast_to(mask[index], (size, size)), expected[index])
-    assert kinds == {(1, 1), (size, size)}
-
-
 def test_cudnn_is_told_the_same_mask(monkeypatch):
     """There is no GPU here: what cuDNN is asked for is done by the plain implementation."""
     plain, asked = jax.nn.dot_product_attention, []
@@ -154,75 +61,6 @@ def test_cudnn_is_told_the_same_mask(monkeypatch):
         out = attend(*arrays, packed(30), sliding_window=7, kind=kind)
         np.testing.assert_array_equal(out, attend(*arrays, packed(30), sliding_window=7, kind="xla"))
     assert asked == ["cudnn", "xla"] * 2
-
-
-def test_hidden_blocks_are_not_computed():
-    """What is hidden from a document spoils it if it is touched: a NaN times a weight of zero is a NaN."""
-    size = flash._block_size(1024)
-    q, k, v, d_out = inputs(4 * size, 2, 1, batch=3)
-    ids = segments(*[((1, size), (2, 2 * size), (3, size))] * 3)
-    spoiled = (slice(0, size), slice(size, 4 * size), slice(0, 1))  # a row's keys that are NaN
-
-    def finite(window, ids):
-        """Where the output and the gradient of q are numbers."""
-        k_nan, v_nan = k, v
-        for row, keys in enumerate(spoiled):
-            k_nan, v_nan = k_nan.at[row, keys].set(jnp.nan), v_nan.at[row, keys].set(jnp.nan)
-        out, dq, *_ = program("chunked", window)(q, k_nan, v_nan, d_out, ids)
-        return jnp.isfinite(out).all(axis=(2, 3)) & jnp.isfinite(dq).all(axis=(2, 3))
-
-    by_document = finite(None, ids)
-    assert by_document[0, size:].all()  # of the document before
-    assert by_document[1, :size].all()  # of the future
-    assert not by_document[2, :size].any()  # visible
-    in_window = finite(20, jnp.ones_like(ids))
-    assert in_window[0, 2 * size :].all()  # beyond the window
-    assert not in_window[0, :size].any()
-
-
-def test_block_ranges():
-    """First block and end for blocks of 4, over two rows, and for a part of the row that starts at 8."""
-    rows = segments(((1, 6), (2, 6), (3, 3), (0, 1)), ((1, 8), (2, 8)))
-    padded_rows = segments(((0, 8), (5, 8)))
-
-    @jax.jit
-    def ranges(rows, padded_rows, start):
-        blocks, padded = flash._cut_segments(rows, 4), flash._cut_segments(padded_rows, 4)
-        whole = [flash.block_ranges(blocks, blocks, 0, window) for window in (None, 2, 1)]
-        part = flash.block_ranges(blocks[2:], blocks, start, None)
-        return [*whole, part, flash.block_ranges(padded, padded, 0, None)]
-
-    found = ranges(rows, padded_rows, jnp.int32(8))
-    by_document, two, one, part, padded = (list(zip(*np.array(pair).tolist(), strict=True)) for pair in found)
-    assert by_document == [(0, 1), (0, 2), (1, 3), (2, 4)]
-    assert two == [(0, 1), (0, 2), (1, 3), (2, 4)]
-    assert one == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    assert part == [(1, 3), (2, 4)]
-    assert padded == [(0, 1), (0, 2), (2, 3), (2, 4)]
-
-
-@pytest.mark.optimized
-def test_chunked_needs_memory_linear_in_length():
-    def temporary(length):
-        arrays = [jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)] * 3
-        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        total = jax.grad(lambda q, k, v, ids: jnp.sum(run_kind("chunked", q, k, v, ids, None)), (0, 1, 2))
-        compiled = jax.jit(total).lower(*arrays, ids).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    assert temporary(4096) < 4.5 * temporary(1024)
-
-
-def test_attention_policy_spares_the_second_forward_pass():
-    """Loops in the gradient's program: two forward, two backward, and two more where it is run again."""
-    q, k, v, _ = inputs(300, 2, 1)
-
-    def loops(policy):
-        body = jax.checkpoint(lambda q: run_kind("chunked", jnp.sin(q), k, v, packed(300), None), policy=policy)
-        return jax.jit(jax.grad(lambda q: jnp.sum(body(q) ** 2))).lower(q).as_text().count("stablehlo.while")
-
-    assert loops(remat_policy("attention")) == 4
-    assert loops(remat_policy("full")) == 6
 
 
 @pytest.mark.parametrize(

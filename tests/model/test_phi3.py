@@ -10,7 +10,6 @@ from flax import nnx
 
 from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.model.documents import default_positions
-from phi3_jax.model.rope import length_in_use
 from tests.helpers.models import CONFIG
 
 
@@ -22,12 +21,6 @@ def model() -> Phi3ForCausalLM:
 def test_positions_restart_with_each_document() -> None:
     segments = jnp.asarray([[0, 0, 1, 1, 1], [1, 1, 2, 2, 0], [1, 1, 1, 1, 1]])
     assert default_positions(segments).tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 0], [0, 1, 2, 3, 4]]
-
-
-def test_length_in_use_is_each_documents_own() -> None:
-    segments = jnp.asarray([[1, 1, 1, 2, 2, 0]])
-    positions = jnp.asarray([[0, 1, 2, 0, 1, 9]])
-    assert length_in_use(positions, segments)[0, :5].tolist() == [3, 3, 3, 2, 2]
 
 
 def test_dropout_needs_a_key_and_follows_it(model: Phi3ForCausalLM) -> None:

@@ -3,8 +3,6 @@
 import json
 import struct
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +12,13 @@ from safetensors import numpy as safetensors
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
 from phi3_jax.hf.safetensors_io import read_metadata
-from phi3_jax.lora import Lora, LoraLinear, init_lora
+from phi3_jax.lora import LoraLinear, init_lora
 from phi3_jax.lora.adapters import DoraLinear
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.dotted import nested
 from tests.helpers.models import smallest_model
+from tests.helpers.peft_files import assert_same, config_of, edit_config, random_lora, tensors
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LAYER = "base_model.model.model.layers.{}."
@@ -34,50 +33,6 @@ def model(request) -> Phi3ForCausalLM:
 @pytest.fixture(scope="module")
 def untied() -> Phi3ForCausalLM:
     return smallest_model()
-
-
-def random_lora(model: Phi3ForCausalLM, **config: Any) -> Lora:
-    """What init_lora makes, with random numbers everywhere."""
-    settings = LoraConfig(**{"r": 2, "lora_alpha": 8, "target_modules": ["qkv_proj", "down_proj"], **config})
-    random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_lora(model, settings, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), shapes)
-
-
-def tensors(folder: Path) -> dict[str, np.ndarray]:
-    return safetensors.load_file(folder / "adapter_model.safetensors")
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "adapter_config.json").read_text())
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    (folder / "adapter_config.json").write_text(json.dumps({**config_of(folder), **changes}))
-
-
-def without_record(folder: Path) -> None:
-    """As PEFT writes the file: without our metadata."""
-    safetensors.save_file(tensors(folder), folder / "adapter_model.safetensors", {"format": "pt"})
-    assert read_metadata(folder / "adapter_model.safetensors") == {"format": "pt"}
-
-
-def assert_same(a: Lora, b: Lora) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def deltas(lora: Lora, rows: dict[str, slice]) -> dict[str, np.ndarray]:
-    """s · B A of the fused layers, `[L, out, in]`, put together from whatever adapters there are."""
-    found: dict[str, np.ndarray] = {}
-    for name, adapter in lora.items():
-        delta = adapter.scaling * np.asarray(adapter.lora_B) @ np.asarray(adapter.lora_A)
-        parent, _, last = name.rpartition(".")
-        fused = {"q_proj": "qkv_proj", "v_proj": "qkv_proj"}.get(last, last)
-        whole = found.setdefault(f"{parent}.{fused}", np.zeros((3, 32, 16)))
-        whole[:, rows.get(last, slice(None))] += delta
-    return found
 
 
 ROUND_TRIPS = {
@@ -151,90 +106,11 @@ def test_names_on_disk(untied, tmp_path):
     assert (raw["lora_bias"], raw["use_dora"]) == (True, False)
 
 
-def test_slices_are_written_block_diagonal_on_the_fused_name(untied, tmp_path):
-    lora = random_lora(
-        untied, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 3}, alpha_pattern={"v_proj": 12}
-    )
-    save_adapter(tmp_path, lora)
-    raw = config_of(tmp_path)
-    # r' = 2 + 3, and α' such that the scale stays 8/2 = 12/3.
-    assert (raw["target_modules"], raw["r"], raw["lora_alpha"], raw["rank_pattern"]) == (["qkv_proj"], 5, 20, {})
-    attention = lora.adapters["model"]["layers"]["self_attn"]
-    for i in range(3):
-        a, b = (tensors(tmp_path)[f"{QKV}lora_{letter}.weight".format(i)] for letter in "AB")
-        np.testing.assert_array_equal(a, np.concatenate([attention[p].lora_A[i] for p in ("q_proj", "v_proj")]))
-        expected = np.zeros((32, 5), np.float32)
-        expected[:16, :2], expected[24:, 2:] = attention["q_proj"].lora_B[i], attention["v_proj"].lora_B[i]
-        np.testing.assert_array_equal(b, expected)
-
-
-def test_rank_stabilised_slices(untied, tmp_path):
-    save_adapter(tmp_path, random_lora(untied, target_modules=["q_proj", "k_proj", "v_proj"], use_rslora=True))
-    raw = config_of(tmp_path)
-    # √n times α for n slices of one rank.
-    assert (raw["r"], raw["lora_alpha"]) == (6, pytest.approx(8 * 3**0.5, rel=1e-14))
-
-
-def test_slices_by_the_form_of_b_where_there_is_no_record(untied, tmp_path):
-    lora = random_lora(untied, target_modules=["q_proj", "v_proj"])
-    save_adapter(tmp_path, lora)
-    without_record(tmp_path)
-    assert_same(load_adapter(tmp_path, untied), lora)
-
-
-def test_fresh_slices_are_known_by_the_record_alone(untied, tmp_path):
-    lora = init_lora(untied, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), jax.random.key(0))
-    save_adapter(tmp_path, lora)
-    assert_same(load_adapter(tmp_path, untied), lora)
-    without_record(tmp_path)
-    (name, adapter), *_ = load_adapter(tmp_path, untied).items()
-    assert (name, adapter.lora_A.shape) == ("model.layers.self_attn.qkv_proj", (3, 4, 16))
-
-
-def test_an_edited_alpha_counts_more_than_the_record(untied, tmp_path):
-    lora = random_lora(untied, target_modules=["q_proj", "v_proj"])
-    save_adapter(tmp_path, lora)
-    edit_config(tmp_path, lora_alpha=config_of(tmp_path)["lora_alpha"] / 2)
-    loaded = load_adapter(tmp_path, untied)
-    assert loaded.config.lora_alpha == 4
-    rows = {"q_proj": slice(0, 16), "v_proj": slice(24, 32)}
-    (whole,), (expected,) = deltas(loaded, rows).values(), deltas(lora, rows).values()
-    np.testing.assert_allclose(whole, expected / 2, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "record",
-    ["{", "[1]", '{"r": 2}', '{"r":2,"lora_alpha":8,"slices":{"model.layers.0.self_attn.qkv_proj":{"q_proj":7}}}'],
-)
-def test_a_record_without_sense_does_not_count(untied, tmp_path, record):
-    lora = random_lora(untied, target_modules=["q_proj", "v_proj"])
-    save_adapter(tmp_path, lora)
-    safetensors.save_file(tensors(tmp_path), tmp_path / "adapter_model.safetensors", {"phi3_jax": record})
-    assert_same(load_adapter(tmp_path, untied), lora)
-
-
-def test_a_record_of_other_tensors_does_not_count(untied, tmp_path):
-    save_adapter(tmp_path, random_lora(untied, target_modules=["q_proj", "v_proj"]))
-    path = tmp_path / "adapter_model.safetensors"
-    found = {name: tensor + ("lora_B" in name) for name, tensor in tensors(tmp_path).items()}
-    safetensors.save_file(found, path, read_metadata(path))
-    (name, adapter), *_ = load_adapter(tmp_path, untied).items()
-    assert name == "model.layers.self_attn.qkv_proj"
-    np.testing.assert_array_equal(adapter.lora_B[1], found[f"{QKV}lora_B.weight".format(1)])
-
-
 def test_dense_adapters_of_fused_layers_stay_whole(untied, tmp_path):
     lora = random_lora(untied, target_modules=["qkv_proj", "gate_up_proj"])
     save_adapter(tmp_path, lora)
     assert read_metadata(tmp_path / "adapter_model.safetensors") == {"format": "pt"}
     assert_same(load_adapter(tmp_path, untied), lora)
-
-
-def test_a_slice_of_unknown_size_is_not_written(untied, tmp_path):
-    lora = random_lora(untied, target_modules=["q_proj"])
-    with pytest.raises(InputError, match="does not say which rows"):
-        save_adapter(tmp_path / "a", Lora.from_items(dict(lora.items()), lora.config))
-    assert not (tmp_path / "a").exists()
 
 
 def test_what_no_configuration_of_pefts_describes(untied, tmp_path):
@@ -268,30 +144,6 @@ def test_starts_from_the_weights_become_plain(untied, tmp_path, rslora, alpha):
     expected = moved.lora.lora_B[1] @ moved.lora.lora_A[1] - moved.start_B[1] @ moved.start_A[1]
     np.testing.assert_allclose(loaded.lora_B[1] @ loaded.lora_A[1], expected, atol=1e-6)
     assert loaded.scaling == pytest.approx(moved.scaling, rel=1e-14)
-
-
-def test_pefts_rules_for_what_a_file_adapts(untied, tmp_path):
-    """Names given in full count whatever layers_to_transform says; what excludes nothing is no error here."""
-    lora = random_lora(untied, target_modules=["lm_head", "model.layers.1.mlp.down_proj"])
-    save_adapter(tmp_path, lora)
-    edit_config(tmp_path, layers_to_transform=[0], exclude_modules=["score"], rank_pattern={"score": 3})
-    assert_same(load_adapter(tmp_path, untied), lora)
-    edit_config(tmp_path, target_modules=["lm_head", "down_proj"], layers_to_transform=1, exclude_modules=".*mlp")
-    assert_same(load_adapter(tmp_path, untied), lora)
-    saved = random_lora(untied, target_modules=["o_proj"], modules_to_save=["down_proj"])
-    save_adapter(tmp_path / "saved", saved)
-    edit_config(tmp_path / "saved", target_modules=["o_proj", "down_proj"])
-    assert_same(load_adapter(tmp_path / "saved", untied), saved)
-    edit_config(tmp_path, exclude_modules=r".*\.mlp\..*")
-    with pytest.raises(InputError, match=r"2 unknown \(base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"):
-        load_adapter(tmp_path, untied)
-
-
-def test_names_of_llama_models_beside_phi3s(untied, tmp_path):
-    lora = random_lora(untied, target_modules=["o_proj", "down_proj"])
-    save_adapter(tmp_path, lora)
-    edit_config(tmp_path, target_modules=LLAMA)
-    assert_same(load_adapter(tmp_path, untied), lora)
 
 
 @pytest.mark.parametrize(
@@ -333,32 +185,6 @@ def test_saved_weights_of_another_shape_or_not_finite(untied, tmp_path):
         with pytest.raises(InputError) as error:
             load_adapter(tmp_path, untied)
         assert message in str(error.value)
-
-
-def test_model_card_of_variants(untied, tmp_path):
-    config = {
-        "target_modules": ["qkv_proj", "o_proj", "lm_head", "model.layers.1.mlp.down_proj"],
-        "exclude_modules": r".*layers\.1\.self_attn.*",
-        "use_dora": True,
-        "rank_pattern": {"o_proj": 3},
-        "modules_to_save": ["norm"],
-        "trainable_token_indices": [3, 4],
-        "init_lora_weights": "gaussian",
-    }
-    save_adapter(tmp_path, random_lora(untied, **config))
-    card = (tmp_path / "README.md").read_text()
-    count = sum(tensor.size for tensor in tensors(tmp_path).values())
-    for row in (
-        f"{count:,} parameters",
-        "| kind | DoRA, started as gaussian |",
-        "| modules | down_proj (layers 1), lm_head, o_proj (layers 0, 2), qkv_proj (layers 0, 2) |",
-        "| rank r | 2, 3 in o_proj |",
-        "| α | 8 |",
-        "| scale (α/r) | by module |",
-        "| whole modules | input_layernorm, model.norm, post_attention_layernorm |",
-        "| rows of tokens | 2 of embed_tokens |",
-    ):
-        assert row in card
 
 
 def test_metadata_that_is_no_text(tmp_path):

@@ -1,19 +1,15 @@
 """`phi3-jax benchmark generate`: what is decoded is what `generate` decodes, and the figures are what they say."""
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from phi3_jax.cli import main
 from phi3_jax.generation import generate
 from phi3_jax.generation.engine import Engine
 from phi3_jax.parallel.hardware import Hardware
 from phi3_jax.performance import generate as benchmark
 from tests.helpers.models import random_lora, tiny_model
-
-TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96"]
 
 
 def test_decodes_what_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,40 +47,3 @@ def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     keys_and_values = 3 * (5 + 3) * 2 * 2 * 2 * 8
     assert figures["bytes_per_step"] == 4 * (2 * layer + 32 + 53 * 32 + keys_and_values)
     assert figures["bandwidth_utilisation"] == figures["bytes_per_step"] * 6 / 3.0 / 1e6
-
-
-def test_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder with config.json alone gives that shape with random weights."""
-    config = tiny_model().config
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    options = ["--prompt", "6", "--new-tokens", "5", "--rounds", "1", "--dtype", "bfloat16", "--json"]
-    assert main(["benchmark", "generate", "--model", str(tmp_path), *options]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["settings"] == {
-        "batch": 1,
-        "prompt": 6,
-        "new_tokens": 5,
-        "rounds": 1,
-        "dtype": "bfloat16",
-        "hidden": 32,
-        "layers": 2,
-        "vocab": 53,
-    }
-    assert figures["tokens_per_second"] > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--new-tokens", "1"], "1 new tokens are no decoding"),
-        (["--prompt", "5000", "--model", "MODEL"], "exceed the model's 4096 positions"),
-        (["--model", "MODEL", "--hidden", "32"], "--hidden is given, but --model says"),
-        (["--model", "/nowhere"], "/nowhere"),
-    ],
-)
-def test_refused(options: list[str], message: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(tiny_model().config.to_dict()))
-    options = [str(tmp_path) if option == "MODEL" else option for option in options]
-    shape = [] if "--model" in options else TINY
-    assert main(["benchmark", "generate", *shape, *options]) == 2
-    assert message in capsys.readouterr().err

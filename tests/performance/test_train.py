@@ -9,28 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from flax import nnx
 
 from phi3_jax.cli import main
-from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.objectives.next_token import loss
 from phi3_jax.parallel.hardware import HARDWARE
 from phi3_jax.performance import train as benchmark
-from phi3_jax.performance.weights import random_model
-from phi3_jax.quant import quantize_model
+from tests.helpers.benchmarks import CONFIG, seen_by_command
 
 TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96", "--seq", "24"]
-CONFIG = Phi3Config(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=192,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    sliding_window=5,
-)
 
 
 def tiny_run(**training) -> RunConfig:
@@ -42,15 +29,6 @@ def tiny_run(**training) -> RunConfig:
             "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **training},
         }
     )
-
-
-def seen_by_command(monkeypatch, capsys, *arguments: str) -> tuple[RunConfig, Phi3Config, dict]:
-    """What the command asks for, without measuring anything."""
-    asked = []
-    with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "benchmark_train", lambda *args, **kwargs: asked.append((*args, kwargs)) or {})
-        assert main(["benchmark", "train", "--json", *arguments]) == 0, capsys.readouterr().err
-    return asked[0]
 
 
 def test_the_last_line_is_json_whose_figures_fit_together(monkeypatch, capsys):
@@ -119,49 +97,6 @@ def test_flops_count_the_keys_within_window_and_document_and_mfu_is_of_the_peak(
     assert whole["mfu"] == pytest.approx(whole["flops_per_token"] * 96 / 0.5 / 989e12)
 
 
-@pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_random_weights_are_drawn_as_the_model_draws_them(quantization):
-    model = random_model(CONFIG, dtype=jnp.bfloat16, quantization=quantization)
-    plain = random_model(CONFIG, dtype=jnp.bfloat16)
-    wanted = plain if quantization is None else quantize_model(plain, quantization)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), nnx.state(model)) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), nnx.state(wanted)
-    )
-    gate = plain.model.layers.mlp.gate_up_proj.weight[...]
-    assert float(jnp.std(gate.astype(jnp.float32))) == pytest.approx(CONFIG.initializer_range, rel=0.02)
-    assert not jnp.array_equal(gate[0], gate[1])
-    assert (plain.model.norm.weight[...] == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("hidden", "heads", "intermediate"),
-    [(3072, 32, 8192), (512, 8, 1344), (64, 1, 192), (96, 1, 256), (5120, 64, 13632)],
-)
-def test_shapes_have_phi3_minis_proportions(monkeypatch, capsys, hidden, heads, intermediate):
-    _, config, _ = seen_by_command(monkeypatch, capsys, "--hidden", str(hidden))
-    assert (config.num_attention_heads, config.intermediate_size) == (heads, intermediate)
-    assert (config.head_dim, config.num_key_value_heads, config.vocab_size) == (hidden // heads, heads, 32064)
-
-
-def test_short_options_and_keys_of_a_run_make_the_same_run(monkeypatch, capsys):
-    short = (
-        "--seq 8192 --batch 3 --accumulation 4 --dtype bfloat16 --quantization nf4 --rank 7 --remat dots "
-        "--attention xla"
-    )
-    long = (
-        "--data.max_length 8192 --training.per_device_train_batch_size=3 --training.gradient_accumulation_steps 4 "
-        "--model.dtype bfloat16 --model.quantization nf4 --peft.r 7 --training.gradient_checkpointing true "
-        "--training.remat_policy dots --model.attention xla"
-    )
-    run, config, _ = seen_by_command(monkeypatch, capsys, *short.split())
-    same, _, _ = seen_by_command(monkeypatch, capsys, *long.split())
-    assert run == same
-    assert (run.data.max_length, run.training.remat, run.peft.r) == (8192, "dots", 7)
-    assert config.max_position_embeddings == 8192
-    plain, _, counts = seen_by_command(monkeypatch, capsys, "--steps", "4")
-    assert (plain.training.remat, counts) == ("none", {"steps": 4, "warmup": 2, "documents": 1})
-
-
 def test_a_configuration_brings_its_models_shape_without_weights(monkeypatch, capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     file = tmp_path / "run.yaml"
@@ -202,10 +137,3 @@ def test_bad_values_are_one_line_and_status_2(capsys, arguments, complaint):
     output = capsys.readouterr()
     assert complaint in output.err
     assert (output.err.count("\n"), output.out) == (1, "")
-
-
-def test_help_lists_what_there_is(capsys):
-    assert main(["benchmark"]) == 0
-    assert "phi3-jax benchmark train" in capsys.readouterr().out
-    assert main(["benchmark", "train", "--help"]) == 0
-    assert "peak_memory_gb" in capsys.readouterr().out

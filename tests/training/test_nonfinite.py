@@ -4,46 +4,29 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from phi3_jax.config.sections import TrainingSection
-from phi3_jax.lora import Lora
-from phi3_jax.training.debug_nans import find_nonfinite
 from phi3_jax.training.loop import train
 from tests.helpers.mesh_runs import write_inputs as write_mesh_inputs
 from tests.helpers.models import random_lora, tiny_model
-from tests.helpers.rows import accumulated, random_rows
+from tests.helpers.nonfinite import POISON, bad_rows, good_rows, overflowing, plant, poison
+from tests.helpers.rows import accumulated
 from tests.helpers.runs import cut_off, metrics, run_config, start, write_inputs
-from tests.helpers.tokenizers import tiny_tokenizer
 
 SETTINGS = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"}
-POISON = 52  # a token that no other row has
 
 
 def poisoned(model, value=jnp.nan, token=POISON):
     table = model.model.embed_tokens.weight
     table.set_value(table.get_value().at[token].set(value))
     return model
-
-
-def good_rows(seed=0):
-    rows = random_rows([16, 12], 16, seed)
-    rows["input_ids"][rows["input_ids"] == POISON] = 1
-    return rows
-
-
-def bad_rows():
-    rows = good_rows(9)
-    rows["input_ids"][1, 2] = POISON
-    return rows
 
 
 def same(one, other):
@@ -123,80 +106,12 @@ def test_of_many_skipped_steps_the_last_ones_are_known():
 # Where it comes from.
 
 
-def changed(model, path, index, value):
-    """The model with a number of one of its weights replaced."""
-    state = dict(nnx.to_flat_state(nnx.state(model)))
-    key = tuple(path.split("."))
-    state[key] = state[key].replace(state[key].get_value().at[index].set(value))
-    return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(state))
-
-
-def changed_lora(lora: Lora, module: str, leaf: str, index, value) -> Lora:
-    items = dict(lora.items())
-    items[module] = replace(items[module], **{leaf: getattr(items[module], leaf).at[index].set(value)})
-    return Lora.from_items(items, lora.config)
-
-
-def overflowing(lora: Lora) -> Lora:
-    """A of zeros and B so large that A's gradient is infinite: the update is zero all the same."""
-    (name, adapter) = next(iter(lora.items()))
-    large = replace(adapter, lora_A=0 * adapter.lora_A, lora_B=jnp.full_like(adapter.lora_B, 3e38))
-    return Lora.from_items({name: large}, lora.config)
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_model(2)
 
 
-def find(model, lora, rows=None):
-    batch = {name: jnp.asarray(x) for name, x in (rows or good_rows()).items()}
-    return find_nonfinite(model, lora, batch, jax.random.key(0), neftune_alpha=5.0)
-
-
-def test_the_base_weight_is_found(model):
-    lora = random_lora(model, lora_dropout=0.1)
-    assert find(model, lora) is None
-    for module in ("self_attn.qkv_proj", "mlp.down_proj", "post_attention_layernorm"):
-        index = (1, 0) if "norm" in module else (1, 0, 0)
-        broken = changed(model, f"model.layers.{module}.weight", index, jnp.nan)
-        assert find(broken, lora) == f"the base weight model.layers.1.{module}.weight"
-    assert find(changed(model, "lm_head.weight", (3, 3), jnp.inf), lora) == "the base weight lm_head.weight"
-    assert find(changed(model, "model.norm.weight", 3, jnp.inf), lora) == "the base weight model.norm.weight"
-    found = find(changed(model, "model.embed_tokens.weight", (POISON, 0), jnp.inf), lora, bad_rows())
-    assert found == f"the base weight model.embed_tokens.weight, in the row of token {POISON}"
-
-
-def test_the_adapter_is_found(model):
-    lora = changed_lora(random_lora(model), "model.layers.mlp.down_proj", "lora_B", (1, 0, 0), jnp.nan)
-    assert find(model, lora) == "the adapter's model.layers.1.mlp.down_proj.lora_B"
-    part = changed_lora(
-        random_lora(model, target_modules=["v_proj"]), "model.layers.self_attn.v_proj", "lora_A", (0, 0, 0), jnp.inf
-    )
-    assert find(model, part) == "the adapter's model.layers.0.self_attn.v_proj.lora_A"
-
-
-def test_activations_that_overflow_are_found(model):
-    lora = random_lora(model)
-    large = changed_lora(lora, "model.layers.self_attn.o_proj", "lora_B", (1,), 3e38)
-    found = find(model, large)
-    assert found.startswith("the activations that the adapter of model.layers.1.self_attn.o_proj puts out")
-
-
-@pytest.mark.slow
-def test_activations_that_overflow_in_float16_are_found():
-    half = tiny_model(2, jnp.float16, initializer_range=60.0)
-    assert find(half, random_lora(half)).startswith("the activations that come out of model.layers.0.")
-
-
-def test_a_gradient_that_overflows_is_found(model):
-    lora = overflowing(random_lora(model, target_modules=["o_proj"]))
-    assert find(model, lora) == "in the backward pass, the gradient of model.layers.1.self_attn.o_proj.lora_A"
-
-
 # Whole runs.
-
-LETTER = "z"  # in no row of `write_chats`
 
 
 @pytest.fixture(scope="module")
@@ -205,46 +120,12 @@ def inputs(tmp_path_factory) -> Path:
     return poison(write_inputs(tmp_path_factory.mktemp("nonfinite")))
 
 
-def poison(folder: Path) -> Path:
-    plant(folder / "base", "model.embed_tokens.weight", tiny_tokenizer().convert_tokens_to_ids(LETTER), np.inf)
-    lines = (folder / "chats.jsonl").read_text().splitlines()
-    row = json.loads(lines[3])
-    row["messages"][0]["content"] += f" {LETTER}"
-    lines[3] = json.dumps(row)
-    (folder / "chats.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def plant(base: Path, name: str, index, value) -> None:
-    path = next(base.glob("*.safetensors"))
-    tensors = {key: tensor.copy() for key, tensor in load_file(path).items()}
-    tensors[name][index] = value
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 def settings(**training):
     return {"training": {"eval_strategy": "no", "eval_steps": None, "save_strategy": "no", **training}}
 
 
 def adapter_of(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def test_a_poisoned_row_is_skipped_and_named(inputs, capsys):
-    run = run_config(inputs, "row", data={"packing": True, "eval": None}, **settings(logging_steps=1))
-    train(run)
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    out = Path(run.training.output_dir)
-    rows = metrics(out)
-    skipped = [row["step"] for row in rows if "loss" not in row]
-    assert 1 <= len(skipped) <= 4
-    assert rows[-1]["skipped"] == len(skipped) == len(warnings)
-    for step, warning in zip(skipped, warnings, strict=True):
-        assert warning.startswith(f"warning: step {step} was skipped, its loss or gradient is not finite; ")
-        assert f"the loss of {inputs / 'chats.jsonl'}, row 4 (" in warning
-        assert warning.endswith(") is not")
-        assert warning.count(", row ") == 1
-    assert all(np.isfinite(tensor).all() for tensor in adapter_of(out).values())
 
 
 def test_a_resumed_run_keeps_the_counts(inputs, monkeypatch, capsys):
@@ -282,12 +163,6 @@ def test_a_broken_base_stops_the_run_and_is_named(inputs, tmp_path, capsys):
     assert "the loss of none of its " in out
     assert [row["skipped"] for row in metrics(tmp_path / "out")] == [2]
     assert not (tmp_path / "out" / "adapter").exists()
-
-
-def test_a_loss_of_evaluation_rows_that_is_not_finite_names_them(inputs):
-    run = run_config(inputs, "evaluation", data={"eval": str(inputs / "chats.jsonl")})
-    with pytest.raises(FloatingPointError, match=r"the evaluation's loss is not finite: the loss of .*, row 4 \("):
-        train(run)
 
 
 def test_a_run_that_diverges_leaves_the_last_good_adapter(tmp_path):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 from flax import nnx
 
 from phi3_jax.cli import main
@@ -19,39 +18,14 @@ from phi3_jax.data import prepare_data
 from phi3_jax.evaluate import evaluate, predict
 from phi3_jax.evaluate.names import name_models
 from phi3_jax.hf.checkpoint import Checkpoint
-from phi3_jax.lora import merge_lora
 from phi3_jax.objectives.next_token import loss
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.errors import InputError
 from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.evaluations import ROWS, arguments, run
 from tests.helpers.models import random_lora, tiny_model
-from tests.helpers.rows import write_chats
 from tests.helpers.tokenizers import tiny_tokenizer
-
-ROWS = 7
-SETTINGS = {"metrics": "loss,chrf,exact_match", "max_new_tokens": 6, "batch_size": 3}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    """`base` with two adapters, one of them merged too, and chats whose answers are their last word."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    write_checkpoint(folder / "base")
-    write_chats(folder / "chats.jsonl", number=ROWS)
-    model = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32)
-    one = random_lora(model)
-    for name, lora in (("one", one), ("two", jax.tree.map(lambda x: x / 2, one))):
-        save_adapter(folder / name / "adapter", lora, base_model_name_or_path=str(folder / "base"))
-    merged = merge_lora(model, load_adapter(folder / "one" / "adapter", model))
-    merged.save_pretrained(str(folder / "merged"))
-    tiny_tokenizer().save_pretrained(folder / "merged")
-    return folder
-
-
-def arguments(inputs: Path, *more: object) -> list[str]:
-    argv = ["evaluate", "--model", inputs / "base", "--data", inputs / "chats.jsonl", "--max-length", 32, *more]
-    return list(map(str, argv))
 
 
 def refusal(capfd, argv: list[str]) -> str:
@@ -139,18 +113,6 @@ def test_a_prediction_says_what_was_asked_and_answered(inputs, whole):
         assert line["scores"]["regex_match"] == ("a" in line["answer"])
 
 
-def test_the_table_and_the_object(inputs, capfd):
-    argv = arguments(inputs, "--adapter", inputs / "one" / "adapter", "--metrics", "loss")
-    assert main([*argv, "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert main(argv) == 0
-    table = capfd.readouterr().out
-    one = found["models"]["one"]["loss"]
-    for words in ("7 rows", "minus base", f"{one['value']:.4f}", f"{one['difference']:+.4f}", f"{one['p_value']:.3f}"):
-        assert words in table
-    assert found["rows"] == ROWS
-
-
 def test_without_more_it_tells_the_one_models_loss(inputs, whole, capfd):
     expected = json.loads((whole / "results.json").read_text())["models"]["one"]
     argv = arguments(inputs, "--adapter", inputs / "one" / "adapter")
@@ -161,13 +123,6 @@ def test_without_more_it_tells_the_one_models_loss(inputs, whole, capfd):
     assert found["rows"] == ROWS
     assert main(argv) == 0
     assert f"loss            {found['eval_loss']:.4f}\n" in capfd.readouterr().out
-
-
-def run(inputs, out, **more):
-    """The base and one adapter, by the Python function."""
-    rows = DataSection(train=str(inputs / "chats.jsonl"), max_length=32)
-    settings = {"data": rows, "adapters": {"one": inputs / "one" / "adapter"}, "output_dir": out, **SETTINGS}
-    return evaluate(inputs / "base", **{**settings, **more})
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
@@ -204,41 +159,6 @@ def test_what_was_interrupted_goes_on(sampled, inputs, tmp_path, monkeypatch):
     # Complete: nothing is computed, nor loaded, again.
     monkeypatch.setattr("phi3_jax.evaluate.run._load", None)
     assert run(inputs, out, **settings).models == again.models
-
-
-def test_only_the_same_evaluation_goes_on(inputs, tmp_path):
-    run(inputs, tmp_path / "out")
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    other = write_chats(tmp_path / "chats.jsonl", number=ROWS, seed=9)
-    for more, words in (
-        ({"max_new_tokens": 5}, r"generation.max_new_tokens \(6 then, 5 now\)"),
-        ({"metrics": "loss"}, "metrics"),
-        ({"adapters": {"one": inputs / "two" / "adapter"}}, "models.one.weights"),
-        ({"data": DataSection(train=str(other), max_length=32)}, "data.rows"),
-    ):
-        with pytest.raises(InputError, match=words):
-            run(inputs, tmp_path / "out", **more)
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-    # How many rows are side by side does not matter, and another model may join.
-    run(inputs, tmp_path / "out", batch_size=5)
-    joined = run(inputs, tmp_path / "out", adapters={"two": inputs / "two" / "adapter"})
-    assert list(joined.models) == ["base", "two"]
-
-
-def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
-    (tmp_path / "config.yaml").write_text("model:\n  name_or_path: x\n")
-    with pytest.raises(InputError, match="another kind of run"):
-        run(inputs, tmp_path)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is a file, expected a folder"):
-        run(inputs, tmp_path / "file" / "out")
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"model": {"name_or_path": "x"}}
-    folder = tmp_path / "broken"
-    run(inputs, folder, metrics="loss")
-    file = folder / "predictions" / "one.jsonl"
-    file.write_text("nonsense\n" + file.read_text())
-    with pytest.raises(InputError, match=r"one\.jsonl, line 1: is no prediction"):
-        run(inputs, folder, metrics="loss")
 
 
 def data(folder: Path, *rows: object) -> list[str]:

@@ -1,0 +1,44 @@
+"""Where an evaluation keeps what it has found."""
+
+import pytest
+import yaml
+
+from phi3_jax.config.sections import DataSection
+from phi3_jax.system.errors import InputError
+from tests.helpers.evaluations import ROWS, run
+from tests.helpers.rows import write_chats
+
+
+def test_only_the_same_evaluation_goes_on(inputs, tmp_path):
+    run(inputs, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    other = write_chats(tmp_path / "chats.jsonl", number=ROWS, seed=9)
+    for more, words in (
+        ({"max_new_tokens": 5}, r"generation.max_new_tokens \(6 then, 5 now\)"),
+        ({"metrics": "loss"}, "metrics"),
+        ({"adapters": {"one": inputs / "two" / "adapter"}}, "models.one.weights"),
+        ({"data": DataSection(train=str(other), max_length=32)}, "data.rows"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(inputs, tmp_path / "out", **more)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    # How many rows are side by side does not matter, and another model may join.
+    run(inputs, tmp_path / "out", batch_size=5)
+    joined = run(inputs, tmp_path / "out", adapters={"two": inputs / "two" / "adapter"})
+    assert list(joined.models) == ["base", "two"]
+
+
+def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
+    (tmp_path / "config.yaml").write_text("model:\n  name_or_path: x\n")
+    with pytest.raises(InputError, match="another kind of run"):
+        run(inputs, tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        run(inputs, tmp_path / "file" / "out")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"model": {"name_or_path": "x"}}
+    folder = tmp_path / "broken"
+    run(inputs, folder, metrics="loss")
+    file = folder / "predictions" / "one.jsonl"
+    file.write_text("nonsense\n" + file.read_text())
+    with pytest.raises(InputError, match=r"one\.jsonl, line 1: is no prediction"):
+        run(inputs, folder, metrics="loss")

@@ -1,0 +1,35 @@
+"""What a checkpoint consists of, so that damage shows."""
+
+import json
+
+import pytest
+
+from phi3_jax.training.manifest import Damaged, change_eval_loss, check, write_manifest
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "x").write_bytes(b"abc")
+    write_manifest(tmp_path, 1.5)
+    return tmp_path
+
+
+def test_a_whole_checkpoint_gives_its_loss(sealed):
+    assert check(sealed, thoroughly=True) == 1.5
+    change_eval_loss(sealed, 0.5)
+    assert check(sealed, thoroughly=True) == 0.5
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"abcd", "4 bytes instead of 3"), (b"abd", "not what was written")])
+def test_damage_is_named(sealed, content, message):
+    (sealed / "state" / "x").write_bytes(content)
+    with pytest.raises(Damaged, match=message):
+        check(sealed, thoroughly=True)
+
+
+def test_a_manifest_that_was_edited_is_damage(sealed):
+    raw = json.loads((sealed / "manifest.json").read_text())
+    (sealed / "manifest.json").write_text(json.dumps({**raw, "eval_loss": 0.0}))
+    with pytest.raises(Damaged, match=r"manifest\.json is not what was written"):
+        check(sealed, thoroughly=False)
