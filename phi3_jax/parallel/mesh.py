@@ -24,7 +24,8 @@ AnyMesh = Mesh | AbstractMesh
 def mesh_shape(parallel: Mapping[str, int], devices: int) -> dict[str, int]:
     """The size of every axis, -1 made the number of devices that the others leave.
 
-    Raises `InputError` where the axes and the number of devices do not go together.
+    Raises:
+        InputError: where the axes and the number of devices do not go together.
     """
     shape = {axis: parallel.get(axis, 1) for axis in AXES}
     given = ", ".join(f"{axis} {size}" for axis, size in shape.items())

@@ -67,7 +67,11 @@ RESUMING = frozenset({"training.resume_from_checkpoint", "training.resume_change
 
 
 def check_settings(run: RunConfig) -> None:
-    """Raises `InputError` for what the sections cannot see by themselves."""
+    """Looks for what the sections cannot see by themselves.
+
+    Raises:
+        InputError: where something is missing.
+    """
     run.data.require_train()
     if run.logging.wandb and find_spec("wandb") is None:
         raise InputError("logging.wandb is true but wandb is not installed; pip install wandb, or set it to false")
@@ -137,7 +141,11 @@ def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> N
 
 
 def check_length(longest: int, config: Phi3Config) -> None:
-    """Raises `InputError` where a conversation is longer than the model has positions."""
+    """Looks at the longest conversation.
+
+    Raises:
+        InputError: where it is longer than the model has positions.
+    """
     positions = config.max_position_embeddings
     if longest > positions:
         raise InputError(
@@ -147,7 +155,11 @@ def check_length(longest: int, config: Phi3Config) -> None:
 
 
 def check_shared(file: Path, text: str) -> None:
-    """Raises `InputError` where this host does not find what the first one has written."""
+    """Looks for what the first host has written.
+
+    Raises:
+        InputError: where this host does not find it.
+    """
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         raise InputError(
             f"training.output_dir {file.parent} is not the same folder on all hosts; name one on storage that they "
@@ -218,8 +230,11 @@ def changed_settings(run: RunConfig, config_file: Path) -> Changes:
 
 
 def check_unchanged(run: RunConfig, config_file: Path) -> None:
-    """Raises `InputError` naming the settings that differ from those the run was started with, but
-    for those that cannot change its result, and unless `training.resume_changed` allows all."""
+    """Compares the settings that can change the result with those that the run was started with.
+
+    Raises:
+        InputError: naming those that differ, unless `training.resume_changed` allows it.
+    """
     changed = changed_settings(run, config_file).result
     if changed and not run.training.resume_changed:
         raise InputError(

@@ -53,7 +53,11 @@ class StopSignals:
         return self.received is not None
 
     def check(self) -> None:
-        """Raises `Stopped` where one process alone is to stop: between steps others would be left waiting."""
+        """Ends a process that is alone and is to stop; between steps others would be left waiting.
+
+        Raises:
+            Stopped: where the signal came.
+        """
         if self.received is not None:
             raise Stopped
 

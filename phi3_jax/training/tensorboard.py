@@ -27,7 +27,11 @@ class TensorBoard:
                 self._file.restart(step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Raises `StorageError` where it cannot."""
+        """Writes a row.
+
+        Raises:
+            StorageError: where it cannot be written.
+        """
         with storing(self._folder):
             for name, value in values.items():
                 place = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
