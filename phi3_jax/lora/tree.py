@@ -95,7 +95,11 @@ class Lora:
 
 
 def refuse_saved(lora: Lora, where: str) -> None:
-    """Raises `InputError` for an adapter with whole weights, which have no place `where`."""
+    """Refuses an adapter with whole weights, which have no place `where`.
+
+    Raises:
+        InputError: For `modules_to_save`.
+    """
     if lora.saved:
         raise InputError(
             f"modules_to_save has {', '.join(lora.saved)}, whole weights, which are not supported {where}; "
@@ -104,6 +108,10 @@ def refuse_saved(lora: Lora, where: str) -> None:
 
 
 def refuse_shapes(name: str, shapes: Iterable[tuple[int, ...]]) -> NoReturn:
-    """Raises `InputError` for adapters of one module that are for weights of these shapes."""
+    """Refuses adapters of one module that are for weights of these shapes.
+
+    Raises:
+        InputError: Always.
+    """
     found = " and ".join(map(str, sorted(shapes)))
     raise InputError(f"the adapters of {last_part(name)} are for weights of {found}; give adapters of one base")

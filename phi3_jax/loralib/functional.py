@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
+from phi3_jax.loralib.adapted import LoRALayer, adapted_class, become_adapted
 from phi3_jax.loralib.kernels import AdaptableLayer, layer_kernel, to_kernel, to_weight, weight_name, weight_shape
-from phi3_jax.loralib.modules import LoRALayer, adapted_class, become_adapted
 from phi3_jax.loralib.own_adapters import Config, LayerAdapter, new_adapter
 from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from phi3_jax.loralib.modules import LoRALayer, LoraParam
+from phi3_jax.loralib.adapted import LoRALayer, LoraParam
 from phi3_jax.system.dotted import dotted
 from phi3_jax.system.errors import InputError
 
