@@ -142,7 +142,8 @@ def _transformers_logits(folder: Path, dtype_name: str) -> np.ndarray:
             module.register_forward_pre_hook(materialise(prefix))
             module.register_forward_hook(lambda module, _args, _output: module.to("meta") and None)
     with torch.no_grad():
-        return model(torch.tensor(_input_ids()), use_cache=False).logits.float().numpy()
+        logits: np.ndarray = model(torch.tensor(_input_ids()), use_cache=False).logits.float().numpy()
+    return logits
 
 
 def forward_reference(folder: Path, dtype_name: str) -> dict[str, Any]:

@@ -158,7 +158,11 @@ CHANGES: dict[str, Callable[[Path, random.Random], None]] = {
 
 @dataclass
 class Summary:
-    """**Fields**: `outcomes` of each reader; `slowest`, in seconds, and `largest`, in bytes; `failures`, told."""
+    """Attributes:
+    outcomes: Of each reader.
+    slowest: In seconds, and `largest`, in bytes.
+    failures: Told.
+    """
 
     outcomes: dict[str, collections.Counter[str]] = field(default_factory=dict)
     slowest: float = 0.0

@@ -227,7 +227,10 @@ def _read_tokenizer(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Reader:
-    """**Fields**: `write`, valid files in a folder; `read`, what is tried on them, damaged."""
+    """Attributes:
+    write: Valid files in a folder.
+    read: What is tried on them, damaged.
+    """
 
     write: Callable[[Path], None]
     read: Callable[[Path], None]

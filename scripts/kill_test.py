@@ -79,7 +79,12 @@ SIGNS = {
 
 @dataclass
 class Tally:
-    """What was seen. **Fields**: `places`, where kills hit; `lines`, how many metrics.jsonl had then."""
+    """What was seen.
+
+    Attributes:
+        places: Where kills hit.
+        lines: How many metrics.jsonl had then.
+    """
 
     kills: int = 0
     runs: int = 0

@@ -33,7 +33,10 @@ from phi3_jax.training.step import TrainState, compile_step, make_train_step
 @dataclass(frozen=True)
 class AbstractStep:
     """A step `function(state, frozen, batch) -> state` and its arguments, each a `jax.ShapeDtypeStruct`
-    that says how it lies on the mesh. **Fields**: `table`, what trains.
+    that says how it lies on the mesh.
+
+    Attributes:
+        table: What trains.
     """
 
     function: Callable[..., TrainState]
@@ -52,7 +55,8 @@ class AbstractStep:
 def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
     """The mesh that `run.parallel` asks for, of no devices at all, but known to be for the topology's.
 
-    Raises `InputError` where it does not divide their number.
+    Raises:
+        InputError: Where it does not divide their number.
     """
     shape = mesh_shape(asdict(run.parallel), topology.devices)
     device = AbstractDevice(topology.device_kind, None, topology.platform)
@@ -62,8 +66,10 @@ def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
 def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep:
     """The step that `training.job` and `training.loop` make of such a run, for the longest rows it allows.
 
-    **Arguments**: `config`, the checkpoint's; `mesh`, of `parallel.mesh.make_mesh`, or one of no devices at
-    all (`jax.sharding.AbstractMesh`), which is enough to trace the step.
+    Args:
+        config: The checkpoint's.
+        mesh: Of `parallel.mesh.make_mesh`, or one of no devices at all (`jax.sharding.AbstractMesh`), which is enough
+            to trace the step.
     """
     training = run.training
     model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
@@ -140,16 +146,15 @@ def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM) -> Lora:
     peft = run.peft
     if peft.init_from is not None:
         lora = PeftAdapter.open(peft.init_from, run.model.hub.at(None)).load(model)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lora)
+        shapes: Lora = jax.eval_shape(lambda: lora)
+        return shapes
     if peft.init_lora_weights in ("eva", "loftq"):
         # Both end in plain adapters; which ranks EVA moves from layer to layer only its data can tell.
         peft = replace(peft, init_lora_weights=True)
     graph, state = nnx.split(model)
-    return jax.eval_shape(
-        lambda state, key: init_lora(nnx.merge(graph, state), peft, key),
-        state,
-        jax.eval_shape(lambda: jax.random.key(0)),
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    fresh: Lora = jax.eval_shape(lambda state, key: init_lora(nnx.merge(graph, state), peft, key), state, key)
+    return fresh
 
 
 def abstract_quantized(weight: jax.Array, quantization: str, *, double_quant: bool) -> Quantized:

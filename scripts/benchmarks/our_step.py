@@ -9,7 +9,10 @@ RANK, ALPHA, LEARNING_RATE, VOCAB = 16, 32, 1e-4, 32064
 
 
 def our_steps(settings: argparse.Namespace, target_modules: Any = "all-linear") -> Steps:
-    """**Arguments**: `settings`, the options of the comparison; `target_modules`, what gets an adapter."""
+    """Args:
+    settings: The options of the comparison.
+    target_modules: What gets an adapter.
+    """
     import jax
     import numpy as np
 
@@ -50,7 +53,7 @@ def our_steps(settings: argparse.Namespace, target_modules: Any = "all-linear") 
         state = workload.train_step(state, workload.job.frozen, jax.device_put(batch))
         total = float(state.window.loss)
         loss, before = total - before, total
-        return loss / (settings.batch * (settings.seq - 1))
+        return float(loss / (settings.batch * (settings.seq - 1)))
 
     device = jax.devices()[0]
     on_gpu = settings.device == "cuda"

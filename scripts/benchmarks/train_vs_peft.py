@@ -86,7 +86,7 @@ def peft_steps(settings: argparse.Namespace) -> Steps:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return float(loss.item())
 
     on_gpu = settings.device == "cuda"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}

@@ -19,8 +19,14 @@ from typing import Any
 
 @dataclass
 class Steps:
-    """What a worker runs. **Fields**: `step`, takes one and gives its loss when it is done; `memory`, bytes in use
-    now; `peak`, the most since the last `reset`; `about`, versions and the like."""
+    """What a worker runs.
+
+    Attributes:
+        step: Takes one and gives its loss when it is done.
+        memory: Bytes in use now.
+        peak: The most since the last `reset`.
+        about: Versions and the like.
+    """
 
     step: Callable[[], float]
     memory: Callable[[], int]
@@ -102,19 +108,23 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name}: stopped with status {self._process.wait()}; its message is above")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def compare(ours: Worker, peer: Worker, *, warmup: int, steps: int, rounds: int, tokens: int) -> dict[str, Any]:
     """Lets both warm up (and compile), then take turns.
 
-    **Arguments**: `steps`, in a turn; `tokens`, in a step.
+    Args:
+        steps: In a turn.
+        tokens: In a step.
 
-    **Returns** for each worker `tokens_per_second` (median over rounds), `warmup_seconds`, `peak_gb` over the timed
-    steps, `above_start_gb` (that without what was in use once the model was made), `warmup_peak_gb` (compilation
-    included), `loss` and `about`; and `ratio`, ours to the peer's tokens a second, the median over rounds, with the
-    lowest and the highest. `cpu_ratio` is that of tokens a second of processor time: on one thread it holds on a
-    busy machine, too (on several, threads that wait for each other without sleeping count as working).
+    Returns:
+        For each worker `tokens_per_second` (median over rounds), `warmup_seconds`, `peak_gb` over the timed steps,
+        `above_start_gb` (that without what was in use once the model was made), `warmup_peak_gb` (compilation
+        included), `loss` and `about`; and `ratio`, ours to the peer's tokens a second, the median over rounds, with the
+        lowest and the highest. `cpu_ratio` is that of tokens a second of processor time: on one thread it holds on a
+        busy machine, too (on several, threads that wait for each other without sleeping count as working).
     """
     workers = (ours, peer)
     first = {worker.name: worker.take(warmup) for worker in workers}
@@ -151,9 +161,10 @@ def run(
     """A comparison's `main`: in a worker it serves what the worker's name stands for in `makers`, two of them,
     ours first; otherwise it starts the two, has them take turns, and prints the comparison.
 
-    **Arguments**: `arguments`, reads the command line: `device`, `threads`, `warmup`, `steps`, `rounds`, and what
-    the makers want; with `peer_python` the second one runs on another Python. `describe`, a line that says what is
-    compared, and the tokens of a step.
+    Args:
+        arguments: Reads the command line: `device`, `threads`, `warmup`, `steps`, `rounds`, and what the makers want;
+            with `peer_python` the second one runs on another Python. `describe`, a line that says what is compared, and
+            the tokens of a step.
     """
     if sys.argv[1:2] == ["--worker"]:
         name, settings = sys.argv[2], argparse.Namespace(**json.loads(sys.argv[3]))
