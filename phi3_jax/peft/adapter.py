@@ -14,6 +14,7 @@ from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.hub import SMALL_FILES, resolve_checkpoint
 from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, read_header, read_metadata, read_tensor
 from phi3_jax.hf.tokenizer import has_tokenizer
+from phi3_jax.lora.adapters import AnyAdapter
 from phi3_jax.lora.base_weights import weight_shape
 from phi3_jax.lora.targets import saved_modules
 from phi3_jax.lora.tree import Lora
@@ -156,12 +157,13 @@ def load_adapter(
     return PeftAdapter.open(path_or_hub_id, Hub(revision, token, cache_dir, local_files_only)).load(model)
 
 
-def _filled(name: str, adapter: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    return replace(adapter, **{field: arrays[tensor] for field, tensor in tensor_names(name, adapter).items()})
+def _filled(name: str, adapter: AnyAdapter, arrays: Mapping[str, np.ndarray]) -> AnyAdapter:
+    changed: dict[str, Any] = {field: arrays[tensor] for field, tensor in tensor_names(name, adapter).items()}
+    return replace(adapter, **changed)
 
 
 def _expected_shapes(
-    model: Phi3ForCausalLM, adapters: Mapping[str, Any], saved: list[str]
+    model: Phi3ForCausalLM, adapters: Mapping[str, AnyAdapter], saved: list[str]
 ) -> dict[str, tuple[int, ...]]:
     expected = {
         tensor: getattr(adapter, field).shape

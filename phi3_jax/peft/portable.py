@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from phi3_jax.config.lora import LoraConfig
-from phi3_jax.lora.adapters import LoraLinear
+from phi3_jax.lora.adapters import AnyAdapter, LoraLinear
 from phi3_jax.lora.stack import rescaled
 from phi3_jax.lora.targets import checkpoint_names
 from phi3_jax.lora.tree import Lora
@@ -26,15 +25,18 @@ def portable(lora: Lora, num_layers: int) -> Lora:
     of zeros. `r` and `lora_alpha` are equal, so that every rule for the scale gives 1, but that of rsLoRA,
     which is off.
 
-    **Arguments**: `num_layers`, of the base.
+    Args:
+        lora: The adapter.
+        num_layers: Of the base.
 
-    Raises `InputError` naming all that such programs have no place for: DoRA, `lora_bias`,
-    `modules_to_save`, trained token rows, adapters of the embedding.
+    Raises:
+        InputError: Naming all that such programs have no place for: DoRA, `lora_bias`, `modules_to_save`, trained
+            token rows, adapters of the embedding.
     """
     modules, config, _ = to_peft(lora)
-    _refuse(modules, lora, config)
-    rank = max(adapter.rank for adapter in modules.values())
-    wide = {name: rescaled(adapter, 1.0, rank) for name, adapter in modules.items()}
+    plain = _plain(modules, lora, config)
+    rank = max(adapter.rank for adapter in plain.values())
+    wide = {name: rescaled(adapter, 1.0, rank) for name, adapter in plain.items()}
     items: dict[str, LoraLinear] = {}
     for name in {_stacked_name(full): None for full in wide}:
         found = [wide.get(full) for full in checkpoint_names(name, num_layers)]
@@ -43,7 +45,7 @@ def portable(lora: Lora, num_layers: int) -> Lora:
         layers = [zeros if adapter is None else adapter for adapter in found]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if name.startswith("model.layers.") else like
         items[name] = replace(stacked, dropout=config.lora_dropout)
-    plain = LoraConfig(
+    described = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=config.lora_dropout,
@@ -51,7 +53,7 @@ def portable(lora: Lora, num_layers: int) -> Lora:
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
     )
-    return Lora.from_items(items, plain)
+    return Lora.from_items(items, described)
 
 
 def _stacked_name(full: str) -> str:
@@ -60,7 +62,8 @@ def _stacked_name(full: str) -> str:
     return full if head or not separator else f"model.layers.{tail.partition('.')[2]}"
 
 
-def _refuse(modules: Mapping[str, Any], lora: Lora, config: LoraConfig) -> None:
+def _plain(modules: Mapping[str, AnyAdapter], lora: Lora, config: LoraConfig) -> dict[str, LoraLinear]:
+    """The adapters, which are plain LoRA all of them. Raises `InputError` where they are not."""
     others = sorted({last_part(name) for name, adapter in modules.items() if not isinstance(adapter, LoraLinear)})
     found = {
         "use_dora": config.use_dora,
@@ -74,3 +77,4 @@ def _refuse(modules: Mapping[str, Any], lora: Lora, config: LoraConfig) -> None:
             f"the adapter has {'; '.join(features)}, for which a portable adapter has no place; merge it into the base "
             "(export --merge)"
         )
+    return {name: adapter for name, adapter in modules.items() if isinstance(adapter, LoraLinear)}

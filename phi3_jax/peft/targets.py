@@ -13,7 +13,8 @@ def peft_modules(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
     As `config_targets`, but that PEFT knows no slices of fused layers, and that what matches nothing in
     `exclude_modules` and the patterns is no error: the tensors in the file tell what there is.
 
-    Raises `InputError` where `target_modules` or `modules_to_save` names something that is not there.
+    Raises:
+        InputError: Where `target_modules` or `modules_to_save` names something that is not there.
     """
     # Lists made for Llama-like models work in PEFT, too, for those modules that Phi-3 has.
     modules = [module for module in match_targets(model, config.target_modules) if not module.is_slice]

@@ -10,26 +10,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.safetensors_io import TensorSource
 from phi3_jax.lora.adapters import (
+    AnyAdapter,
     DoraEmbedding,
     DoraLinear,
     HeadRows,
     LoraEmbedding,
     LoraLinear,
     ResidualLora,
+    StackableAdapter,
     TokenRows,
 )
 from phi3_jax.lora.describe import described
 from phi3_jax.lora.fresh import token_modules
-from phi3_jax.lora.fused import fused, slice_table
-from phi3_jax.lora.stack import STACK, num_layers, stacked, unstacked
+from phi3_jax.lora.fused import Plain, fused, slice_table
+from phi3_jax.lora.stack import STACK, ModuleAdapter, num_layers, stacked, unstacked
 from phi3_jax.lora.targets import Module, checkpoint_name, checkpoint_names
 from phi3_jax.lora.tree import Lora, Slice
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.peft.slices import has_rank, part_slices, rank_and_alpha, slice_record
+from phi3_jax.peft.slices import has_rank, rank_and_alpha, slice_record, split_slices
 from phi3_jax.system.dotted import last_part, sibling
 from phi3_jax.system.errors import InputError
 
@@ -46,7 +49,7 @@ _ROWS = {"rows": "token_adapter.trainable_tokens_delta"}
 _SLICES = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 
 
-def tensor_names(name: str, adapter: Any) -> dict[str, str]:
+def tensor_names(name: str, adapter: AnyAdapter) -> dict[str, str]:
     """Field of the adapter -> PEFT's name of the tensor, for a module that checkpoints call `name`."""
     table = _LINEAR
     if isinstance(adapter, LoraEmbedding | DoraEmbedding):
@@ -65,20 +68,23 @@ def saved_names(name: str, num_layers: int) -> list[str]:
 # To PEFT
 
 
-def to_peft(lora: Lora) -> tuple[dict[str, Any], LoraConfig, dict[str, str]]:
+def to_peft(lora: Lora) -> tuple[dict[str, AnyAdapter], LoraConfig, dict[str, str]]:
     """PEFT's modules of an adapter, the configuration that describes them, and metadata for the file.
 
-    Raises `InputError` for adapters that no one configuration of PEFT can describe.
+    Raises:
+        InputError: For adapters that no one configuration of PEFT can describe.
     """
-    modules: dict[str, Any] = {}
-    parts: dict[str, list[tuple[Slice, Any]]] = {}
+    modules: dict[str, AnyAdapter] = {}
+    parts: dict[str, list[tuple[Slice, Plain]]] = {}
     for name, adapter in lora.items():
         rows = _slice_of(lora, name)
         for full, one in _unstacked(name, adapter):
+            plain = _as_plain(one)
             if rows is None:
-                modules[full] = _as_plain(one)
+                modules[full] = plain
             else:
-                parts.setdefault(sibling(full, rows.parent), []).append((rows, _as_plain(one)))
+                assert isinstance(plain, Plain)
+                parts.setdefault(sibling(full, rows.parent), []).append((rows, plain))
     modules |= {whole: fused(found) for whole, found in parts.items()}
     config = _checked(lora.config, modules)
     ranks = {name: rank_and_alpha(config, name, one) for name, one in modules.items() if has_rank(one)}
@@ -86,14 +92,14 @@ def to_peft(lora: Lora) -> tuple[dict[str, Any], LoraConfig, dict[str, str]]:
     return modules, described(config, ranks, depth, lora.saved), slice_record(config, parts)
 
 
-def sources(modules: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[TensorSource]:
+def sources(modules: Mapping[str, AnyAdapter], saved: Mapping[str, Array]) -> Iterator[TensorSource]:
     """The tensors to write: of PEFT's modules, then the weights of `modules_to_save`."""
     for name, adapter in modules.items():
         for field, tensor in tensor_names(name, adapter).items():
             yield _source(tensor, np.asarray(getattr(adapter, field)))
     for name, weight in saved.items():
-        weight = np.asarray(jax.device_get(weight))
-        layers = weight if name.startswith(STACK) else [weight]
+        whole = np.asarray(jax.device_get(weight))
+        layers = list(whole) if name.startswith(STACK) else [whole]
         for tensor, array in zip(saved_names(name, len(layers)), layers, strict=True):
             yield _source(tensor, array)
 
@@ -111,7 +117,7 @@ def _slice_of(lora: Lora, name: str) -> Slice | None:
     return lora.slices.get(name)
 
 
-def _unstacked(name: str, adapter: Any) -> Iterator[tuple[str, Any]]:
+def _unstacked(name: str, adapter: ModuleAdapter) -> Iterator[tuple[str, AnyAdapter]]:
     """(name in a checkpoint, adapter of one layer) pairs."""
     if not name.startswith(STACK):
         yield name, jax.device_get(adapter)
@@ -120,7 +126,7 @@ def _unstacked(name: str, adapter: Any) -> Iterator[tuple[str, Any]]:
         yield checkpoint_name(name, layer), one
 
 
-def _as_plain(adapter: Any) -> Any:
+def _as_plain(adapter: AnyAdapter) -> AnyAdapter:
     if not isinstance(adapter, ResidualLora):
         return adapter
     plain = adapter.as_plain()
@@ -131,7 +137,7 @@ def _as_plain(adapter: Any) -> Any:
     return replace(plain, lora_B=jnp.where(still, 0, plain.lora_B))
 
 
-def _checked(config: LoraConfig, modules: Mapping[str, Any]) -> LoraConfig:
+def _checked(config: LoraConfig, modules: Mapping[str, AnyAdapter]) -> LoraConfig:
     """The configuration with what it says of all adapters alike."""
     kinds = {isinstance(one, DoraLinear | DoraEmbedding) for one in modules.values() if has_rank(one)}
     biases = {one.lora_bias is not None for one in modules.values() if isinstance(one, LoraLinear)}
@@ -146,12 +152,13 @@ def _checked(config: LoraConfig, modules: Mapping[str, Any]) -> LoraConfig:
 # From PEFT
 
 
-def peft_adapters(model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[Module]) -> dict[str, Any]:
+def peft_adapters(model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[Module]) -> dict[str, AnyAdapter]:
     """PEFT's modules for a configuration, with the shapes of arrays in place of these.
 
-    Raises `InputError` where `trainable_token_indices` names something that is not there.
+    Raises:
+        InputError: Where `trainable_token_indices` names something that is not there.
     """
-    adapters = {
+    adapters: dict[str, AnyAdapter] = {
         name: _shapes(module, config, *config.rank_and_alpha(name)) for module in modules for name in module.names
     }
     for name, ids in token_modules(model, config).items():
@@ -160,7 +167,7 @@ def peft_adapters(model: Phi3ForCausalLM, config: LoraConfig, modules: Sequence[
     return adapters
 
 
-def _shapes(module: Module, config: LoraConfig, r: int, alpha: float) -> Any:
+def _shapes(module: Module, config: LoraConfig, r: int, alpha: float) -> AnyAdapter:
     rows, columns = module.shape
     scaling = config.scaling_of(r, alpha)
     if module.is_embedding:
@@ -172,23 +179,29 @@ def _shapes(module: Module, config: LoraConfig, r: int, alpha: float) -> Any:
     return LoraLinear(a, b, scaling, config.lora_dropout, _shape(rows) if config.lora_bias else None)
 
 
-def _shape(*sizes: int) -> Any:
-    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+def _shape(*sizes: int) -> Array:
+    shape: Any = jax.ShapeDtypeStruct(sizes, jnp.float32)
+    array: Array = shape  # in the place of one
+    return array
 
 
 def from_peft(
     model: Phi3ForCausalLM,
     config: LoraConfig,
-    modules: Mapping[str, Any],
+    modules: Mapping[str, AnyAdapter],
     saved: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
 ) -> Lora:
     """The reverse of `to_peft`: adapters of fused layers that are made of slices become those of the slices.
 
-    **Arguments**: `modules`, as `peft_adapters` gives them, with arrays; `saved`, by module name the
-    stacked weights of `modules_to_save`; `metadata`, of the file.
+    Args:
+        model: The base.
+        config: What adapter_config.json says.
+        modules: As `peft_adapters` gives them, with arrays.
+        saved: By module name the stacked weights of `modules_to_save`.
+        metadata: Of the file.
     """
-    modules, ranks, preferred = part_slices(model, config, modules, metadata)
+    modules, ranks, preferred = split_slices(model, config, modules, metadata)
     depth = model.config.num_hidden_layers
     adapters = _stacked(modules, depth)
     return Lora.from_items(
@@ -199,11 +212,12 @@ def from_peft(
     )
 
 
-def _stacked(modules: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    layers: dict[str, dict[int, Any]] = {}
-    adapters: dict[str, Any] = {}
+def _stacked(modules: Mapping[str, AnyAdapter], num_layers: int) -> dict[str, ModuleAdapter]:
+    layers: dict[str, dict[int, StackableAdapter]] = {}
+    adapters: dict[str, ModuleAdapter] = {}
     for full, adapter in modules.items():
         if full.startswith(STACK):
+            assert isinstance(adapter, StackableAdapter)
             layer, _, tail = full.removeprefix(STACK).partition(".")
             layers.setdefault(f"model.layers.{tail}", {})[int(layer)] = adapter
         else:

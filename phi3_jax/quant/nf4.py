@@ -82,7 +82,8 @@ class NF4Weight(Quantized):
         scale = xp.repeat(self.nested_absmax, NESTED_BLOCK_SIZE)[: self.absmax.size].reshape(self.absmax.shape)
         # No product exceeds its scale, since no level exceeds 1. To say so changes nothing, but
         # keeps compilers from fusing product and sum into one operation that rounds once.
-        return xp.minimum(_take(xp, dynamic_map(signed=True), self.absmax) * scale, scale) + self.offset
+        values: Arrays = xp.minimum(_take(xp, dynamic_map(signed=True), self.absmax) * scale, scale) + self.offset
+        return values
 
 
 @jax.tree_util.register_dataclass
