@@ -24,7 +24,7 @@ from phi3_jax.system.errors import InputError
 Plain = LoraLinear | DoraLinear
 
 
-def slice_table(model: Phi3ForCausalLM) -> FrozenDict:
+def slice_table(model: Phi3ForCausalLM) -> FrozenDict[Slice]:
     """Name of a slice -> `Slice`, in the order of the rows."""
     total = {module.name: module.shape[0] for module in adaptable_modules(model)}
     return FrozenDict(

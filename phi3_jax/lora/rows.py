@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from phi3_jax.lora.adapters import STATIC, AnyAdapter, LoraLinear
 from phi3_jax.lora.stack import STACK
 from phi3_jax.lora.tree import Lora, refuse_saved, refuse_shapes
-from phi3_jax.model.layers import Adapters, dropout
+from phi3_jax.model.layers import dropout
+from phi3_jax.model.protocols import Adapters
 from phi3_jax.system.dotted import flat_items, nested
 from phi3_jax.system.errors import InputError
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from phi3_jax.config.lora import FrozenDict, LoraConfig
 from phi3_jax.lora.adapters import STATIC
 from phi3_jax.lora.stack import ByLayer, ModuleAdapter
-from phi3_jax.model.layers import Adapters
+from phi3_jax.model.protocols import Adapters
 from phi3_jax.system.dotted import Nested, flat_items, last_part, nested
 from phi3_jax.system.errors import InputError
 
@@ -59,7 +59,7 @@ class Lora:
     adapters: Nested[ModuleAdapter]
     config: LoraConfig = field(metadata=STATIC)
     saved: dict[str, Float[Array, "*stack out in"]] = field(default_factory=dict)
-    slices: FrozenDict = field(default_factory=FrozenDict, metadata=STATIC)
+    slices: FrozenDict[Slice] = field(default_factory=FrozenDict, metadata=STATIC)
 
     @classmethod
     def from_items(
