@@ -14,6 +14,7 @@ train measures the train step with random weights, generate how fast a model dec
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax benchmark`."""
     from phi3_jax.cli import benchmark_generate, benchmark_train
 
     benchmarks = {"train": benchmark_train.run, "generate": benchmark_generate.run}

@@ -23,6 +23,7 @@ settings."""
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax benchmark generate`."""
     parser = Parser("benchmark generate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("--model", metavar="PATH", help="checkpoint folder, or a folder with config.json alone")

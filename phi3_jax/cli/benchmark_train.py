@@ -44,6 +44,7 @@ DEFAULTS: Raw = {
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax benchmark train`."""
     options = _parser().parse(argv)
     _spell_out(options)
     raw = read_run(options)

@@ -19,6 +19,7 @@ MAX_NEW_TOKENS = 512
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax chat`."""
     parser = Parser("chat", "Talk to a model and its adapters. /help lists what can be done on the way.")
     add_base_arguments(parser)
     add_adapters_argument(parser, "adapter folder or hub id (PEFT); may be given again, the first answers")

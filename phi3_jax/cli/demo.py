@@ -6,6 +6,7 @@ from phi3_jax.cli.parser import Parser
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax demo`."""
     parser = Parser("demo", "Fine-tune the built-in model on the built-in chat set; nothing is downloaded.")
     parser.add_argument("--output", default="out/demo", metavar="DIR", help="folder to write (default: out/demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")

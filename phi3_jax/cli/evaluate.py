@@ -22,6 +22,7 @@ without it the likeliest tokens are taken, and --temperature, --top-k, --top-p a
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax evaluate`."""
     arguments = _parser().parse(argv)
     data = DataSection(
         train=arguments.data,

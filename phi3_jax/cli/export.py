@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax export`."""
     parser = Parser("export", "Write an adapter in another form: merged into its base, or for vLLM and llama.cpp.")
     parser.add_argument("adapter", metavar="ADAPTER", help="adapter folder or hub id (PEFT)")
     form = parser.add_mutually_exclusive_group(required=True)

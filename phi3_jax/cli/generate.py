@@ -33,6 +33,7 @@ MAX_NEW_TOKENS = 128
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax generate`."""
     arguments = _parser().parse(argv)
     _check(arguments)
 

@@ -37,6 +37,7 @@ _KINDS: dict[object, dict[str, Any]] = {
 
 
 def add_adapters_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds `--adapter`, which may be given more than once."""
     parser.add_argument("--adapter", action="append", default=[], metavar="[NAME=]PATH", help=help)
 
 

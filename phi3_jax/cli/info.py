@@ -7,6 +7,7 @@ from phi3_jax.cli.parser import Parser, add_hub_arguments
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax info`."""
     parser = Parser("info", "What a checkpoint, an adapter or a run holds; weights are not loaded.")
     parser.add_argument("path", metavar="PATH", help="folder of a checkpoint, an adapter or a run, or a hub id")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -14,6 +14,7 @@ BATCH_SIZE = "8"  # the harness's own default is 1
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax lm-eval`."""
     parser = Parser("lm-eval", "Run lm-evaluation-harness's tasks on a model.")
     add_base_arguments(parser)
     parser.add_argument("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")

@@ -12,6 +12,7 @@ these."""
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax plan`."""
     parser = RunParser("plan", DESCRIPTION)
     parser.add_argument(
         "--topology",

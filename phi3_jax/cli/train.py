@@ -16,6 +16,7 @@ PRINT_CONFIG = "Print the whole configuration and stop."
 
 
 def run(argv: Sequence[str]) -> None:
+    """Runs `phi3-jax train`."""
     if "-h" in argv or "--help" in argv:
         _help_parser().print_help()
         return

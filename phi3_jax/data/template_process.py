@@ -10,6 +10,7 @@ MAX_TEXT = 2**26  # characters of an answer
 
 
 def main() -> None:
+    """Serves requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library says is no answer
     from tokenizers import Tokenizer, models

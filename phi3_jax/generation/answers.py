@@ -283,5 +283,6 @@ class Beams(Call):
 
 
 def check_finite(logprobs: np.ndarray) -> None:
+    """Raises `InputError` where log-probabilities are not finite."""
     if not np.isfinite(logprobs).all():
         raise InputError("the model's logits are not finite; look for NaN or infinity in its weights and adapter")

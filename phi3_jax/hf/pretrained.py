@@ -36,6 +36,7 @@ def from_pretrained(
     """Loads a Hugging Face checkpoint: a folder, or a hub id that is downloaded and cached.
 
     Args:
+        cls: The model's class.
         path_or_hub_id: Folder or hub id, as text or as a path.
         dtype: Of the weights in memory, and of all arithmetic with them: float32, bfloat16 or float16.
         quantization: `nf4` or `int8`: the decoder layers' linear weights are kept so, and the rest
@@ -74,6 +75,7 @@ def save_pretrained(self: Phi3ForCausalLM, folder: str | Path, *, max_shard_size
     """Writes config.json and safetensors shards that transformers loads, bit for bit.
 
     Args:
+        self: The model.
         folder: Where to; an earlier checkpoint there is replaced.
         max_shard_size: Bytes of a file at most.
 

@@ -37,7 +37,6 @@ def decays(params: optax.Params) -> PyTree[bool]:
 
 def scale_by_group(training: TrainingSection) -> optax.GradientTransformation:
     """Multiplies each leaf's update by its own factor of the learning rate."""
-
     return optax.stateless(
         lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, learning_rate_factors(updates, training))
     )

@@ -306,6 +306,7 @@ def place(
     A device gets its rows, and its positions of them.
 
     Args:
+        batch: this process's rows, by name.
         sharding: that of every array in the batch.
         batch_size: rows of the global batch.
     """

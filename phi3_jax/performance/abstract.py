@@ -67,6 +67,7 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
     """The step that `training.job` and `training.loop` make of such a run, for the longest rows it allows.
 
     Args:
+        run: All of it.
         config: The checkpoint's.
         mesh: Of `parallel.mesh.make_mesh`, or one of no devices at all (`jax.sharding.AbstractMesh`), which is enough
             to trace the step.

@@ -50,6 +50,7 @@ class MemoryStats(Protocol):
 
 
 def has_libtpu() -> bool:
+    """Whether libtpu, which compiles for TPUs, is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
@@ -120,6 +121,7 @@ def _used(memory: MemoryStats, platform: str) -> tuple[int, int]:
 
 
 def main() -> None:
+    """Answers one request."""
     request = json.load(sys.stdin)
     answer: dict[str, object]
     try:

@@ -56,6 +56,9 @@ def step_time(
     """The time of one optimizer step, with full rows of a single document each.
 
     Args:
+        run: All of it.
+        config: The checkpoint's.
+        topology: The devices.
         mesh: The size of each axis.
         trainable: How many parameters train.
     """

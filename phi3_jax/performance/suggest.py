@@ -34,6 +34,9 @@ def alternatives(run: RunConfig, topology: Topology, estimator: Estimator, facto
     of them together as it takes. Empty where even all of them are not enough.
 
     Args:
+        run: That does not fit.
+        topology: The devices.
+        estimator: Of the checkpoint's memory.
         factor: How much more than estimated the run itself was found to take.
     """
     sorts = [sort for sort in _sorts(run, topology) if sort]

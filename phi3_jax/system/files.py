@@ -30,6 +30,8 @@ def storage_error(path: Path, error: OSError, needed: int | None = None) -> Stor
     """What is said of an `error` at writing `path`.
 
     Args:
+        path: What was to be written.
+        error: The system's.
         needed: Bytes, where that is known.
     """
     if isinstance(error, StorageError):
@@ -55,6 +57,7 @@ def check_writable(what: str, folder: Path) -> None:
     """Raises `InputError` where a folder to write in cannot be made, or not written to.
 
     Args:
+        what: What the folder is, for the message.
         folder: Is `what`, for the message.
     """
     local_path(folder, what)

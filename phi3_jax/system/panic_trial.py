@@ -5,6 +5,7 @@ import sys
 
 
 def main() -> None:
+    """Tokenises what stands on standard input; status 1 where the library panics."""
     from tokenizers import Tokenizer
 
     state, texts = json.load(sys.stdin)

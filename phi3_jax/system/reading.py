@@ -28,6 +28,7 @@ def read_json(path: Path, advice: str = "download it again") -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Args:
+        path: The file.
         advice: What to do about a broken file, for the message.
 
     Raises:
@@ -77,6 +78,7 @@ def local_path(name: str | Path, what: str = "") -> Path:
     """The path that a name means here, `~` written out.
 
     Args:
+        name: A path, as somebody wrote it.
         what: Is named so, for the message.
 
     Raises:

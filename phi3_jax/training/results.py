@@ -56,6 +56,7 @@ def write_results(folder: Path, train: Row, evaluation: EvalFigures) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Writes a result file, as transformers does."""
     write_text(path, json.dumps(value, indent=4, sort_keys=True) + "\n")
 
 

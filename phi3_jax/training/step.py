@@ -179,7 +179,6 @@ def make_train_step(
     the loss or the gradient's norm is not finite, parameters and optimizer stay as they are, bit for bit,
     and `state.skips` counts the step.
     """
-
     objective = _objective(graph, dtype, training)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> TrainState:

@@ -116,6 +116,10 @@ def compare(ours: Worker, peer: Worker, *, warmup: int, steps: int, rounds: int,
     """Lets both warm up (and compile), then take turns.
 
     Args:
+        ours: The worker whose ratio it is.
+        peer: The one that it is held against.
+        warmup: Steps before the first turn.
+        rounds: Turns of each.
         steps: In a turn.
         tokens: In a step.
 
@@ -162,6 +166,9 @@ def run(
     ours first; otherwise it starts the two, has them take turns, and prints the comparison.
 
     Args:
+        script: The file that the workers run.
+        makers: What makes each worker's steps, by its name.
+        describe: What a comparison's heading says, and the tokens of a step.
         arguments: Reads the command line: `device`, `threads`, `warmup`, `steps`, `rounds`, and what the makers want;
             with `peer_python` the second one runs on another Python. `describe`, a line that says what is compared, and
             the tokens of a step.
