@@ -38,11 +38,12 @@ def open_base(
     revision = hub.revision
     if revision is None and not local_path(name).is_dir():
         revision = _revision(name, adapters)
+    opened = Checkpoint.open(name, hub.at(revision), patterns=patterns)
     if (model is None or revision != hub.revision) and is_main():
         where = "" if revision is None else f" at revision {revision}"
         who = " and ".join(adapter.name for adapter in adapters if adapter.base == name)
         print(f"base: {name}{where}, which {who} was trained on", file=sys.stderr)
-    return Checkpoint.open(name, hub.at(revision), patterns=patterns)
+    return opened
 
 
 def _agreed(adapters: Collection[PeftAdapter]) -> str:

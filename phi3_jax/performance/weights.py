@@ -31,7 +31,7 @@ def random_model(
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> Phi3ForCausalLM:
-    """A model with matrices drawn from N(0, initializer_range²) and norms of ones, laid out as `load_model` does.
+    """A model with matrices drawn from N(0, initializer_range²) and norms of ones, laid out as `Checkpoint` does.
 
     Drawn a layer at a time, so that a peak of memory measured afterwards is not that of the drawing. Layers that
     are quantised go over the host one by one, as those of a checkpoint do.
