@@ -21,7 +21,7 @@ BITS = {"nf4": 4, "int8": 8}
 
 
 class LoftqQuantizer:
-    """Quantises a model's weights one by one, as `Checkpoint.load_model` hands them out, and keeps the A and B to begin with.
+    """Quantises weights one by one, as `Checkpoint.load_model` hands them out, and keeps the A and B to begin with.
 
     For a weight W and each iteration, Q = quantised(W - s · B A), and B A the nearest to (W - Q) / s
     of its rank; at first B A is zero. What trains is Q + s · B A.
