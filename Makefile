@@ -17,14 +17,14 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
 
 ## The tests that need no PyTorch, on the newest Python, JAX and Flax.
 test-newest: .venv-newest/installed
-	$(NEWEST)/python -m pytest -n 2 -m "not slow"
+	$(NEWEST)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 ## The documentation as a site, in site/; a broken link, anchor or name is an error.
 docs: .venv/installed-dev

@@ -52,7 +52,7 @@ def test_accumulation_is_the_mean_over_all_target_tokens(lengths):
 def test_the_gradient_is_that_of_the_mean_loss(dtype, config):
     model, rows = tiny_model(dtype=jnp.dtype(dtype)), random_rows([16, 3, 9, 12], 16)
     lora = random_lora(model, **config)
-    grads = jax.grad(lambda lora: loss(model, lora, rows))(lora)
+    grads = jax.jit(jax.grad(lambda lora: loss(model, lora, rows)))(lora)
     state, frozen, step = start(model, lora, TrainingSection(**SETTINGS, optim="sgd", max_grad_norm=0.0))
     state = step(state, frozen, accumulated(rows, 4))
     # The step's sum of four parts; in bfloat16 each part is rounded by itself.
