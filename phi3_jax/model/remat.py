@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
-from jax.extend.core import Primitive
 from jaxtyping import Array, Shaped
 
 from phi3_jax.parallel.mesh import platform
+from phi3_jax.system.compat_xla import is_cudnn_attention, is_not_a_slice
 from phi3_jax.system.errors import InputError
 
 Policy = Callable[..., bool]  # what `jax.checkpoint` asks of each result whether it is kept
@@ -50,19 +50,6 @@ def checkpoint_name(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*sh
 checkpoint_name.defvjp(lambda x, name: (checkpoint_residual(x, name), None), lambda _name, _none, gradient: (gradient,))
 
 
-def save_all_but_slices(primitive: Primitive, *_: object, **__: object) -> bool:
-    """What the backward pass needs is kept, but for mere slices of what is in memory anyway, such as a
-    layer's weights out of the stack, for those gathered from other devices, and for quantised weights
-    made dense."""
-    slices = ("custom_vjp_call", "optimization_barrier", "dynamic_slice", "squeeze")  # of `layer_weight`
-    return primitive.name not in (*slices, "sharding_constraint", "all_gather")
-
-
-def _cudnn_attention(primitive: Primitive, *_: object, **__: object) -> bool:
-    """cuDNN's results, which have no names."""
-    return primitive.name == "dot_product_attention_fwd_wrapper"
-
-
 def remat_policy(name: str | bool) -> Policy:
     """`jax.checkpoint`'s policy of that name; True is `full`, and False `none`.
 
@@ -80,9 +67,9 @@ def remat_policy(name: str | bool) -> Policy:
     kind = {True: "full", False: "none"}[name] if isinstance(name, bool) else name
     policy: Policy | None = None
     if kind == "none" and platform() != "cpu":
-        policy = save_all_but_slices
+        policy = is_not_a_slice
     elif kind in _KEPT:
-        policy = policies.save_from_both_policies(policies.save_only_these_names(*_KEPT[kind]), _cudnn_attention)
+        policy = policies.save_from_both_policies(policies.save_only_these_names(*_KEPT[kind]), is_cudnn_attention)
     elif kind == "full":
         policy = policies.save_only_these_names(LAYER_INPUT)
     elif kind == "offload":

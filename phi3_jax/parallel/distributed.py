@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from jaxtyping import Array, Int32, PyTree
 from phi3_jax.system.compat_jax import distributed_state, on_cloud_tpu
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError
+from phi3_jax.system.packages import package_versions
 from phi3_jax.system.text import first_line
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def check_agreement(what: Mapping[str, str]) -> None:
     Raises:
         InputError: in every process where one differs: what, in which process, and how.
     """
-    versions = {"Python": platform.python_version(), **{name: version(name) for name in ("phi3_jax", "jax", "jaxlib")}}
+    versions = {"Python": platform.python_version(), **package_versions("phi3_jax", "jax", "jaxlib")}
     _compare({**versions, **what})
     # By itself: to count devices is to start them, which processes of other versions may not survive.
     _compare({"number of local devices": str(jax.local_device_count())})

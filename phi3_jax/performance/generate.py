@@ -17,7 +17,7 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.cache import cache_bytes
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
-from phi3_jax.training.versions import package_versions
+from phi3_jax.system.packages import package_versions
 
 
 def benchmark_generate(

@@ -16,13 +16,13 @@ from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.performance.weights import random_model
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.packages import package_versions
 from phi3_jax.training.checks import check_length
 from phi3_jax.training.flops import step_flops
 from phi3_jax.training.job import Job, job_devices, make_job
 from phi3_jax.training.results import peak_memory
 from phi3_jax.training.start import fresh_lora
 from phi3_jax.training.step import TrainState, TrainStep, make_train_step
-from phi3_jax.training.versions import package_versions
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jax.core import ShapedArray
-    from jax.extend.core import Jaxpr, JaxprEqn
+    from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How XLA says that a program does not fit: "Used 17.41G of 15.75G hbm", or, where it need not compile to
@@ -25,6 +25,21 @@ def bytes_needed(error: BaseException) -> int | None:
     """The bytes that a program would take, of XLA's complaint that it does not fit; None for another complaint."""
     found = _NEEDED.search(str(error)) if is_out_of_memory(error) else None
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def is_not_a_slice(primitive: Primitive, *_: object, **__: object) -> bool:
+    """What the backward pass may keep, as a policy of `jax.checkpoint` by the primitive's name.
+
+    All but mere slices of what is in memory anyway, such as a layer's weights out of the stack, what is gathered
+    from other devices, and quantised weights made dense.
+    """
+    slices = ("custom_vjp_call", "optimization_barrier", "dynamic_slice", "squeeze")  # of `layer_weight`
+    return primitive.name not in (*slices, "sharding_constraint", "all_gather")
+
+
+def is_cudnn_attention(primitive: Primitive, *_: object, **__: object) -> bool:
+    """Whether it is cuDNN's attention, whose results have no names; a policy of `jax.checkpoint` too."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def scans(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

@@ -92,7 +92,7 @@ def local_path(name: str | Path, what: str = "") -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"{what}{' ' * bool(what)}{str(name)[:300]}: is no path that can be read ({reason}); check it"
+            f"{what}{' ' * bool(what)}{str(name)[:300]}: is not a path that can be read ({reason}); check it"
         ) from error
     return path
 

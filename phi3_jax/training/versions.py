@@ -4,13 +4,12 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
 
-import phi3_jax
 from phi3_jax.system.files import write_text
+from phi3_jax.system.packages import package_versions
 from phi3_jax.system.secrets import redact
 
 PACKAGES = (
@@ -35,7 +34,7 @@ VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "N
 def versions() -> dict[str, str]:
     """Packages, Python, platform, devices, and the settings of XLA that are not its own, for people to read."""
     found = package_versions(*PACKAGES)
-    commit = _commit(Path(phi3_jax.__file__).parents[1])
+    commit = _commit(Path(__file__).parents[2])
     if commit is not None:
         found["phi3_jax commit"] = commit
     found |= {"python": platform.python_version(), "platform": platform.platform()}
@@ -44,18 +43,6 @@ def versions() -> dict[str, str]:
     backend = devices[0].client.platform_version.splitlines()
     found |= {"backend": f"{jax.default_backend()} {' '.join(backend)}".strip()}
     return found | {name: redact(os.environ[name]) for name in VARIABLES if os.environ.get(name)}
-
-
-def package_versions(*names: str) -> dict[str, str]:
-    """The version of each of these packages, in words where one is not installed."""
-    return {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _commit(root: Path) -> str | None:

@@ -121,7 +121,7 @@ def _state(folder: Path, **changes: object) -> None:
 
 FOLDERS = [
     ("a name nowhere", "train", "no/such/folder/x", lambda root: None, "no/such/folder/x | no such data"),
-    ("a name of 5,000 letters", "evaluate", "a" * 5000, lambda root: None, "is no path that can be read"),
+    ("a name of 5,000 letters", "evaluate", "a" * 5000, lambda root: None, "is not a path that can be read"),
     ("nobody's home", "train", "~nosuchuser/x.jsonl", lambda root: None, "~nosuchuser/x.jsonl"),
     ("an empty folder", "train", "rows", lambda root: (root / "rows").mkdir(), "rows | no data files"),
     (

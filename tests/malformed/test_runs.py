@@ -60,7 +60,7 @@ OPTIONS = [
     ("train", ["--model.quantization_config=[[["], "model.quantization_config"),
     ("train", ["--peft.rank_pattern={"], "peft.rank_pattern"),
     ("train", ["--data.split=none_such", "--data.eval_fraction=2"], "data.eval_fraction"),
-    ("train", [f"--model.name_or_path={'a' * 5000}"], "no path that can be read"),
+    ("train", [f"--model.name_or_path={'a' * 5000}"], "not a path that can be read"),
     ("train", ["--model.name_or_path=~nosuchuser/x"], "~nosuchuser/x"),
     ("train", ["--model.name_or_path=a\x1b]0;b\x07"], r"a\x1b]0;b\x07"),
     ("train", ["--data.train=\u202egnp.exe"], r"\u202egnp.exe"),
@@ -106,7 +106,7 @@ def test_option(command, more, words, world, capfd):
 PLACES = [
     (["demo", "--output_dir", "chats.jsonl"], "chats.jsonl is a file"),
     (["demo", "--seed", "many"], "--seed | many"),
-    (["info", "a" * 5000], "no path that can be read"),
+    (["info", "a" * 5000], "not a path that can be read"),
     (["info", "chats.jsonl"], "chats.jsonl | is a file"),
     (["info", "empty"], "empty | no config.json and no adapter"),
     (["export", "chats.jsonl", "--merge", "--output", "out"], "chats.jsonl | is a file"),

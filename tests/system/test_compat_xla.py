@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from phi3_jax.system.compat_xla import bytes_needed, is_out_of_memory, scans, stacked_outputs
+from phi3_jax.system.compat_xla import (
+    bytes_needed,
+    is_cudnn_attention,
+    is_not_a_slice,
+    is_out_of_memory,
+    scans,
+    stacked_outputs,
+)
 
 
 def test_scans_are_found_in_the_programs_that_equations_hold() -> None:
@@ -41,3 +48,25 @@ def test_xla_says_so_itself_where_memory_runs_out() -> None:
         jax.block_until_ready(jnp.zeros((2**46,), jnp.int8))
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
+
+
+def test_slices_and_what_quantised_weights_become_are_known_by_their_primitives() -> None:
+    def layer(stack, index, x):
+        weight = jax.lax.squeeze(jax.lax.dynamic_slice_in_dim(stack, index, 1), (0,))
+        return jnp.sin(x @ jax.lax.optimization_barrier(weight))
+
+    jaxpr = jax.make_jaxpr(layer)(jnp.ones((2, 3, 3)), 0, jnp.ones((4, 3))).jaxpr
+    kept = {equation.primitive.name for equation in jaxpr.eqns if is_not_a_slice(equation.primitive)}
+    assert {"dot_general", "sin"} <= kept
+    assert not kept & {"dynamic_slice", "squeeze", "optimization_barrier"}
+    assert any(equation.primitive.name == "dynamic_slice" for equation in jaxpr.eqns)
+
+
+def test_cudnns_attention_is_known_by_its_primitive() -> None:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+    from jax.extend.core import Primitive
+
+    names = {value.name: value for value in vars(cudnn).values() if isinstance(value, Primitive)}
+    assert [name for name, primitive in names.items() if is_cudnn_attention(primitive)] == [
+        "dot_product_attention_fwd_wrapper"
+    ]
