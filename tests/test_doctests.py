@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,10 @@ def test_examples(name, tmp_path, monkeypatch, capfd):
     assert results.failed == 0, said.out
     assert results.attempted > 0
     assert said.err == ""
+
+
+def test_every_public_function_has_an_example():
+    functions = {name: getattr(phi3_jax, name) for name in phi3_jax.__all__}
+    functions = {name: one for name, one in functions.items() if inspect.isroutine(one)}
+    assert len(functions) > 15
+    assert not [name for name, one in functions.items() if ">>> " not in (one.__doc__ or "")]
