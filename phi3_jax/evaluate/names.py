@@ -16,7 +16,7 @@ def name_models(given: Named) -> dict[str, str]:
     """Folders or hub ids, by name: that of `NAME=PATH`, or the path's own (`peft.names.named`).
 
     Raises:
-        InputError: Two have one name.
+        InputError: Two have one name, or one has a name that no file can have.
 
     Example:
         >>> name_models(["orders=out/a", "out/demo/adapter"])
@@ -27,6 +27,7 @@ def name_models(given: Named) -> dict[str, str]:
     models: dict[str, str] = {}
     for text in [given] if isinstance(given, str | Path) else given:
         name, path = named(str(text))
+        _check_name(name, f" ({text})")
         if name in models:
             raise InputError(f"{models[name]} and {path} are both named {name}; give names, such as other={path}")
         models[name] = path
@@ -42,5 +43,9 @@ def check_names(names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InputError(f"two models are named {name}; give the adapter or checkpoint another name, NAME=PATH")
-        if not _NAME.fullmatch(name) or set(name) == {"."}:
-            raise InputError(f"{name!r} is no name for a model's file; give letters, digits and any of . _ + -")
+        _check_name(name)
+
+
+def _check_name(name: str, given: str = "") -> None:
+    if not _NAME.fullmatch(name) or set(name) == {"."}:
+        raise InputError(f"{name!r} is no name for a model's file{given}; give letters, digits and any of . _ + -")
