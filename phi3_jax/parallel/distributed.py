@@ -99,7 +99,13 @@ def _start_explicit(address: str, count: int, index: int, seconds: float) -> Non
     if count == 1:
         return
     # Deactivated, or JAX would ask a cluster that it finds for what is not given here, its devices.
-    start = partial(jax.distributed.initialize, address, count, index, cluster_detection_method="deactivate")
+    start = partial(
+        jax.distributed.initialize,
+        coordinator_address=address,
+        num_processes=count,
+        process_id=index,
+        cluster_detection_method="deactivate",
+    )
     _start(start, seconds, f"process {index}: not all {count} processes reached the coordinator at {address}")
 
 

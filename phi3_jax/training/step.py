@@ -101,7 +101,7 @@ class TrainState:
     @classmethod
     def create(cls, trainable: Params, tx: optax.GradientTransformation, key: PRNGKeyArray) -> "TrainState":
         # Copied, since a donated buffer must not be given twice.
-        good = None if trainable["lora"] is None else jax.tree.map(jnp.copy, trainable)
+        good = None if trainable.get("lora") is None else jax.tree.map(jnp.copy, trainable)
         step = jnp.zeros((), jnp.int32)
         return cls(step, trainable, tx.init(trainable), Window.empty(), key, Skips.none(), good)
 

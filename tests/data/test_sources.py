@@ -133,7 +133,7 @@ def test_hub_ids(monkeypatch):
         "owner/name": "has the splits train_sft, test_sft, not 'train'; set data.split",
         "owner/configs": r"Config name is missing. .*'main'\] Set data.dataset_config",
         "owner/missing": "no dataset on the hub that you may read",
-        "owner/offline": r"the hub did not give it \(Couldn't reach the hub\)",
+        "owner/offline": r"the hub did not give it \(ConnectionError: Couldn't reach the hub\)",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
             rows_of(name)
@@ -170,7 +170,7 @@ def test_a_hub_that_speaks_its_protocol(tmp_path):
         "owner/chats[test], row 1 {'prompt': 'c', 'completion': 'd'}",
         "owner/chats: has the splits train, test, not 'dev'; set data.split",
         "owner/script: no such file or folder here, and the hub did not give it "
-        "(Dataset scripts are no longer supported, but found script.py)",
+        "(RuntimeError: Dataset scripts are no longer supported, but found script.py)",
         "owner/none: no such file or folder here, and no dataset on the hub that you may read; check the name, "
         "or log in (`hf auth login`) if it is private",
     ], run.stderr

@@ -38,10 +38,10 @@ def agreement(process: int) -> dict[str, str]:
     found["different"] = said(distributed.check_agreement, texts)
     versions = {"jax": "0.10.2", "jaxlib": "0.10.2", "phi3_jax": "0.1.0"}
     try:
-        distributed.version = lambda name: "9.9" if name == "jax" and process else versions[name]
+        distributed.package_versions = lambda *_: {**versions, "jax": "9.9"} if process else versions
         found["version"] = said(distributed.check_agreement, {})
     finally:
-        distributed.version = versions.__getitem__
+        distributed.package_versions = lambda *_: versions
     count = jax.local_device_count
     try:
         jax.local_device_count = lambda: 4 + process

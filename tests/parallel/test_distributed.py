@@ -315,6 +315,8 @@ def test_what_jax_cannot_start_is_told(alone):
     for name, value in SLURM.items():
         alone.setenv(name, value)
     alone.setattr(jax.distributed, "initialize", broken)
-    with pytest.raises(InputError, match=r"^SLURM: .* \(Number of processes must be defined\.\); see to") as caught:
+    with pytest.raises(
+        InputError, match=r"^SLURM: .* \(ValueError: Number of processes must be defined\.\); see to"
+    ) as caught:
         distributed.initialize()
     assert "\n" not in str(caught.value)
