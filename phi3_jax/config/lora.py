@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, TypeGuard, TypeVar
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import check_expression, matches
 from phi3_jax.system.numbers import is_number, is_whole
+from phi3_jax.system.text import shown
 
 # Initialisers that need nothing but a key, and those that are computed from the base's weights.
 RANDOM_INITIALISERS = ("gaussian", "orthogonal")
@@ -219,7 +220,9 @@ class LoraConfig:
                 raise InputError(
                     f"peft.{name} is given, but init_lora_weights is {kind}; give {belongs}, or leave it out"
                 )
-            unknown = [key for key in value if key not in defaults]
+            if not isinstance(value, Mapping):
+                raise InputError(f"peft.{name} is {shown(value)}, expected a mapping of {', '.join(defaults)}")
+            unknown = [str(key) for key in value if key not in defaults]
             if unknown:
                 raise InputError(f"peft.{name} has {', '.join(unknown)}; expected {', '.join(defaults)}")
 

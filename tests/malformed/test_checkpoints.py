@@ -98,7 +98,7 @@ CONFIGS = [
         entries(CONFIG, quantization_config={"load_in_4bit": True, "bnb_4bit_quant_type": []}),
         "config.json | bnb_4bit_quant_type",
     ),
-    ("dropout in the base", "train", entries(CONFIG, attention_dropout=0.5), "attention_dropout 0.5"),
+    ("dropout in the base", "train", entries(CONFIG, attention_dropout=0.5), "attention_dropout is 0.5"),
     ("control characters", "plan", entries(CONFIG, model_type="\x1b[31m\u202e"), r"config.json | \x1b[31m | \u202e"),
 ]
 GENERATIONS = [
