@@ -20,7 +20,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # as in tests/conftest.py
 
 import transformers
 
-from phi3_jax.peft import adapter
+from phi3_jax.peft import save
 from phi3_jax.system import files
 from phi3_jax.training import checkpoints, loop, manifest, metrics, results
 from tests.helpers.runs import SETTINGS, run_config, write_inputs
@@ -68,12 +68,12 @@ POINTS = {
         at_call(checkpoints, "write_manifest", 2),  # the second checkpoint's arrays are whole, their list is missing
         at_call(files.os, "replace", 2),  # metrics.jsonl is about to be cut to the checkpoint; after config.yaml
         at_call(results, "write_report", 1),  # the adapter is there, the report is not
-        at_call(adapter.os, "replace", 5),  # half of the adapter's files are in the place of those before
+        at_call(save.os, "replace", 5),  # half of the adapter's files are in the place of those before
     ],
     "sealed": [at_call(manifest, "_write", 2)],
     "removal": [at_call(checkpoints.shutil, "rmtree", 1)],  # the third checkpoint is there, the first not yet gone
     "line": [in_line(2), in_line(3)],
-    "adapter": [at_call(adapter, "_move", 1)],
+    "adapter": [at_call(save, "_move", 1)],
 }
 
 
