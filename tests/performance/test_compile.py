@@ -17,10 +17,10 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 def test_a_layer_sends_what_its_sharding_needs(tmp_path, monkeypatch, axis):
     """On 4 simulated devices: weights are gathered in each direction, k and v too, their gradients scattered."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-    folder = checkpoint(tmp_path / "small", {**SMALL, "num_key_value_heads": 4})
+    raw = {**SMALL, "num_key_value_heads": 4}
     run, config = run_of(
-        SMALL,
-        model={"name_or_path": folder, "dtype": "float32"},
+        raw,
+        model={"name_or_path": checkpoint(tmp_path / "small", raw), "dtype": "float32"},
         data={"max_length": 512},
         training={"per_device_train_batch_size": 1},
         parallel={axis: 4},
