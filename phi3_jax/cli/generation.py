@@ -80,6 +80,8 @@ def generation_settings(
         raise InputError(f"--{drawing[0].replace('_', '-')} has no effect with --no-do-sample; leave one of them out")
     if drawing:
         given["do_sample"] = True
+    if not hasattr(arguments, "num_return_sequences"):  # a command that shows one answer, whatever the checkpoint says
+        given["num_return_sequences"] = 1
     if "max_new_tokens" not in given and json.loads(config.generation).get("max_new_tokens") is None:
         # A prompt needs some of the positions, too.
         given["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)

@@ -59,3 +59,11 @@ def test_the_checkpoint_is_asked_before_the_command():
     config = replace(CONFIG, generation='{"max_new_tokens": 5}')
     settings = generation_settings(parser().parse([]), config, phi3_tokenizer(JULY), max_new_tokens=9)
     assert (settings.max_new_tokens, settings.num_return_sequences) == (5, 1)
+
+
+def test_a_command_without_the_option_gives_one_answer_whatever_the_checkpoint_says():
+    config = replace(CONFIG, generation='{"num_return_sequences": 2, "do_sample": true}')
+    tokenizer = phi3_tokenizer(JULY)
+    chat = parser(without=("num_return_sequences",))
+    assert generation_settings(chat.parse([]), config, tokenizer, max_new_tokens=9).num_return_sequences == 1
+    assert generation_settings(parser().parse([]), config, tokenizer, max_new_tokens=9).num_return_sequences == 2
