@@ -4,11 +4,13 @@ They are Python's, for PEFT matches with `re`; but some expressions take `re` fo
 The regex package reads the same language and has a limit of time.
 """
 
+import math
 import re
 
 from phi3_jax.system.errors import InputError
 
 SECONDS = 0.25  # of the processor, for a name; an honest expression takes microseconds
+REPEATS = 10_000  # more characters than any name has; the regex package writes every one of them out
 _EXAMPLE = "base_model.model.model.layers.31.self_attn.qkv_proj"  # of a name
 
 
@@ -20,8 +22,8 @@ def check_expression(field: str, expression: str) -> None:
         expression: What Python's `re` is to take.
 
     Raises:
-        InputError: For what is no regular expression, for one that is very long, and for one that takes too long for
-            a module's name.
+        InputError: For what is no regular expression, for one that is very long or counts to very many, and for one
+            that takes too long for a module's name.
     """
     if re.fullmatch(r"[\w.-]*", expression):
         return
@@ -29,8 +31,12 @@ def check_expression(field: str, expression: str) -> None:
         raise InputError(f"{field} has {len(expression):,} characters, expected a short expression; name the modules")
     try:
         re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{field}: {expression!r} is no regular expression ({error})") from error
+    # Blanks are left out, since the regex package takes `{ 9 }` for a count where Python may not.
+    least = math.prod(max(1, int(count)) for count in re.findall(r"\{([0-9]+)", re.sub(r"\s", "", expression)))
+    if least > REPEATS:
+        raise InputError(f"{field}: {expression!r} counts to {least:,}, further than any name; name the modules")
     matches(field, expression, _EXAMPLE)
 
 

@@ -54,6 +54,13 @@ def test_those_without_end_for_some_names_are_stopped_there(expression, name):
     assert time.process_time() - start < 20 * expressions.SECONDS
 
 
+@pytest.mark.parametrize("expression", ["a{4294967294}", "((a{200}){200}){200}", "(?x)a{ 100000000 }b"])
+def test_counts_that_would_take_all_memory_are_refused(expression):
+    """Python's `re` keeps the number; the regex package would write out as many characters: gigabytes."""
+    with pytest.raises(InputError, match="^x: .* counts to [0-9,]+, further than any name; name the modules$"):
+        check_expression("x", expression)
+
+
 def test_the_same_take_python_for_ever():
     """Why Python's own is not used: it cannot even be stopped but by ending the process."""
     program = f"import re; re.fullmatch({ENDLESS[0]!r}, {NAME!r})"
@@ -61,7 +68,9 @@ def test_the_same_take_python_for_ever():
         subprocess.run([sys.executable, "-c", program], timeout=3, check=False)
 
 
-@pytest.mark.parametrize("expression", ["(" * 5000, "(", "*", "a" * 10_001 + "*", "(?i", r"\p{L}"])
+@pytest.mark.parametrize(
+    "expression", ["(" * 5000, "(", "*", "a" * 10_001 + "*", "(?i", r"\p{L}", "a{" + "9" * 5000 + "}"]
+)
 def test_what_python_does_not_take_is_refused(expression):
     with pytest.raises(InputError, match="no regular expression|10,002 characters"):
         check_expression("x", expression)
