@@ -18,7 +18,7 @@ def named(text: str) -> tuple[str, str]:
         ('run-3', 'out/run-3/adapter')
     """
     name, equals, path = text.partition("=")
-    if equals and name and path and "/" not in name and not Path(text).exists():
+    if equals and name and path and "/" not in name and not os.path.exists(text):
         return name, path
-    *_, above, last = ("", *Path(os.path.abspath(Path(text).expanduser())).parts)
+    *_, above, last = ("", *Path(os.path.abspath(os.path.expanduser(text))).parts)
     return re.sub(r"[^\w.+-]", "_", above if last in ("adapter", "model") else last), text

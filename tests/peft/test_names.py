@@ -16,6 +16,8 @@ from phi3_jax.peft.names import named
         ("out/a=b", "a_b", "out/a=b"),
         ("out/b c/", "b_c", "out/b c/"),
         ("=x", "_x", "=x"),
+        ("~nobody-of-this-name/run/adapter", "run", "~nobody-of-this-name/run/adapter"),
+        ("mine=" + 5000 * "x", "mine", 5000 * "x"),
     ],
 )
 def test_a_name_before_the_path_or_the_paths_own(text, name, path):
