@@ -63,8 +63,10 @@ def _run_options() -> Iterator[tuple[str, type | None]]:
     """Every `--section.key`, under the names of other libraries too, and the type of mapping that it may hold."""
     for section, cls in SECTIONS.items():
         for name, hint in get_type_hints(cls).items():
-            kinds = (hint, *get_args(hint))
-            yield f"--{section}.{name}", next((kind for kind in kinds if get_origin(kind) is dict), None)
+            # What an entry may be is said where the whole run is read, in one line: here it may be anything.
+            kinds = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is dict]
+            mapping: type = dict[str, str | None] if dict[str, str] in kinds else dict[str, object]
+            yield f"--{section}.{name}", mapping if kinds else None
     for section in SECTIONS:
         for name in known_names(section):
             yield f"--{section}.{name}", dict[str, object] if name.endswith(("_config", "_kwargs")) else None

@@ -3,7 +3,7 @@
 import pytest
 
 from phi3_jax import InputError
-from phi3_jax.cli.run_options import RunParser, read_run
+from phi3_jax.cli.run_options import RunParser, make_run, read_run
 from phi3_jax.config.parse import merged
 
 
@@ -59,3 +59,15 @@ def test_sections_are_merged_key_by_key():
 def test_a_key_that_there_is_not_is_refused(given):
     with pytest.raises(InputError, match=f"unknown option {given[:-2]}; did you mean --"):
         read(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("--peft.rank_pattern.down_proj=x", "peft.rank_pattern is {'down_proj': 'x'}"),
+        ("--data.columns.prompt=null", "data.columns is {'prompt': None}"),
+    ],
+)
+def test_an_entry_of_the_wrong_type_is_refused_as_the_mapping_is(given, found):
+    with pytest.raises(InputError, match=f"^{found}, expected a mapping of names or null$"):
+        make_run(read("--model.name_or_path=m", given))
