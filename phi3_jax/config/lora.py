@@ -145,6 +145,8 @@ class LoraConfig:
             if not isinstance(pattern, Mapping | None):
                 raise InputError(f"peft.{name} is {pattern!r}, expected {{name: {wanted}}}")
             for key, value in (pattern or {}).items():
+                if not isinstance(key, str):
+                    raise InputError(f"peft.{name} has {key!r}, expected names of modules")
                 if not fits(value):
                     raise InputError(f"peft.{name} gives {key} {value!r}, expected {wanted}")
                 for expression in (key, _end_of_name(key)):

@@ -33,7 +33,7 @@ def make_quantizer(quantization: str, *, double_quant: bool = True) -> Quantizer
         "nf4": partial(quantize_nf4, double_quant=double_quant),
         "int8": quantize_int8,
     }
-    if quantization not in kinds:
+    if quantization not in tuple(kinds):  # a tuple, since a BitsAndBytesConfig in the place of a name has no hash
         raise InputError(f"quantization is {quantization!r}, expected one of {', '.join(kinds)}, or none at all")
 
     def quantizer(name: str, weight: Float[np.ndarray, "out in"]) -> Quantized:

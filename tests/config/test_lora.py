@@ -22,6 +22,7 @@ from phi3_jax import InputError, LoraConfig
         ({"rank_pattern": {"down_proj": 0}}, "rank_pattern gives down_proj 0"),
         ({"rank_pattern": {"(": 2}}, r"rank_pattern: '\(' is no regular expression"),
         ({"rank_pattern": [4]}, "rank_pattern is"),
+        ({"rank_pattern": {1: 2}}, "rank_pattern has 1, expected names of modules"),
         ({"alpha_pattern": {"down_proj": "4"}}, "alpha_pattern gives down_proj '4'"),
         ({"init_lora_weights": "pisa"}, "init_lora_weights is 'pisa', expected true, false, gaussian, .*pissa"),
         ({"init_lora_weights": "pissa_niter_0"}, "init_lora_weights is 'pissa_niter_0'"),

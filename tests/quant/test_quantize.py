@@ -57,6 +57,8 @@ class TestQuantizeModel:
         assert not any(map(is_quantized, values(plain).values()))
 
     def test_refuses_other_kinds_and_quantised_models(self):
+        with pytest.raises(InputError, match="quantization is {'load_in_4bit': True}, expected one of nf4, int8"):
+            make_quantizer({"load_in_4bit": True})  # no text, and without a hash
         with pytest.raises(InputError, match="quantization is 'nf5', expected one of nf4, int8"):
             quantize_model(quantizable_model(), "nf5")
         with pytest.raises(InputError, match="is quantised already"):
