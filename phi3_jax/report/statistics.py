@@ -6,6 +6,7 @@ rows' columns, and every figure of a set is resampled in the same way.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -110,7 +111,8 @@ def _bootstrap(
     if rows == 1:  # always drawn; scipy wants two
         (value,) = figure(np.ones((1, 1))).tolist()
         return value, value
-    from scipy.stats import bootstrap  # takes half a second, which a run without an evaluation spares
+    # Takes half a second, which a run without an evaluation spares.
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     def of_draws(drawn: Int[ndarray, "*draws rows"], axis: int) -> Float[ndarray, "*draws"]:
         del axis  # always the last
@@ -119,16 +121,19 @@ def _bootstrap(
         counts = np.bincount(places.ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
         return figure(counts).reshape(drawn.shape[:-1])
 
-    found = bootstrap(
-        (np.arange(rows),),
-        of_draws,
-        n_resamples=samples,
-        batch=max(1, _CHUNK // rows),
-        vectorized=True,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        # Of a figure that is not a number so is the interval; scipy would tell of another method's.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap(
+            (np.arange(rows),),
+            of_draws,
+            n_resamples=samples,
+            batch=max(1, _CHUNK // rows),
+            vectorized=True,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return float(found.low), float(found.high)
 
 

@@ -114,6 +114,13 @@ def test_the_test_is_wrong_as_often_as_it_says():
     assert 0.42 <= np.mean(p <= 0.5) <= 0.58
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_of_what_is_not_finite_the_interval_is_so_without_a_warning(loss):
+    """The loss of a model with weights that are not finite: the run says so, in words of its own."""
+    assert not np.isfinite(bootstrap_interval([loss, 1.0, 2.0] + 40 * [loss])).any()
+
+
 def test_edges():
     assert paired_test([1.0, 2.0], [1.0, 2.0]) == 1.0
     assert paired_test(np.ones(40), np.zeros(40)) == pytest.approx(1 / 10_001)  # never 0
