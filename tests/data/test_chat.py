@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Prerendered, Turn
-from phi3_jax.data.prepare import target_mask
+from phi3_jax.data.row_tokenizer import target_mask
 from phi3_jax.system.errors import InputError
 from tests.helpers.tokenizers import APRIL, JULY, PHI_3_TOKENS, PHI_4_TOKENS, phi3_tokenizer, phi4_tokenizer, templates
 

@@ -43,30 +43,6 @@ def test_rows_masks_and_statistics(chats):
         assert words in prepared.summary()
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"messages": PAIR[:1]}, "row 2: has no assistant turn"),
-        ({"messages": []}, "row 2: has no assistant turn"),
-        ({"messages": [PAIR[0], {"role": "assistant", "content": " "}]}, "row 2: its assistant turns are blank"),
-        ({"messages": [PAIR[0], {**PAIR[1], "weight": 0}]}, "row 2: every assistant turn has loss weight 0"),
-        ({"messages": [{"role": "user", "content": "x" * 99}, PAIR[1]]}, "row 2: all its targets lie beyond"),
-        ({"prompt": "u", "completion": None}, "row 2: its assistant turns are blank"),
-        ({"text": " "}, "row 2: its text is blank"),
-        ({"text": "plain"}, r"row 2: no assistant turn .*<\|assistant\|> ... <\|end\|>.* data.loss_on: all"),
-    ],
-)  # fmt: skip
-def test_rows_with_nothing_to_train_on(chats, row, message):
-    data = chats({"messages": PAIR}, row, {"messages": PAIR})
-    with pytest.raises(InputError, match=f"chats.jsonl, {message}.*skip_empty") as caught:
-        prepare_data(data, phi3_tokenizer(JULY), seed=0)
-    assert "\n" not in str(caught.value)
-    prepared = prepare_data(dataclasses.replace(data, skip_empty=True), phi3_tokenizer(JULY), seed=0)
-    assert (len(prepared.train), prepared.train.stats.skipped) == (2, 1)
-    with pytest.raises(InputError, match="no usable rows; all 1 have nothing to train on"):
-        prepare_data(chats(row, skip_empty=True), phi3_tokenizer(JULY), seed=0)
-
-
 def test_plain_text_with_loss_on_all(chats):
     tokenizer = phi3_tokenizer(None, add_bos=True)
     prepared = prepare_data(chats({"text": "the hen 12"}, loss_on="all"), tokenizer, seed=0)
@@ -80,27 +56,6 @@ def test_rows_that_are_too_long_are_told(chats):
     data = chats({"prompt": "x", "completion": "y"}, row)
     with pytest.raises(InputError, match=r"row 2: has 8,388,\d\d\d characters, expected 8,388,608 at most"):
         prepare_data(data, phi3_tokenizer(JULY), seed=0)
-
-
-def test_how_rows_are_parted_for_the_tokenizer_changes_nothing(chats, monkeypatch):
-    data = chats(*({"prompt": "x", "completion": "y " * (index % 9 + 1)} for index in range(50)))
-    whole = prepare_data(data, phi3_tokenizer(JULY), seed=0).train
-    lengths = []
-    encode = ChatTokenizer.encode
-
-    def counted(self, documents):
-        lengths.append((len(documents), sum(len(document.text) for document in documents)))
-        return encode(self, documents)
-
-    monkeypatch.setattr(ChatTokenizer, "encode", counted)
-    monkeypatch.setattr("phi3_jax.data.prepare._CHUNK", 7)
-    monkeypatch.setattr("phi3_jax.data.prepare._CHUNK_TEXT", 300)
-    parted = prepare_data(data, phi3_tokenizer(JULY), seed=0).train
-    assert sum(number for number, _ in lengths) == 50
-    assert max(number for number, _ in lengths) <= 7
-    assert max(length for _, length in lengths) <= 300
-    for name in ("input_ids", "loss_mask", "offsets", "prompt_lengths"):
-        np.testing.assert_array_equal(getattr(parted, name), getattr(whole, name))
 
 
 def test_sections_that_make_no_sense(chats):
