@@ -1,5 +1,6 @@
 """Small tokenizers: of letters, and like Phi-3's and Phi-4's with their chat templates (MIT, Microsoft)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -21,8 +22,11 @@ JULY = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 PHI_3_5 = JULY.replace("== 'system' %}", "== 'system' and message['content'] %}")
+# Phi-4-mini-instruct: the tools as text in a key of the system turn.
 PHI_4_MINI = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not "
+    "none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + "
+    "'<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
 PHI_4 = (
@@ -41,6 +45,27 @@ TRIMMING = (
 MERGES = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("a", "n"), ("1", "2"), ("▁", "▁")]
 PHI_3_TOKENS = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
 PHI_4_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"]
+# Phi-4-mini-instruct's added tokens in their order: text, `special`, `rstrip`; none is normalized.
+PHI_4_MINI_TOKENS = (
+    ("<|endoftext|>", True, False),
+    ("<|endofprompt|>", True, False),
+    ("<|assistant|>", True, True),
+    ("<|end|>", True, True),
+    ("<|user|>", True, True),
+    ("<|system|>", True, True),
+    ("<|tool|>", False, True),
+    ("<|/tool|>", False, True),
+    ("<|tool_call|>", False, True),
+    ("<|/tool_call|>", False, True),
+    ("<|tool_response|>", False, True),
+    ("<|tag|>", True, True),
+)
+# As Qwen3's: the tokens of calls and reasoning are added, and not special.
+CHATML_TOKENS = (
+    *((token, True, False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),
+    *((token, False, False) for token in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")),
+    *((token, False, False) for token in ("<think>", "</think>")),
+)
 
 
 def phi3_tokenizer(chat_template: str | None, *, add_bos: bool = False) -> Any:
@@ -80,6 +105,26 @@ def phi4_tokenizer(chat_template: str, *, markers: list[str] = PHI_4_TOKENS) -> 
     )
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def bytes_tokenizer(chat_template: str, tokens: Iterable[tuple[str, bool, bool]]) -> Any:
+    """A token for every byte, and added ones: text, `special`, `rstrip`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    for text, special, rstrip in tokens:
+        token = AddedToken(text, special=special, rstrip=rstrip, normalized=False)
+        (backend.add_special_tokens if special else backend.add_tokens)([token])
+    eos = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=eos, eos_token=eos, pad_token=eos)
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def phi4_mini_tokenizer(chat_template: str = PHI_4_MINI) -> Any:
+    """Phi-4-mini's with its real template and flags, of bytes."""
+    return bytes_tokenizer(chat_template, PHI_4_MINI_TOKENS)
 
 
 def templates() -> dict[str, Any]:
