@@ -2,7 +2,8 @@
 
 from phi3_jax.data.pipeline import Batches, eval_batches, train_batches
 from phi3_jax.data.prepare import PreparedData, prepare_data
-from phi3_jax.data.rows import DataStats, TokenizedRows, preview
+from phi3_jax.data.preview import preview
+from phi3_jax.data.rows import DataStats, TokenizedRows
 
 __all__ = [
     "Batches",

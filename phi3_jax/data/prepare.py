@@ -10,7 +10,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.row_tokenizer import Row, RowTokenizer, add_notices
-from phi3_jax.data.rows import DataStats, Origins, TokenizedRows, length_histogram
+from phi3_jax.data.rows import DataStats, Origins, TokenizedRows, length_figures, length_histogram
 from phi3_jax.data.sources import Source, load_sources
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
@@ -132,7 +132,8 @@ def tokenize_rows(rows: Sequence[Row], chat: ChatTokenizer, data: DataSection, *
     offsets = np.concatenate([[0], np.cumsum([len(row.ids) for row in found])])
     stats.rows, stats.tokens = len(found), int(offsets[-1])
     stats.target_tokens = int(sum(int(row.mask.sum()) for row in found))
-    stats.lengths = length_histogram([row.length for row in found], data.max_length)
+    lengths = [row.length for row in found]
+    stats.lengths, stats.length_figures = length_histogram(lengths, data.max_length), length_figures(lengths)
     add_notices(stats, chat)
     if data.packing:
         bins = plan_epoch(np.diff(offsets), data, seed=seed, epoch=0)

@@ -1,14 +1,12 @@
 """Tokenised rows, compact in memory, and what there is to say of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
-
-from phi3_jax.data.tokenizer import Tokenizer
 
 
 @dataclass
@@ -26,6 +24,7 @@ class DataStats:
         longest: Tokens of the longest row, before it is cut.
         packing_efficiency: The share of positions that hold tokens; None without packing.
         lengths: The histogram of `length_histogram`.
+        length_figures: Their `length_figures`.
         notices: What the user should know.
     """
 
@@ -39,6 +38,7 @@ class DataStats:
     longest: int = 0
     packing_efficiency: float | None = None
     lengths: dict[str, list[int]] | None = None
+    length_figures: dict[str, int] | None = None
     notices: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
@@ -73,6 +73,17 @@ def length_histogram(lengths: Sequence[int], max_length: int, *, bins: int = 30)
     width = -(-(high - low) // bins)
     edges = np.arange(low, high + width, width)
     return {"edges": edges.tolist(), "counts": np.histogram(fitting, edges)[0].tolist()}
+
+
+def length_figures(lengths: Sequence[int]) -> dict[str, int]:
+    """The shortest, the middle one, that which 95 of 100 rows do not exceed, and the longest.
+
+    Example:
+        >>> length_figures([5, 3, 4, 900])
+        {'min': 3, 'median': 4, 'p95': 900, 'max': 900}
+    """
+    quantiles = np.quantile(np.array(lengths, np.int64), [0, 0.5, 0.95, 1], method="inverted_cdf")
+    return dict(zip(("min", "median", "p95", "max"), map(int, quantiles), strict=True))
 
 
 class Origins(NamedTuple):
@@ -136,20 +147,3 @@ class TokenizedRows:
             for index, length in enumerate(self.prompt_lengths)
             if length
         ]
-
-
-def preview(rows: TokenizedRows, tokenizer: Tokenizer, index: int = 0, *, tokens: int = 200) -> str:
-    """The first `tokens` of a row as the model sees them, special tokens included, on one line, with
-    targets between ⟦ and ⟧; what is not printable (it may steer a terminal) as a dot."""
-    ids, mask = (part[:tokens].tolist() for part in rows[index])
-    text = "".join(f"⟦{text}⟧" if is_target else text for is_target, text in _runs(tokenizer, ids, mask))
-    shown = "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
-    return shown if len(rows[index][0]) <= tokens else f"{shown} …"
-
-
-def _runs(tokenizer: Tokenizer, ids: list[int], mask: list[int]) -> Iterator[tuple[bool, str]]:
-    start = 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or mask[end] != mask[start]:
-            yield bool(mask[start]), tokenizer.decode(ids[start:end], skip_special_tokens=False)
-            start = end

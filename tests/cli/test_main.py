@@ -212,7 +212,7 @@ def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capfd):
 # Help.
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "generate", "chat", "export", "info"])
+@pytest.mark.parametrize("command", ["", "demo", "data", "train", "evaluate", "generate", "chat", "export", "info"])
 def test_help_is_printed_with_status_0(command, capfd):
     argv = [command, "--help"] if command else ["--help"]
     assert main(argv) == 0

@@ -4,9 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from phi3_jax.data import prepare_data, preview
-from phi3_jax.data.rows import length_histogram
-from tests.helpers.tokenizers import JULY, phi3_tokenizer
+from phi3_jax.data.rows import length_figures, length_histogram
 
 
 @pytest.mark.parametrize("longest", [7, 35, 36, 2000])
@@ -23,12 +21,7 @@ def test_lengths_are_counted_in_bins_of_equal_width(longest):
     assert length_histogram([3], 2) == {"edges": [], "counts": []}
 
 
-def test_a_preview_is_one_short_line_that_cannot_steer_a_terminal(chats):
-    data = chats({"prompt": "a\x1b[2J\nb", "completion": "c " * 40}, max_length=256)
-    tokenizer = phi3_tokenizer(JULY)
-    rows = prepare_data(data, tokenizer, seed=0).train
-    whole = preview(rows, tokenizer, tokens=1000)
-    assert whole.isprintable()
-    assert "⏎" in whole
-    assert preview(rows, tokenizer, tokens=12).endswith(" …")
-    assert whole.startswith(preview(rows, tokenizer, tokens=5).removesuffix(" …")[:5])
+def test_figures_of_lengths_are_lengths_of_rows():
+    lengths = list(range(1, 101))
+    assert length_figures(lengths[::-1]) == {"min": 1, "median": 50, "p95": 95, "max": 100}
+    assert length_figures([7]) == {"min": 7, "median": 7, "p95": 7, "max": 7}

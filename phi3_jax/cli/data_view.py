@@ -1,0 +1,128 @@
+"""How `phi3-jax data` shows sets of rows in a terminal, or where its output goes instead."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from phi3_jax.config.sections import DataSection
+from phi3_jax.data.preview import mark, runs
+from phi3_jax.data.rows import DataStats, TokenizedRows
+from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.system.text import printable
+
+BARS = 12  # lines of the histogram, at most
+WIDTH = 40  # columns of its longest bar
+SHOWN = 300  # tokens of a stretch of targets, or of what is between them
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+
+
+class DataView:
+    """Prints sets of rows.
+
+    Args:
+        tokenizer: That of the rows.
+        data: How they were read.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, data: DataSection) -> None:
+        self._tokenizer, self._data = tokenizer, data
+        # Lines as they are, whatever brackets are in them, and not cut where nobody's terminal is that narrow.
+        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+
+    def print(self, name: str, rows: TokenizedRows, *, show: int) -> None:
+        """Prints what there is to say of a set of rows, and its first rows."""
+        self._line(name, style="bold")
+        for heading, text in facts(rows, self._data):
+            self._line(f"  {heading:<12}{text}")
+        for line in histogram(rows.stats, self._data.max_length):
+            self._line(f"  {line}")
+        for notice in rows.stats.notices:
+            self.note(notice)
+        for index in range(min(show, len(rows))):
+            self._row(rows, index)
+        self._line()
+
+    def note(self, text: str) -> None:
+        """Prints a line that the user should see."""
+        self._line(f"  note: {text}", style="yellow")
+
+    def _row(self, rows: TokenizedRows, index: int) -> None:
+        ids, mask = rows[index]
+        self._line(f"\n  {rows.where(index)}: {len(ids):,} tokens, {int(mask.sum()):,} targets", style="bold")
+        parts = runs(rows, self._tokenizer, index, tokens=SHOWN)
+        if self._console.color_system is None or self._console.no_color:
+            self._line(mark(parts))
+            return
+        text = Text()
+        for is_target, part in parts:
+            text.append(part, style="bold green" if is_target else "dim")
+        self._console.print(text)
+
+    def _line(self, text: str = "", style: str = "") -> None:
+        self._console.print(printable(text), style=style)
+
+
+def facts(rows: TokenizedRows, data: DataSection) -> list[tuple[str, str]]:
+    """What there is to say of rows in a line each: a heading, and the text.
+
+    Args:
+        rows: The rows.
+        data: How they were read.
+    """
+    stats = rows.stats
+    share = stats.target_tokens / max(stats.tokens, 1)
+    found = [("rows", f"{stats.rows:,}")]
+    if len(stats.sources) > 1:
+        found.append(("files", ", ".join(stats.sources)))
+    found.append(("tokens", f"{stats.tokens:,}, {share:.1%} of them targets (data.loss_on: {data.loss_on})"))
+    if figures := stats.length_figures:
+        text = "shortest {min:,}, median {median:,}, 95 of 100 up to {p95:,}, longest {max:,} tokens"
+        found.append(("lengths", text.format(**figures)))
+    if stats.packing_efficiency is not None:
+        found.append(("positions", f"{stats.packing_efficiency:.1%} used, rows packed into {data.max_length:,}"))
+    return found
+
+
+def histogram(stats: DataStats, max_length: int) -> list[str]:
+    """Lines with a bar for the rows of each range of lengths, and one for those that were cut."""
+    lengths = stats.lengths or {"edges": [], "counts": []}
+    edges, counts = folded(lengths["edges"], lengths["counts"])
+    bars = [(_range(low, high - 1), count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)]
+    if stats.truncated:
+        bars.append((f"over {max_length:,}", stats.truncated))
+    most = max((count for _, count in bars), default=0)
+    wide = max((len(label) for label, _ in bars), default=0)
+    return [f"{label:>{wide}} {bar(count, most):<{WIDTH}} {count:,}" for label, count in bars]
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def folded(edges: Sequence[int], counts: Sequence[int], most: int = BARS) -> tuple[list[int], list[int]]:
+    """A histogram of at most so many bins of equal width, each of several of the given ones.
+
+    Example:
+        >>> folded([0, 5, 10, 15], [2, 0, 1], most=2)
+        ([0, 10, 20], [2, 1])
+    """
+    together = -(-len(counts) // most)
+    if together < 2:
+        return list(edges), list(counts)
+    sums = [sum(counts[start : start + together]) for start in range(0, len(counts), together)]
+    width = (edges[1] - edges[0]) * together
+    return [edges[0] + width * index for index in range(len(sums) + 1)], sums
+
+
+def bar(count: int, most: int, width: int = WIDTH) -> str:
+    """A bar of block characters that says how much `count` is, where `most` has all of the width.
+
+    What is more than nothing shows, with an eighth of a column at least.
+
+    Example:
+        >>> bar(3, 4, width=4), bar(1, 1000, width=4), bar(0, 4)
+        ('███', '▏', '')
+    """
+    eighths = -(-count * 8 * width // most) if most else 0
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
