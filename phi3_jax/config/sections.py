@@ -83,7 +83,7 @@ class DataSection:
     """Training and evaluation rows.
 
     Attributes:
-        train: File (JSON, JSONL, Parquet, CSV), folder of files, save_to_disk folder, or hub dataset id.
+        train: File (JSON, JSONL, Parquet, Arrow, CSV), folder of files, save_to_disk folder, or hub dataset id.
         eval: The same for evaluation; or use eval_fraction.
         eval_fraction: Share of the training rows held out, drawn by training.seed, when eval is not given.
         split: Split to train on, where the source has several.

@@ -107,7 +107,12 @@ def _map_columns(row: Row, columns: Mapping[str, str], where: str) -> Row:
 
 
 def _detect(parts: Row, columns: Mapping[str, str], row: Row, where: str) -> str:
-    fitting = [name for name, (required, _) in FORMATS.items() if all(part in parts for part in required)]
+    # A table has all columns in every row; those of other formats than the row's are null.
+    held = [part for part, value in parts.items() if value is not None]
+    for there in (held, parts):
+        fitting = [name for name, (required, _) in FORMATS.items() if all(part in there for part in required)]
+        if fitting:
+            break
     if fitting:
         # What the user named decides, before another format's column that happens to be there too.
         return max(fitting, key=lambda name: sum(part in columns for part in FORMATS[name][0]))

@@ -2,32 +2,26 @@
 
 JSON and CSV are read with the standard library and not with datasets' loaders, which guess types:
 answers that look like dates come back as timestamps and `007` as `7.0`, so that a model would be
-trained on text that is not in the file. Parquet, `save_to_disk` folders and the hub state their
-types and go through datasets.
+trained on text that is not in the file. Parquet, Arrow, `save_to_disk` folders and the hub state their
+types and go through datasets (`columnar`).
 """
 
 import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from phi3_jax.config.hub_options import is_hub_id
-from phi3_jax.system.compat import is_compressed
+from phi3_jax.data.columnar import Stored, check_arrow, read_arrow, read_parquet
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.memory import free_memory
-from phi3_jax.system.reading import check_file, check_inside, local_path, read_json
+from phi3_jax.system.reading import check_inside, local_path, read_json
 from phi3_jax.system.text import first_line, shown
 
-if TYPE_CHECKING:
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv")
 _PLAIN = re.compile(r"\w[\w.-]*")
 # Words in a file's name that say which split it holds, as datasets reads them.
 _SPLIT_WORDS = {
@@ -35,8 +29,6 @@ _SPLIT_WORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-# Bytes of a batch of Parquet rows, at most about so many; and rows, however long they could be, where memory allows.
-_BATCH, _FEW = 2**28, 64
 _EVAL_SPLITS = ("validation", "test", "eval", "dev")
 
 
@@ -81,50 +73,13 @@ class JsonLines:
         return row
 
 
-class Stored:
-    """Rows of a datasets table, read when asked for.
-
-    Images, audio and the like stay what is stored: datasets would open any file or address that a row names.
-    """
-
-    def __init__(self, name: str, dataset: "datasets.Dataset") -> None:
-        self._name = name
-        _leave_closed(dataset.info.features)  # `dataset.features` would be a copy
-        self._dataset = dataset.with_format(None)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Mapping[str, object]:
-        try:
-            row: Mapping[str, object] = self._dataset[index]
-        except IndexError:
-            raise
-        except Exception as error:  # a damaged column raises whatever its reader meets first
-            where = f"{self._name}, row {index + 1}"
-            raise InputError(f"{where}: cannot be read ({first_line(error)}); write the data again") from error
-        return row
-
-
-def _leave_closed(feature: object) -> None:
-    if isinstance(feature, Mapping):
-        feature = list(feature.values())
-    if isinstance(feature, list | tuple):
-        for part in feature:
-            _leave_closed(part)
-    elif hasattr(feature, "decode"):
-        feature.decode = False
-    else:
-        _leave_closed(getattr(feature, "feature", ()))
-
-
 def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str | None = None) -> list[Source]:
     """Opens a data file, a folder of them, a `save_to_disk` folder or a hub dataset.
 
     Args:
-        path_or_hub_id: A `.json`, `.jsonl`, `.parquet` or `.csv` file; a folder of such files (where file names speak
-            of splits, only those of the split are read); a folder that datasets' `save_to_disk` wrote; else an id on
-            the hub.
+        path_or_hub_id: A `.json`, `.jsonl`, `.parquet`, `.arrow` or `.csv` file; a folder of such files (where file
+            names speak of splits, only those of the split are read); a folder that datasets' `save_to_disk` wrote;
+            else an id on the hub.
         split: The one wanted of those that the source has; None takes the only one, or one that is meant for
             evaluation.
         dataset_config: Configuration (subset) of a hub dataset that has several.
@@ -151,8 +106,10 @@ def _read_file(path: Path, name: str) -> Source:
             return Source(name, _read_json(path, name))
         if suffix == ".csv":
             return Source(name, _read_csv(path))
+        if suffix == ".arrow":
+            return Source(name, Stored(name, read_arrow(path)))
         if suffix == ".parquet":
-            return Source(name, Stored(name, _read_parquet(path)))
+            return Source(name, Stored(name, read_parquet(path)))
     except InputError:
         raise
     # pyarrow raises whatever it meets first in a damaged file.
@@ -184,42 +141,6 @@ def _read_csv(path: Path) -> Rows:
         if None in row:
             raise ValueError(f"row {index + 1} has more fields than the header; quote fields that hold commas")
     return rows
-
-
-def _read_parquet(path: Path) -> "datasets.Dataset":
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-    check_file(path)
-    # Memory-mapped, and with no copy in datasets' cache folder.
-    with parquet.ParquetFile(path, memory_map=True) as file:
-        table = pyarrow.Table.from_batches(_unpacked(file, path.stat().st_size), file.schema_arrow)
-    table.validate(full=True)
-    return datasets.Dataset(table)
-
-
-def _unpacked(file: "parquet.ParquetFile", nbytes: int) -> "Iterator[pyarrow.RecordBatch]":
-    """The rows of a file of `nbytes` in batches.
-
-    Raises:
-        ValueError: Where they take half of the free memory, or more than 1 GiB and 1,000 times the file's size: a few
-            bytes can stand for any number of equal long texts.
-    """
-    free = free_memory() or 2**32
-    limit, size = min(max(2**30, 1000 * nbytes), free // 2), 0
-    for group in range(file.num_row_groups):
-        columns = file.metadata.row_group(group)
-        # No value is longer than its column's pages, whatever they say of equal ones.
-        longest = max((columns.column(i).total_uncompressed_size for i in range(columns.num_columns)), default=0)
-        # So they seldom are in ordinary files, whose row groups may be large: those want more than a few at once.
-        few = min(_FEW, free // 4 // max(1, longest))
-        rows = min(2**16, max(1, few, _BATCH // max(1, longest)))
-        for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
-            size += batch.nbytes
-            if size > limit:
-                raise ValueError(f"its {nbytes:,} bytes stand for more than {limit / 2**30:.1f} GiB of rows")
-            yield batch
 
 
 def _read_folder(folder: Path, split: str | None) -> list[Source]:
@@ -259,26 +180,11 @@ def _load_from_disk(folder: Path, split: str | None) -> Source:
         state, info = part / "state.json", part / "dataset_info.json"
         files = [file.get("filename") for file in read_json(state).get("_data_files", ())]
         for file in _names_beside(files, state):
-            _check_arrow(part / file)
+            check_arrow(part / file)
         read_json(info)
         return Source(name, Stored(name, datasets.load_from_disk(str(part))))
     except Exception as error:  # a damaged folder raises whatever its reader meets first
         raise InputError(f"{part}: cannot be read as a save_to_disk folder ({first_line(error)})") from error
-
-
-def _check_arrow(file: Path) -> None:
-    """Raises where lengths and offsets do not fit together, which Arrow itself would end the process for, and for
-    compressed batches, which can say that they take any amount of memory."""
-    import pyarrow
-
-    check_file(file)
-    with pyarrow.memory_map(str(file)) as opened:
-        for message in pyarrow.ipc.MessageReader.open_stream(opened):
-            if is_compressed(message):
-                raise ValueError("its batches are compressed, which save_to_disk does not do")
-        opened.seek(0)
-        for batch in pyarrow.ipc.open_stream(opened):
-            batch.validate(full=True)
 
 
 def _names_beside(names: object, where: Path) -> list[str]:
