@@ -9,6 +9,25 @@ from phi3_jax.report.forms import bytes_text, last_name, seconds_text, value_tex
 
 Stats = Mapping[str, object]
 
+NAMED = 100  # rows that are left out and named one by one
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a set that were not used.
+
+    Attributes:
+        name: The set's.
+        count: How many there are.
+        rows: Their names, each with the reason; the first of them.
+        more: How many are not among these.
+    """
+
+    name: str
+    count: int
+    rows: list[tuple[str, str]]
+    more: int
+
 
 @dataclass(frozen=True)
 class Data:
@@ -19,6 +38,7 @@ class Data:
         rows: What is said of them: a name, and a text for each set.
         counts: Plain counts, by name.
         notices: What a user should know of a set.
+        left_out: Of each set that left rows out, which, and why.
         lengths: For each set that knows them, its name, its lengths, and whether rows were cut.
         positions: For each set that knows it, its name, and what is trained on.
     """
@@ -27,6 +47,7 @@ class Data:
     rows: list[tuple[str, list[str]]]
     counts: list[tuple[str, str]]
     notices: list[tuple[str, str]]
+    left_out: list[LeftOut]
     lengths: list[tuple[str, Chart, bool]]
     positions: list[tuple[str, ShareBar]]
 
@@ -40,7 +61,8 @@ def described(stats: Stats) -> Data:
         list(sets),
         [(name, [value.get(name, "") for value in said.values()]) for name in names],
         [(words(name), value_text(value)) for name, value in stats.items() if name not in sets],
-        [(name, str(notice)) for name, value in sets.items() for notice in value.get("notices") or ()],
+        [(name, str(notice)) for name, value in sets.items() for notice in _list(value, "notices")],
+        [left_out for name, value in sets.items() if (left_out := _left_out(name, value))],
         [(name, chart, bool(value.get("truncated"))) for name, value in sets.items() if (chart := _lengths(value))],
         [(name, bar) for name, value in sets.items() if (bar := _positions(name, value))],
     )
@@ -52,8 +74,18 @@ def _said(stats: Stats) -> dict[str, str]:
     tokens, number = _count(stats, "tokens"), _count(stats, "rows")
     for name, value in stats.items():
         match name, value:
-            case (("lengths" | "notices"), _):
+            case (("lengths" | "notices" | "left_out" | "truncated_rows" | "first_literal"), _):
                 pass
+            # Of rows as they were always read there is nothing to say.
+            case (("invalid" | "literal_rows" | "passed_over" | "formats" | "length_figures"), _) if not value:
+                pass
+            case (("passed_over" | "formats"), Mapping() as counts):
+                rows[_HEADINGS[name]] = ", ".join(f"{key} ({value_text(count)})" for key, count in counts.items())
+            case "length_figures", {"min": shortest, "median": median, "p95": most}:
+                figures = tuple(map(value_text, (shortest, median, most)))
+                rows["lengths, in tokens"] = "shortest {}, median {}, 95 of 100 up to {}".format(*figures)
+            case "literal_rows", int():
+                rows[_HEADINGS[name]] = f"{value:,}, the first {last_name(str(stats.get('first_literal')))}"
             case "sources", [*sources]:
                 rows["sources"] = ", ".join(last_name(str(source)) for source in sources)
             case "packing_efficiency", int() | float() | None:
@@ -69,6 +101,10 @@ def _said(stats: Stats) -> dict[str, str]:
 
 
 _HEADINGS = {
+    "formats": "formats, and rows of each",
+    "passed_over": "keys passed over, and rows that have them",
+    "literal_rows": "rows that differ from apply_chat_template",
+    "invalid": "rows left out, with another fault",
     "skipped": "rows left out, nothing to train on",
     "longest": "longest, in tokens",
     "dropped_turns": "system turns without a place",
@@ -78,6 +114,25 @@ _HEADINGS = {
 def _count(stats: Stats, name: str) -> int:
     value = stats.get(name)
     return value if isinstance(value, int) else 0
+
+
+def _list(stats: Stats, name: str) -> list[object]:
+    value = stats.get(name)
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _left_out(name: str, stats: Stats) -> LeftOut | None:
+    rows = [(str(where), str(why)) for where, why in map(_pair, _list(stats, "left_out")[:NAMED])]
+    count = max(len(rows), _count(stats, "skipped") + _count(stats, "invalid"))
+    return LeftOut(name, count, rows, count - len(rows)) if rows else None
+
+
+def _pair(value: object) -> tuple[object, object]:
+    match value:
+        case [where, why]:
+            return where, why
+        case _:
+            return value, ""
 
 
 def _lengths(stats: Stats) -> Chart | None:
