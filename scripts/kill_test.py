@@ -201,7 +201,7 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 def what_is_not_whole(output: Path, expected: bytes) -> list[str]:
     """What a kill left that looks whole and is not."""
-    from phi3_jax.training.manifest import Damaged, check
+    from phi3_jax.system.manifest import Damaged, check
 
     problems = []
     if (output / "adapter" / "adapter_config.json").exists() and (output / ADAPTER).read_bytes() != expected:

@@ -97,6 +97,7 @@ class DataSection:
         loss_on: Tokens that are trained on; the assistant's turns, the last one alone, or all.
         skip_empty: Leave out, and count, rows with nothing to train on, instead of stopping at the first.
         max_rows: Use only the first so many rows of each.
+        cache: Keep prepared rows beside the hub's cache, for the next run with the same rows and settings.
     """
 
     train: str | None = None
@@ -113,6 +114,7 @@ class DataSection:
     loss_on: Literal["assistant", "all", "last"] = "assistant"
     skip_empty: bool = False
     max_rows: int | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         _check_range("data", self, "eval_fraction", low=0, below=1)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Bytes of a batch of Parquet rows, at most about so many; and rows, however long they could be, where memory allows.
 _BATCH, _FEW = 2**28, 64
+_PIECE = 1000  # rows whose content is looked at together
 # Columns that are lists of objects, and the same in a turn; and keys that tell a turn, whatever the column is called.
 _LISTS, _LISTS_OF_TURN, _ROLES = {"tools", "functions", "documents"}, ("tool_calls", "content"), ("role", "from")
 _MAGIC = b"ARROW1\0\0"
@@ -57,6 +58,24 @@ class Stored:
             where = f"{self._name}, row {index + 1}"
             raise InputError(f"{where}: cannot be read ({first_line(error)}); write the data again") from error
         return plain_row(row, self._features)
+
+    def content(self) -> Iterator[bytes]:
+        """The columns as Arrow writes them, some rows at a time, and how they are read.
+
+        Raises:
+            ValueError: Where a transform makes the rows, which may be any program.
+        """
+        import pyarrow
+
+        if self._dataset.format["type"] is not None:
+            raise ValueError("rows that a transform makes")
+        yield repr(self._features).encode()
+        for table in self._dataset.with_format("arrow").iter(_PIECE):
+            written = pyarrow.BufferOutputStream()
+            # Without what datasets notes beside the columns.
+            with pyarrow.ipc.new_stream(written, table.schema.remove_metadata()) as stream:
+                stream.write_table(table)
+            yield written.getvalue().to_pybytes()
 
 
 def leave_closed(feature: object) -> None:

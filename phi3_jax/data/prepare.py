@@ -1,16 +1,21 @@
 """From the data section of a run to tokenised rows with loss masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from phi3_jax.config.sections import DataSection
+from phi3_jax.data.cache import cached_rows
 from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.collected import Collected
 from phi3_jax.data.packing import plan_epoch
+from phi3_jax.data.progress import watched
+from phi3_jax.data.row_arrays import from_arrays
+from phi3_jax.data.row_key import RowKeys
 from phi3_jax.data.row_tokenizer import Row, RowTokenizer, add_notices
-from phi3_jax.data.rows import DataStats, Origins, TokenizedRows, length_figures, length_histogram
+from phi3_jax.data.rows import DataStats, TokenizedRows, length_figures, length_histogram
 from phi3_jax.data.sources import Source, load_sources
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
@@ -91,11 +96,19 @@ def prepare_data(data: DataSection, tokenizer: Tokenizer, *, seed: int) -> Prepa
             held_out = _rows(eval_sources, data)
     elif data.eval_fraction > 0:
         train, held_out = _split(train, data, seed)
-    return PreparedData(
-        tokenize_rows(train, chat, data, seed=seed),
-        tokenize_rows(held_out, chat, data, seed=seed) if held_out else None,
-        note,
-    )
+    keys = RowKeys(tokenizer, data)
+
+    def prepared(rows: list[Row]) -> TokenizedRows:
+        def make() -> TokenizedRows:
+            return tokenize_rows(rows, chat, data, seed=seed)
+
+        if not data.cache:
+            return make()
+        found = cached_rows(lambda: keys(rows), make)
+        count_positions(found, data, seed)
+        return found
+
+    return PreparedData(prepared(train), prepared(held_out) if held_out else None, note)
 
 
 def _rows(sources: Sequence[Source], data: DataSection) -> list[Row]:
@@ -126,28 +139,33 @@ def tokenize_rows(rows: Sequence[Row], chat: ChatTokenizer, data: DataSection, *
         InputError: As of `RowTokenizer`, and where no row is left.
     """
     stats = DataStats(sources=list(dict.fromkeys(row.source.name for row in rows)))
-    found = list(RowTokenizer(chat, data, stats)(rows))
-    if not found:
+    found = Collected(stats.sources)
+    with watched("rendering", len(rows)) as advance:
+        for row in RowTokenizer(chat, data, stats)(_counted(rows, advance)):
+            found.add(row)
+    if not found.rows:
         raise InputError(f"{', '.join(stats.sources)}: no usable rows; all {len(rows)} have nothing to train on")
-    offsets = np.concatenate([[0], np.cumsum([len(row.ids) for row in found])])
-    stats.rows, stats.tokens = len(found), int(offsets[-1])
-    stats.target_tokens = int(sum(int(row.mask.sum()) for row in found))
-    lengths = [row.length for row in found]
-    stats.lengths, stats.length_figures = length_histogram(lengths, data.max_length), length_figures(lengths)
-    add_notices(stats, chat)
-    if data.packing:
-        bins = plan_epoch(np.diff(offsets), data, seed=seed, epoch=0)
-        stats.packing_efficiency = stats.tokens / (len(bins) * data.max_length)
-    return TokenizedRows(
-        np.concatenate([row.ids for row in found]),
-        np.concatenate([row.mask for row in found]),
-        offsets,
-        np.array([row.prompt_length for row in found], np.int32),
-        [row.reference for row in found],
-        stats,
-        Origins(
-            stats.sources,
-            np.array([stats.sources.index(row.row.source.name) for row in found], np.int32),
-            np.array([row.row.index for row in found], np.int32),
-        ),
+    tokenized = from_arrays(found.arrays(), stats, stats.sources)
+    stats.rows, stats.tokens = len(tokenized), int(tokenized.offsets[-1])
+    stats.target_tokens = int(tokenized.loss_mask.sum(dtype=np.int64))
+    stats.lengths, stats.length_figures = (
+        length_histogram(found.lengths, data.max_length),
+        length_figures(found.lengths),
     )
+    add_notices(stats, chat)
+    count_positions(tokenized, data, seed)
+    return tokenized
+
+
+def _counted(rows: Iterable[Row], advance: Callable[[int], None]) -> Iterator[Row]:
+    for row in rows:
+        yield row
+        advance(1)
+
+
+def count_positions(rows: TokenizedRows, data: DataSection, seed: int) -> None:
+    """Looks how full packed sequences are, for the statistics."""
+    rows.stats.packing_efficiency = None
+    if data.packing:
+        sequences = len(plan_epoch(rows.lengths, data, seed=seed, epoch=0))
+        rows.stats.packing_efficiency = rows.stats.tokens / (sequences * data.max_length)

@@ -1,7 +1,7 @@
 """Tokenised rows, compact in memory, and what there is to say of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,21 @@ class DataStats:
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, given: object) -> "DataStats":
+        """Those of `to_dict`, from JSON.
+
+        Raises:
+            ValueError: For what is none.
+        """
+        plain, names = cls().to_dict(), {each.name for each in fields(cls)}
+        if not isinstance(given, dict) or set(given) != names:
+            raise ValueError("statistics of other names")
+        wrong = [name for name, value in plain.items() if value is not None and type(given[name]) is not type(value)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {given[wrong[0]]!r:.50}")
+        return cls(**given)
+
     def summary(self, name: str) -> str:
         """One line, and one more for each notice."""
         share = self.target_tokens / max(self.tokens, 1)
@@ -57,7 +72,9 @@ class DataStats:
         return "\n".join([", ".join(part for part in parts if part), *(f"  note: {text}" for text in self.notices)])
 
 
-def length_histogram(lengths: Sequence[int], max_length: int, *, bins: int = 30) -> dict[str, list[int]]:
+def length_histogram(
+    lengths: Sequence[int] | Int[ndarray, "rows"], max_length: int, *, bins: int = 30
+) -> dict[str, list[int]]:
     """How many rows have which length: `counts[i]` of them from `edges[i]` to below `edges[i + 1]`.
 
     In at most about `bins` bins of equal, whole width. Rows longer than `max_length` are in none.
@@ -66,7 +83,8 @@ def length_histogram(lengths: Sequence[int], max_length: int, *, bins: int = 30)
         >>> length_histogram([3, 4, 4, 9], 8)
         {'edges': [3, 4, 5], 'counts': [1, 2]}
     """
-    fitting = np.array([length for length in lengths if length <= max_length], np.int64)
+    found = np.asarray(lengths, np.int64)
+    fitting = found[found <= max_length]
     if not fitting.size:
         return {"edges": [], "counts": []}
     low, high = int(fitting.min()), int(fitting.max()) + 1
@@ -75,14 +93,14 @@ def length_histogram(lengths: Sequence[int], max_length: int, *, bins: int = 30)
     return {"edges": edges.tolist(), "counts": np.histogram(fitting, edges)[0].tolist()}
 
 
-def length_figures(lengths: Sequence[int]) -> dict[str, int]:
+def length_figures(lengths: Sequence[int] | Int[ndarray, "rows"]) -> dict[str, int]:
     """The shortest, the middle one, that which 95 of 100 rows do not exceed, and the longest.
 
     Example:
         >>> length_figures([5, 3, 4, 900])
         {'min': 3, 'median': 4, 'p95': 900, 'max': 900}
     """
-    quantiles = np.quantile(np.array(lengths, np.int64), [0, 0.5, 0.95, 1], method="inverted_cdf")
+    quantiles = np.quantile(np.asarray(lengths, np.int64), [0, 0.5, 0.95, 1], method="inverted_cdf")
     return dict(zip(("min", "median", "p95", "max"), map(int, quantiles), strict=True))
 
 

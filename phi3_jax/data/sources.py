@@ -10,10 +10,10 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from phi3_jax.config.hub_options import is_hub_id
 from phi3_jax.data.columnar import Stored, check_arrow, read_arrow, read_parquet
@@ -38,6 +38,15 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, object]: ...
+
+
+@runtime_checkable
+class WithContent(Protocol):
+    """Rows that tell what they hold faster than one after the other."""
+
+    def content(self) -> Iterator[bytes]:
+        """Bytes that are others where any row is another. Raises `ValueError` where there are none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,10 @@ class JsonLines:
         if not isinstance(row, dict):
             raise InputError(f"{where}: is a JSON {type(row).__name__}, expected an object with named columns")
         return row
+
+    def content(self) -> Iterator[bytes]:
+        """The lines."""
+        return iter(self._lines)
 
 
 def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str | None = None) -> list[Source]:

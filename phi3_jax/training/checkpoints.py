@@ -21,8 +21,8 @@ from phi3_jax.parallel.layout import is_key
 from phi3_jax.system.compat_orbax import context_with_json, disk_error
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storage_error, sync
+from phi3_jax.system.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.system.text import first_line
-from phi3_jax.training.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)

@@ -46,6 +46,7 @@ FREE_ON_RESUME = frozenset(
         "model.cache_dir",
         "model.local_files_only",
         "model.attention",
+        "data.cache",
         "training.output_dir",
         "training.per_device_train_batch_size",
         "training.per_device_eval_batch_size",

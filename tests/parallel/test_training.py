@@ -18,8 +18,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.manifest import check
 from phi3_jax.training.loop import train
-from phi3_jax.training.manifest import check
 from tests.helpers.mesh_runs import config, losses, write_inputs
 
 ONE = [1, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, file by file, so that damage shows before anything is read."""
+"""What a folder that is kept consists of, file by file, so that damage shows before anything is read."""
 
 import json
 import os
@@ -20,7 +20,7 @@ class Manifest(TypedDict):
 
     Attributes:
         files: bytes and hash of each, by its path within the checkpoint.
-        eval_loss: what the evaluation at this checkpoint gave, if there was one.
+        eval_loss: what the evaluation at this checkpoint gave, if it is one and there was one.
     """
 
     files: dict[str, tuple[int, str]]
@@ -28,17 +28,17 @@ class Manifest(TypedDict):
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written; the message says where."""
+    """A folder that is not what was written; the message says where."""
 
 
-def write_manifest(folder: Path, eval_loss: float | None) -> None:
+def write_manifest(folder: Path, eval_loss: float | None = None) -> None:
     """Writes down the size and the hash of every file, once all are there.
 
     The files are on the disk when this returns, and so is the list.
 
     Args:
-        folder: the checkpoint's.
-        eval_loss: what the evaluation at this checkpoint gave, if there was one.
+        folder: a checkpoint's, or another one.
+        eval_loss: what the evaluation at this checkpoint gave, if it is one and there was one.
     """
     files = {str(path.relative_to(folder)): _seal(path) for path in sorted(_files(folder))}
     _write(folder, {"files": files, "eval_loss": eval_loss})
@@ -53,7 +53,7 @@ def check(folder: Path, *, thoroughly: bool) -> float | None:
     """Compares the files with the manifest.
 
     Args:
-        folder: the checkpoint's.
+        folder: a checkpoint's, or another one.
         thoroughly: that every file's hash is compared, not just its size and small files' hashes.
 
     Returns:

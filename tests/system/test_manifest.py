@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from phi3_jax.training.manifest import Damaged, change_eval_loss, check, write_manifest
+from phi3_jax.system.manifest import Damaged, change_eval_loss, check, write_manifest
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""What is shown while rows are prepared, where that takes a while."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from phi3_jax.parallel.distributed import is_main
+from phi3_jax.system.secrets import redact
+from phi3_jax.system.text import printable
+
+SECONDS = 2.0  # what takes less is not spoken of
+
+
+def tell(text: str) -> None:
+    """One line on standard error, from the first of several processes alone."""
+    _console().print(printable(redact(text)))
+
+
+@contextmanager
+def watched(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far something is, once it has taken more than a moment: a bar in a terminal, elsewhere a line.
+
+    Args:
+        doing: What, in a word or two.
+        total: How many rows it takes.
+
+    Example:
+        >>> with watched("rendering", 3) as advance:  # nothing is shown, since it is done at once
+        ...     for _ in range(3):
+        ...         advance(1)
+    """
+    shown = _Shown(doing, total)
+    try:
+        yield shown.advance
+        shown.finish()
+    finally:
+        shown.stop()
+
+
+class _Shown:
+    def __init__(self, doing: str, total: int) -> None:
+        self._doing, self._total, self._done = doing, total, 0
+        self._begun = time.monotonic()
+        self._bar: Progress | None = None
+
+    def advance(self, rows: int) -> None:
+        self._done += rows
+        if self._bar is None and time.monotonic() - self._begun > SECONDS:
+            self._begin()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    def _begin(self) -> None:
+        console = _console()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        watching = console.is_terminal and not console.quiet
+        self._bar = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not watching, transient=True
+        )
+        self._bar.add_task(self._doing, total=self._total)
+        self._bar.start()
+        if not watching:
+            tell(f"{self._doing} {self._total:,} rows ...")
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self.stop()
+            tell(f"{self._doing} {self._done:,} rows took {time.monotonic() - self._begun:.1f} s")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not is_main())
