@@ -125,6 +125,26 @@ class RunConfig:
             sections.setdefault(section, {})[key] = value
         return replace(self, **{name: replace(getattr(self, name), **values) for name, values in sections.items()})
 
+    def check_evaluation_rows(self) -> None:
+        """Looks whether there are rows for the evaluations that are wanted, once all are known.
+
+        Raises:
+            InputError: There are none.
+        """
+        training = self.training
+        if self.data.has_eval:
+            return
+        wanted = [name for name in NEED_EVALUATIONS if getattr(training, name)]
+        if training.eval_strategy == "epoch":
+            wanted.append("eval_strategy")
+        if training.eval_strategy == "steps" and training.eval_steps is not None:
+            wanted.append("eval_steps")
+        if wanted:
+            raise InputError(
+                f"training.{wanted[-1]} is {str(getattr(training, wanted[-1])).lower()}, but there are no evaluation "
+                "rows; give data.eval or data.eval_fraction, or eval_dataset in Python"
+            )
+
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""
         return {
@@ -136,6 +156,8 @@ class RunConfig:
         return redact(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
+# Settings of training that look at evaluations before the end.
+NEED_EVALUATIONS = ("load_best_model_at_end", "early_stopping_patience")
 # Section -> its dataclass.
 SECTIONS: dict[str, type] = get_type_hints(RunConfig)
 
@@ -161,21 +183,12 @@ def _plain(value: object) -> object:
 
 
 def _check_evaluation(run: RunConfig) -> None:
-    """Raises `InputError` where something needs evaluations, or their rows, that there are not."""
+    """Raises `InputError` where something needs evaluations that there are not."""
     training = run.training
-    give_rows = "there are no evaluation rows; give data.eval or data.eval_fraction"
-    if not run.data.has_eval:
-        if training.eval_strategy == "epoch":
-            raise InputError(f"training.eval_strategy is epoch, but {give_rows}")
-        if training.eval_strategy == "steps" and training.eval_steps is not None:
-            raise InputError(f"training.eval_steps is {training.eval_steps}, but {give_rows}")
-    for name in ("load_best_model_at_end", "early_stopping_patience"):
+    for name in NEED_EVALUATIONS:
         value = getattr(training, name)
-        if not value:
-            continue
-        if not run.data.has_eval:
-            raise InputError(f"training.{name} is {str(value).lower()}, but {give_rows}")
-        if training.eval_strategy == "no" or (training.eval_strategy == "steps" and training.eval_steps is None):
+        # Without rows there are none either, but those may be given to `train`.
+        if value and run.data.has_eval and not training.evaluates_midway:
             raise InputError(
                 f"training.{name} is {str(value).lower()}, but nothing is evaluated before the end; "
                 "give training.eval_steps, or training.eval_strategy epoch"

@@ -12,6 +12,9 @@ from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.system.errors import InputError
 
+# What `data.train` and `data.eval` say of rows that a program has given in memory.
+TRAIN_IN_MEMORY, EVAL_IN_MEMORY = "train_dataset, in memory", "eval_dataset, in memory"
+
 
 def _check_range(
     section: str, values: object, names: str, *, low: float, high: float | None = None, below: float | None = None
@@ -222,6 +225,11 @@ class TrainingSection:
     fallback_dir: str | None = None
     eval_generations: int = 4
     eval_max_new_tokens: int = 64
+
+    @property
+    def evaluates_midway(self) -> bool:
+        """Whether an evaluation is wanted before the end."""
+        return self.eval_strategy == "epoch" or (self.eval_strategy == "steps" and self.eval_steps is not None)
 
     @property
     def remat(self) -> str:

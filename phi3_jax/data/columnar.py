@@ -40,10 +40,10 @@ class Stored:
 
     def __init__(self, name: str, dataset: "datasets.Dataset") -> None:
         self._name = name
-        kind = dataset.format
+        transform = dataset.format["format_kwargs"] if dataset.format["type"] == "custom" else {}
         # A copy, of which the features may be changed.
-        self._dataset = dataset.with_format("custom" if kind["type"] == "custom" else None, **kind["format_kwargs"])
-        leave_closed(self._dataset.info.features)  # `dataset.features` would be a copy
+        self._dataset = dataset.with_format("custom" if transform else None, **transform)
+        _leave_closed(self._dataset.info.features)  # `dataset.features` would be a copy
         self._features = self._dataset.features
 
     def __len__(self) -> int:
@@ -78,18 +78,27 @@ class Stored:
             yield written.getvalue().to_pybytes()
 
 
-def leave_closed(feature: object) -> None:
-    """Has images, audio and the like of these features stay as they are stored."""
+def read_iterable(dataset: "datasets.IterableDataset") -> Iterator[Mapping[str, object]]:
+    """The rows of a dataset that can only be gone through, as `Stored` gives them."""
+    features = dataset.features
+    closed = dataset.with_format(None)
+    if features is not None:
+        closed = closed.decode(False)
+    for row in closed:
+        yield plain_row(row, features)
+
+
+def _leave_closed(feature: object) -> None:
     if isinstance(feature, Mapping):
         feature = list(feature.values())
     if isinstance(feature, list | tuple):
         for part in feature:
-            leave_closed(part)
+            _leave_closed(part)
     elif hasattr(feature, "decode"):
         if not _is_json(feature):  # which is text that holds any value, and opens nothing
             feature.decode = False
     else:
-        leave_closed(getattr(feature, "feature", ()))
+        _leave_closed(getattr(feature, "feature", ()))
 
 
 def plain_row(row: Mapping[str, object], features: Mapping[str, object] | None = None) -> dict[str, object]:

@@ -54,7 +54,7 @@ class Batches(Iterator[HostBatch]):
         if own.pop("fingerprint", None) != self.fingerprint:
             raise InputError(
                 "the checkpoint was written with other training rows, batch sizes or seed; "
-                "resume with the same data and settings, or start anew"
+                "resume with the same data and settings (of rows in memory, the same in the same order), or start anew"
             )
         self._iterator.set_state(own)
 

@@ -10,6 +10,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data.cache import cached_rows
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.collected import Collected
+from phi3_jax.data.memory import EVAL, TRAIN, GivenRows, given_source, with_given_rows
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.progress import watched
 from phi3_jax.data.row_arrays import from_arrays
@@ -47,7 +48,14 @@ class PreparedData:
         return "\n".join(lines if self.note is None else [*lines, self.note])
 
 
-def prepare_data(data: DataSection, tokenizer: Tokenizer, *, seed: int) -> PreparedData:
+def prepare_data(
+    data: DataSection,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    train: GivenRows | None = None,
+    eval: GivenRows | None = None,
+) -> PreparedData:
     """Reads, renders and tokenises the rows of a run.
 
     Args:
@@ -55,6 +63,9 @@ def prepare_data(data: DataSection, tokenizer: Tokenizer, *, seed: int) -> Prepa
         tokenizer: The checkpoint's, from transformers, with a fast (Rust) implementation.
         seed: Draws the rows of `eval_fraction`; the same ones as
             `datasets.Dataset.train_test_split(eval_fraction, seed=seed)`.
+        train: The training rows, where they are in memory: a `datasets.Dataset` or `IterableDataset`, dictionaries in a
+            list or from a generator, or a function that makes one. Then `data.train` is not set.
+        eval: The same for evaluation.
 
     Raises:
         InputError: For anything wrong with the section, the files or a row; see the modules `sources`, `formats` and
@@ -76,26 +87,9 @@ def prepare_data(data: DataSection, tokenizer: Tokenizer, *, seed: int) -> Prepa
     """
     if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
         raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
-    train_source = data.require_train()
+    data = with_given_rows(data, train, eval)
     chat = ChatTokenizer(tokenizer)
-    sources = load_sources(train_source, split=data.split, dataset_config=data.dataset_config)
-    train = _rows(sources, data)
-    held_out: list[Row] = []
-    note = None
-    if data.eval is not None or data.eval_split is not None:
-        eval_sources = load_sources(
-            data.eval or train_source, split=data.eval_split, dataset_config=data.dataset_config
-        )
-        if data.eval is None and [s.name for s in eval_sources] == [s.name for s in sources]:
-            # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
-            note = (
-                f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
-                "with data.eval_split null"
-            )
-        else:
-            held_out = _rows(eval_sources, data)
-    elif data.eval_fraction > 0:
-        train, held_out = _split(train, data, seed)
+    train_rows, eval_rows, note = _read(data, train, eval, seed)
     keys = RowKeys(tokenizer, data)
 
     def prepared(rows: list[Row]) -> TokenizedRows:
@@ -108,7 +102,36 @@ def prepare_data(data: DataSection, tokenizer: Tokenizer, *, seed: int) -> Prepa
         count_positions(found, data, seed)
         return found
 
-    return PreparedData(prepared(train), prepared(held_out) if held_out else None, note)
+    return PreparedData(prepared(train_rows), prepared(eval_rows) if eval_rows else None, note)
+
+
+def _read(
+    data: DataSection, train: GivenRows | None, eval: GivenRows | None, seed: int
+) -> tuple[list[Row], list[Row], str | None]:
+    """The training rows, the evaluation rows, and why there are none of these where that may surprise."""
+    train_source = data.require_train()
+    if train is None:
+        sources = load_sources(train_source, split=data.split, dataset_config=data.dataset_config)
+    else:
+        sources = [given_source(train, TRAIN)]
+    rows = _rows(sources, data)
+    if eval is not None:
+        return rows, _rows([given_source(eval, EVAL)], data), None
+    if data.eval is not None or data.eval_split is not None:
+        eval_sources = load_sources(
+            data.eval or train_source, split=data.eval_split, dataset_config=data.dataset_config
+        )
+        if data.eval is None and [s.name for s in eval_sources] == [s.name for s in sources]:
+            # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
+            note = (
+                f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
+                "with data.eval_split null"
+            )
+            return rows, [], note
+        return rows, _rows(eval_sources, data), None
+    if data.eval_fraction > 0:
+        return *_split(rows, data, seed), None
+    return rows, [], None
 
 
 def _rows(sources: Sequence[Source], data: DataSection) -> list[Row]:

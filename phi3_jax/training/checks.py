@@ -73,7 +73,7 @@ def check_settings(run: RunConfig) -> None:
     Raises:
         InputError: where something is missing.
     """
-    run.data.require_train()
+    run.check_evaluation_rows()
     if run.logging.wandb and find_spec("wandb") is None:
         raise InputError("logging.wandb is true but wandb is not installed; pip install wandb, or set it to false")
 

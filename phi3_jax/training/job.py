@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import prepare_data
+from phi3_jax.data.memory import GivenRows
 from phi3_jax.data.prepare import PreparedData
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation import end_token_ids, padding_id
@@ -116,8 +117,13 @@ class RunJob(Job):
     revision: str | None
 
 
-def load_job(run: RunConfig) -> RunJob:
+def load_job(run: RunConfig, *, train: GivenRows | None = None, eval: GivenRows | None = None) -> RunJob:
     """Loads checkpoint and data.
+
+    Args:
+        run: says what.
+        train: the training rows, where they are in memory.
+        eval: the evaluation rows, where they are.
 
     Raises:
         InputError: for whatever is wrong with them.
@@ -127,7 +133,7 @@ def load_job(run: RunConfig) -> RunJob:
     devices = job_devices(run, config)
     tokenizer = checkpoint.tokenizer
     # The data first: what is wrong with it shows in seconds, and a large model takes minutes.
-    data = prepare_data(run.data, tokenizer, seed=run.training.seed)
+    data = prepare_data(run.data, tokenizer, seed=run.training.seed, train=train, eval=eval)
     check_length(int(data.train.lengths.max()), config)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
     model, lora = load_model_and_lora(run, checkpoint, data.train, lora_key, devices.mesh)

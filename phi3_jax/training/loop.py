@@ -9,6 +9,7 @@ import jax
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import preview, train_batches
+from phi3_jax.data.memory import GivenRows, with_given_rows
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
@@ -36,7 +37,7 @@ Results = dict[str, Any]  # numbers, and pairs of numbers for intervals; Any, so
 WARM_UP_STEPS = 20
 
 
-def train(run: RunConfig) -> Results:
+def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_dataset: GivenRows | None = None) -> Results:
     """Fine-tunes as `run` says; writes config.yaml, metrics.jsonl, checkpoints/, adapter/ (or model/),
     the result files and report.html under `training.output_dir`.
 
@@ -48,6 +49,9 @@ def train(run: RunConfig) -> Results:
 
     Args:
         run: everything about it: model, adapter, data, training.
+        train_dataset: rows in memory, in place of `data.train`: a `datasets.Dataset` or `IterableDataset`,
+            dictionaries in a list or from a generator, or a function that makes such. To resume, give the same again.
+        eval_dataset: the same for evaluation, in place of `data.eval`.
 
     Returns:
         What all_results.json holds: `train_loss`, and with an evaluation set `eval_loss`, `eval_perplexity`,
@@ -63,30 +67,31 @@ def train(run: RunConfig) -> Results:
         Two steps on four rows, from the small base that the package brings along (some seconds, most of them for
         compiling):
 
-        >>> import contextlib, io, json, tempfile
+        >>> import contextlib, io, tempfile
         >>> import phi3_jax as p3
         >>> folder = Path(tempfile.mkdtemp())
         >>> question, answer = {"role": "user", "content": "2 teas"}, {"role": "assistant", "content": "tea x2"}
-        >>> _ = (folder / "rows.jsonl").write_text(4 * (json.dumps({"messages": [question, answer]}) + "\\n"))
         >>> run = RunConfig.from_dict({
         ...     "model": {"name_or_path": str(Path(p3.__file__).parent / "demo" / "base"), "dtype": "float32"},
         ...     "peft": {"r": 2, "target_modules": "all-linear"},
-        ...     "data": {"train": str(folder / "rows.jsonl"), "max_length": 64},
+        ...     "data": {"max_length": 64},
         ...     "training": {"output_dir": str(folder / "out"), "max_steps": 2, "save_strategy": "no"},
         ...     "logging": {"tensorboard": False},
         ... })
         >>> with contextlib.redirect_stdout(io.StringIO()):
-        ...     results = train(run)
+        ...     results = train(run, train_dataset=4 * [{"messages": [question, answer]}])
         >>> results["global_step"]
         2
         >>> sorted(path.name for path in (folder / "out" / "adapter").glob("adapter*"))
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    with together():
+        run = replace(run, data=with_given_rows(run.data, train_dataset, eval_dataset))
     check_agreement({"configuration": run.to_yaml()})
     with together():
         check_settings(run)
         check_output_folder(run)
-    job = load_job(run)
+    job = load_job(run, train=train_dataset, eval=eval_dataset)
     with job.devices.in_use(), StopSignals() as signals:
         trainer = Trainer(run, job, signals)
         try:

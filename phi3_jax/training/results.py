@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.config.sections import EVAL_IN_MEMORY, TRAIN_IN_MEMORY
 from phi3_jax.hf.save import save_model
 from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
@@ -89,6 +90,7 @@ def report(
         figures: those of training.
     """
     folder = Path(run.training.output_dir)
+    in_memory = run.data.train == TRAIN_IN_MEMORY or run.data.eval == EVAL_IN_MEMORY
     write_report(
         folder / "report.html",
         run_config=run.to_dict(),
@@ -99,7 +101,8 @@ def report(
         data_stats=job.data.stats,
         parameter_table=[(row.module, row.count) for row in job.table.rows],
         versions=versions(),
-        command=command_line(["phi3-jax", "train", "--config", str(folder / "config.yaml")]),
+        # Rows in memory are in no file that a command could read.
+        command=command_line([] if in_memory else ["phi3-jax", "train", "--config", str(folder / "config.yaml")]),
         train_results=figures,
         memory=peak_memory(),
     )

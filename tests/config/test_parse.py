@@ -40,9 +40,6 @@ from tests.helpers.configs import error, parse
         ({"parallel": {"data": 0}}, "parallel.data is 0"),
         ({"parallel": {"data": -1, "fsdp": -1}}, "parallel.data and parallel.fsdp are -1"),
         # Contradictions.
-        ({"training": {"eval_steps": 5}}, "training.eval_steps is 5, but there are no evaluation rows"),
-        ({"training": {"eval_strategy": "epoch"}}, "training.eval_strategy is epoch, but there are no evaluation rows"),
-        ({"training": {"load_best_model_at_end": True}}, "training.load_best_model_at_end is true, but there are no"),
         (
             {"training": {"load_best_model_at_end": True}, "data": {"eval": "x"}},
             "training.load_best_model_at_end is true, but nothing is evaluated before the end",

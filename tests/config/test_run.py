@@ -234,3 +234,20 @@ def test_a_home_folder_is_written_out(monkeypatch):
     settings = {"output_dir": "~/run", "fallback_dir": "~/other"}
     run = RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": settings})
     assert (run.training.output_dir, run.training.fallback_dir) == ("/home/someone/run", "/home/someone/other")
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"eval_steps": 5}, "training.eval_steps is 5, but there are no evaluation rows"),
+        ({"eval_strategy": "epoch"}, "training.eval_strategy is epoch, but there are no evaluation rows"),
+        ({"load_best_model_at_end": True}, "training.load_best_model_at_end is true, but there are no"),
+    ],
+)
+def test_evaluations_need_rows_which_may_be_given_later(training, message):
+    """Those of `train(run, eval_dataset=...)`, so that a run without any is no contradiction yet."""
+    run = RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": training})
+    with pytest.raises(InputError, match=message):
+        run.check_evaluation_rows()
+    if "load_best_model_at_end" not in training:
+        run.changed({"data.eval": "rows.jsonl"}).check_evaluation_rows()

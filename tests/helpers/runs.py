@@ -82,8 +82,8 @@ class Killed(Exception):
     pass
 
 
-def cut_off(run: RunConfig, after: int, monkeypatch) -> None:
-    """Runs until so many steps were taken, and no further."""
+def cut_off(run: RunConfig, after: int, monkeypatch, **given: Any) -> None:
+    """Runs until so many steps were taken, and no further; on rows that are `given` in memory, or its own."""
     take = loop.Trainer._take_step
 
     def take_or_die(self):
@@ -94,7 +94,7 @@ def cut_off(run: RunConfig, after: int, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_take_step", take_or_die)
         with pytest.raises(Killed):
-            train(run)
+            train(run, **given)
 
 
 def same_run(one: Path, other: Path) -> None:

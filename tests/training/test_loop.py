@@ -14,10 +14,11 @@ from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import eval_batches
 from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.system.reading import read_yaml
 from phi3_jax.training import checks, evaluation, loop
 from phi3_jax.training.loop import train
 from phi3_jax.training.step import make_eval_step
-from tests.helpers.runs import metrics, run_config, write_inputs
+from tests.helpers.runs import cut_off, metrics, run_config, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +264,20 @@ def test_the_first_row_is_shown(tmp_path, capsys):
     inputs = write_inputs(tmp_path)
     train(run_config(inputs, training={"max_steps": 1, "eval_strategy": "no"}))
     assert "⟦" in capsys.readouterr().out
+
+
+def test_rows_in_memory_are_said_to_be_there_and_given_again_to_resume(inputs, monkeypatch, capsys):
+    rows, held_out = ([{"prompt": f"{n} a", "completion": "a"} for n in numbers] for numbers in (range(9), range(2)))
+    settings = {"max_steps": 2, "eval_steps": 2, "save_steps": 1, "resume_from_checkpoint": True}
+    run = run_config(inputs, "memory", data={"train": None, "eval": None}, training=settings)
+    cut_off(run, 1, monkeypatch, train_dataset=rows, eval_dataset=iter(held_out))
+    written = RunConfig.from_dict(read_yaml(inputs / "memory" / "config.yaml"))
+    assert written.data.train == "train_dataset, in memory"
+    with pytest.raises(InputError, match="data.train says that the rows were given in memory"):
+        train(written)
+    with pytest.raises(InputError, match=r"other training rows, .*\(of rows in memory, the same in the same order\)"):
+        train(written, train_dataset=rows[::-1], eval_dataset=held_out)
+    results = train(written, train_dataset=(row for row in rows), eval_dataset=held_out)
+    assert (results["global_step"], results["train_samples"]) == (2, 9)
+    assert "resuming at step 1" in capsys.readouterr().out
+    assert "train_dataset, in memory" in (inputs / "memory" / "report.html").read_text()
