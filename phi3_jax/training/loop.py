@@ -173,6 +173,11 @@ class Trainer:
             f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
             f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
         )
+        if self.total_steps == 1 and self.schedule(0) == 0 < training.learning_rate:
+            console.print(
+                "warning: the only step has learning rate 0, with which the warm-up begins: nothing will be learnt; "
+                "take more (training.num_train_epochs, data.packing false), or set training.warmup_ratio 0"
+            )
 
     def loop(self) -> None:
         """Takes steps until all are done, or patience is over."""

@@ -266,6 +266,14 @@ def test_the_first_row_is_shown(tmp_path, capsys):
     assert "⟦" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("warmup_ratio", [0.03, 0.0])
+def test_a_step_that_can_learn_nothing_is_told(warmup_ratio, inputs, capsys):
+    training = {"max_steps": 1, "eval_strategy": "no", "warmup_ratio": warmup_ratio}
+    train(run_config(inputs, f"warmup {warmup_ratio}", training=training))
+    said = capsys.readouterr().out
+    assert ("the only step has learning rate 0" in said) == (warmup_ratio > 0)
+
+
 def test_rows_in_memory_are_said_to_be_there_and_given_again_to_resume(inputs, monkeypatch, capsys):
     rows, held_out = ([{"prompt": f"{n} a", "completion": "a"} for n in numbers] for numbers in (range(9), range(2)))
     settings = {"max_steps": 2, "eval_steps": 2, "save_steps": 1, "resume_from_checkpoint": True}
