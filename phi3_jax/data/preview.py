@@ -1,14 +1,19 @@
 """Tokenised rows for people: as the model sees them, with the targets marked."""
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.data.tokenizer import Tokenizer
 
 
 def preview(rows: TokenizedRows, tokenizer: Tokenizer, index: int = 0, *, tokens: int = 200) -> str:
-    """The first `tokens` of a row as the model sees them, special tokens included, on one line, with
-    targets between ⟦ and ⟧; what is not printable (it may steer a terminal) as a dot."""
+    """The first `tokens` of a row as the model sees them, special tokens included, on one line.
+
+    Targets stand between ⟦ and ⟧, a backslash before letters that only look like a special token, and a dot for
+    what is not printable, which may steer a terminal.
+    """
     ids, mask = (part[:tokens].tolist() for part in rows[index])
     shown = mark(_runs(tokenizer, ids, mask))
     return shown if len(rows[index][0]) <= tokens else f"{shown} …"
@@ -54,5 +59,19 @@ def _stretches(mask: Sequence[int]) -> Iterator[tuple[bool, int, int]]:
 
 
 def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=False)
+    text = _escaped(tokenizer, ids)
     return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+
+
+def _escaped(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text, with a backslash before letters that only look like a special token."""
+    tokens = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    if all(text.count(content) == ids.count(number) for number, content in tokens.items()):
+        return text
+    similar = re.compile("|".join(map(re.escape, tokens.values())))
+    pieces = []
+    for is_token, group in groupby(ids, key=tokens.__contains__):
+        piece = tokenizer.decode(list(group), skip_special_tokens=False)
+        pieces.append(piece if is_token else similar.sub(r"\\\g<0>", piece))
+    return "".join(pieces)

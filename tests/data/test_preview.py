@@ -2,7 +2,7 @@
 
 from phi3_jax.data import prepare_data, preview
 from phi3_jax.data.preview import mark, runs
-from tests.helpers.tokenizers import JULY, phi3_tokenizer
+from tests.helpers.tokenizers import JULY, phi3_tokenizer, phi4_mini_tokenizer
 
 
 def test_a_preview_is_one_short_line_that_cannot_steer_a_terminal(chats):
@@ -34,3 +34,9 @@ def test_of_long_stretches_the_middle_is_left_out_and_no_target_is_hidden(chats)
     assert long[0] is True
     assert long[1].startswith("abc")
     assert long[1].endswith("<|end|>")
+
+
+def test_letters_that_look_like_a_special_token_have_a_backslash(chats):
+    tokenizer = phi4_mini_tokenizer()
+    rows = prepare_data(chats({"prompt": "is <|user|> a token?", "completion": "Yes."}), tokenizer, seed=0).train
+    assert preview(rows, tokenizer) == ("<|user|>is \\<|user|> a token?<|end|><|assistant|>⟦Yes.<|end|>⟧<|endoftext|>")
