@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from phi3_jax.evaluate.results import Results
 
 METRICS = """metrics: loss (with perplexity and token accuracy), rouge, bleu, chrf, exact_match, normalized_match,
-accuracy, f1, gsm8k, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes before the
-last assistant turn. regex and json_schema take the rest of their text: give them last, or a --metrics of their own."""
+accuracy, f1, gsm8k, tool_call, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes
+before the last assistant turn. regex and json_schema take the rest of their text: give them last, or a --metrics of
+their own."""
 ANSWERS = """what is not given is as generation_config.json says, but --max-new-tokens, which is 128, and --do-sample:
 without it the likeliest tokens are taken, and --temperature, --top-k, --top-p and --min-p do nothing"""
 

@@ -1,4 +1,4 @@
-"""What an evaluation measures: token figures, and ways to hold an answer against its reference.
+"""The metrics of an evaluation by name: token figures, and ways to hold an answer against its reference.
 
 Text metrics are their reference libraries': ROUGE is rouge-score's, BLEU and chrF are sacrebleu's, JSON
 Schema is jsonschema's. They are installed with the extra `eval`.
@@ -8,8 +8,7 @@ import importlib
 import json
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
@@ -20,86 +19,11 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from phi3_jax.config.names import nearest
-from phi3_jax.report.statistics import Statistic, mean
+from phi3_jax.evaluate.metric import Columns, Figure, Metric, Row, Scores, Share
+from phi3_jax.evaluate.tool_calls import ToolCalls
+from phi3_jax.report.statistics import mean
 from phi3_jax.system.compat import SetScorer, ngram_counts, score_of_counts
 from phi3_jax.system.errors import InputError
-
-Scores = dict[str, float]  # of one row
-Columns = Float[ndarray, "rows columns"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """An evaluated row.
-
-    Attributes:
-        answer: The model's.
-        reference: The data's.
-        scores: Its metrics', by name.
-    """
-
-    answer: str
-    reference: str
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number about a set of rows; how it is written, `phi3_jax.report.forms` says.
-
-    Attributes:
-        name: What it is called.
-        statistic: What makes it of the sums of the rows' columns.
-    """
-
-    name: str
-    statistic: Statistic = mean
-
-
-class Metric:
-    """A way to judge rows: the mean of a score of each answer for each figure, unless a subclass says otherwise.
-
-    Attributes:
-        figures: What it tells about a set of rows.
-        needs_answers: Whether the model has to answer.
-    """
-
-    figures: tuple[Figure, ...]
-    needs_answers = True
-
-    def prepare(self, references: Sequence[str]) -> None:
-        """Looks at all rows' references.
-
-        Raises:
-            InputError: The metric cannot use one of them.
-        """
-
-    def score(self, answer: str, reference: str) -> Scores:
-        """What the metric says of a single row, by name; of a metric of the set alone nothing."""
-        del answer, reference
-        return {}
-
-    def columns(self, rows: Sequence[Row]) -> dict[str, Columns]:
-        """For each figure what its statistic takes the sums of."""
-        names = [figure.name for figure in self.figures]
-        return {name: np.array([[row.scores[name], 1.0] for row in rows]) for name in names}
-
-
-class Share(Metric):
-    """The share of answers that are right.
-
-    Args:
-        name: The figure's.
-        is_right: Whether an answer is, by its reference.
-    """
-
-    def __init__(self, name: str, is_right: Callable[[str, str], bool]) -> None:
-        self.figures = (Figure(name),)
-        self._is_right = is_right
-
-    def score(self, answer: str, reference: str) -> Scores:
-        """1 for a right answer, 0 for a wrong one."""
-        return {self.figures[0].name: float(self._is_right(answer, reference))}
 
 
 def _perplexity(sums: Float[ndarray, "samples 2"]) -> Float[ndarray, "samples"]:
@@ -341,6 +265,7 @@ PLAIN: dict[str, Callable[[], Metric]] = {
     "accuracy": Accuracy,
     "f1": MacroF1,
     "gsm8k": NumericMatch,
+    "tool_call": ToolCalls,
 }
 WITH_VALUE: dict[str, tuple[Callable[[str], Metric], str]] = {
     "regex": (regex_match, "PATTERN"),

@@ -13,7 +13,8 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import TokenizedRows, eval_batches
 from phi3_jax.data.pipeline import eval_order
 from phi3_jax.data.tokenizer import Tokenizer
-from phi3_jax.evaluate.metrics import Metric, Scores, TokenLoss
+from phi3_jax.evaluate.metric import Metric, Scores
+from phi3_jax.evaluate.metrics import TokenLoss
 from phi3_jax.evaluate.predictions import Prediction
 from phi3_jax.generation.text import answer_prompts, prompt_seeds
 from phi3_jax.lora import Lora

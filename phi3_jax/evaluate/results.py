@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from phi3_jax.config.names import BASE
-from phi3_jax.evaluate.metrics import Columns, Metric, Row
+from phi3_jax.evaluate.metric import Columns, Metric, Row
 from phi3_jax.evaluate.predictions import Prediction
 from phi3_jax.report.figures import Compared
 from phi3_jax.report.forms import Form, form_of, p_value_text, words

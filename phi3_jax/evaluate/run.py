@@ -19,7 +19,8 @@ from phi3_jax.config.names import BASE
 from phi3_jax.config.run import RunConfig
 from phi3_jax.config.sections import DataSection, ModelSection, ParallelSection
 from phi3_jax.data import prepare_data
-from phi3_jax.evaluate.metrics import Metric, make_metrics, split_metrics
+from phi3_jax.evaluate.metric import Metric
+from phi3_jax.evaluate.metrics import make_metrics, split_metrics
 from phi3_jax.evaluate.names import Named, check_names, name_models
 from phi3_jax.evaluate.predict import Runner, Task
 from phi3_jax.evaluate.predictions import (

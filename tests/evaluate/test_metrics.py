@@ -8,7 +8,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from phi3_jax.evaluate.metrics import Row, final_number, make_metrics, split_metrics
+from phi3_jax.evaluate.metric import Row
+from phi3_jax.evaluate.metrics import final_number, make_metrics, split_metrics
 from phi3_jax.report.statistics import estimate
 from phi3_jax.system.errors import InputError
 
