@@ -218,7 +218,7 @@ class Session:
             prompt = chat_prompt(self.chat, (*system, *turns[start:]), "the message")
             if len(prompt) <= room:
                 break
-        check_prompt(prompt, "the message", self.model.config, self.settings)
+        check_prompt(prompt, "the message", self.model.config, self.settings, self.tokenizer)
         if start > self.forgotten:
             self.notice(
                 f"the conversation has outgrown the model's {self.model.config.max_position_embeddings} positions; "

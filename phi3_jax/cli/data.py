@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> None:
     options = _parser().parse(argv)
     config = _config(options)
 
+    from phi3_jax.data.vocabulary import check_vocabulary
     from phi3_jax.hf.checkpoint import Checkpoint
     from phi3_jax.hf.files import CONFIG
     from phi3_jax.hf.hub import SMALL_FILES
@@ -39,6 +40,7 @@ def run(argv: Sequence[str]) -> None:
     tokenizer = checkpoint.tokenizer
     sets, note = _prepared(config, options.data_files, tokenizer)
     if (checkpoint.folder / CONFIG).is_file():  # an adapter's folder has a tokenizer alone
+        check_vocabulary(list(sets.values()), tokenizer, checkpoint.config.vocab_size)
         check_length(max(int(rows.lengths.max()) for rows in sets.values()), checkpoint.config)
     if options.json:
         described = [_described(name, rows, tokenizer, options.show) for name, rows in sets.items()]

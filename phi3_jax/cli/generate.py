@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> None:
     chat = None if arguments.raw else ChatTokenizer(tokenizer)
     tokens = [prompt_tokens(prompt, tokenizer, chat, arguments.system) for prompt in prompts]
     for prompt, ids in zip(prompts, tokens, strict=True):
-        check_prompt(ids, prompt.where, loaded.model.config, settings)
+        check_prompt(ids, prompt.where, loaded.model.config, settings, tokenizer)
     adapters = loaded.adapters or {BASE: None}
     with _output(arguments.output) as out:
         write = _Writer(out, arguments, prompts, list(adapters))

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from phi3_jax.data.vocabulary import check_ids
 from phi3_jax.lora import Lora
 from phi3_jax.model.logits import adapted_logits, likeliest
 from phi3_jax.model.phi3 import Phi3ForCausalLM
@@ -59,8 +60,8 @@ def score_continuations(
         max_length: Tokens that the model reads; default: its positions.
 
     Raises:
-        InputError: A context or continuation is empty, a continuation is longer than `max_length`, or the model's
-            logits are not finite.
+        InputError: A context or continuation is empty or has a token that the model's embedding has no row for, a
+            continuation is longer than `max_length`, or the model's logits are not finite.
 
     Example:
         >>> from flax import nnx
@@ -80,6 +81,7 @@ def score_continuations(
     rows: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
     for index, (context, continuation) in enumerate(requests):
         _check(index, context, continuation, limit)
+        check_ids([*context, *continuation], model.config.vocab_size, f"request {index}")
         tokens = (*context, *continuation)[-(limit + 1) :]
         rows.setdefault(tokens[:-1], []).append((index, len(continuation), tokens[-1]))
     ordered = sorted(rows, key=lambda row: (-len(row), row))

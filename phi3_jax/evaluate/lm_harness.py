@@ -28,6 +28,7 @@ from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.data.template import render_chat
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.data.vocabulary import check_ids
 from phi3_jax.evaluate.likelihood import Tokens, score_continuations
 from phi3_jax.generation.decode import answers
 from phi3_jax.generation.stop import StopStrings
@@ -38,6 +39,7 @@ from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.peft.base import open_base
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
+from phi3_jax.system.text import shown
 
 T = TypeVar("T")
 
@@ -220,6 +222,7 @@ class Phi3JaxLM(TemplateLM):
         settings = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         with telling_panics("a text of the task", self.tokenizer.backend_tokenizer, [string]):
             ids = self.tokenizer.encode(string, **settings)
+        check_ids(ids, self.model.config.vocab_size, f"a text of the task ({shown(string)})", self.tokenizer)
         # Not every tokenizer.json says where the BOS goes that is asked for.
         bos = self.tokenizer.bos_token_id
         if self.add_bos_token and add_special_tokens and bos is not None and ids[:1] != [bos]:

@@ -19,6 +19,7 @@ from phi3_jax.config.names import BASE
 from phi3_jax.config.run import RunConfig
 from phi3_jax.config.sections import DataSection, ModelSection, ParallelSection
 from phi3_jax.data import prepare_data
+from phi3_jax.data.vocabulary import check_row_ids, check_vocabulary
 from phi3_jax.evaluate.metric import Metric
 from phi3_jax.evaluate.metrics import make_metrics, split_metrics
 from phi3_jax.evaluate.names import Named, check_names, name_models
@@ -177,6 +178,7 @@ def _task(
     settings = settings.with_(num_return_sequences=1)
     task = Task(tokenizer, rows, run.data, list(metrics.values()), settings, pad_id, devices, rows_each)
     _check_references(task, metrics)
+    check_vocabulary([rows], tokenizer, config.vocab_size)
     _check_rows(task, config, BASE)
     for metric in task.metrics:
         metric.prepare(rows.references)
@@ -202,14 +204,10 @@ def _check_references(task: Task, metrics: Mapping[str, Metric]) -> None:
 def _check_rows(task: Task, config: Phi3Config, name: str) -> None:
     """Raises `InputError` where a model has too few positions, or not these tokens."""
     check_length(int(task.rows.lengths.max()), config)
-    if int(task.rows.input_ids.max()) >= config.vocab_size:
-        raise InputError(
-            f"{name}: the rows have token {int(task.rows.input_ids.max())}, but its vocabulary has "
-            f"{config.vocab_size}; give a checkpoint of the same tokenizer"
-        )
+    check_row_ids(task.rows, config.vocab_size, task.tokenizer, model=name)
     if task.needs_answers:
         for row in range(len(task.rows)):
-            check_prompt(task.prompt(row), f"row {row + 1}: its prompt", config, task.settings)
+            check_prompt(task.prompt(row), f"row {row + 1}: its prompt", config, task.settings, task.tokenizer)
 
 
 def _settings(

@@ -5,6 +5,7 @@ from jaxtyping import ArrayLike, Int
 
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.data.vocabulary import check_ids
 from phi3_jax.generation.answers import Answers, Beams, Generated, Watch
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.phi3 import Phi3ForCausalLM
@@ -33,7 +34,7 @@ def generate(
         attention_mask: 0 at the padding; default: there is none.
         lora: Adapters to apply; `per_row(...)` for another one in each row.
         generation_config: How; default: the checkpoint's own settings, `GenerationConfig.from_model`.
-        tokenizer: Needed for `stop_strings`.
+        tokenizer: Needed for `stop_strings`; tells the name of a token that the model's embedding has no row for.
         streamer: A `Watch`, called on the host with the new tokens after every few steps.
         return_dict_in_generate: Whether lengths, log-probabilities and reasons are wanted, too.
         settings: Fields of `GenerationConfig` that are to be otherwise.
@@ -43,8 +44,8 @@ def generate(
         `return_dict_in_generate` a `Generated`.
 
     Raises:
-        InputError: For a prompt that leaves no room in the model's positions, for padding on the right, for settings
-            out of range, and where the model's logits are not finite.
+        InputError: For a prompt that leaves no room in the model's positions, for an id that its embedding has no row
+            for, for padding on the right, for settings out of range, and where the model's logits are not finite.
 
     Example:
         >>> from flax import nnx
@@ -76,7 +77,7 @@ def answers(
     streamer: Watch | None = None,
 ) -> Generated:
     """What `generate` gives with `return_dict_in_generate`."""
-    tokens, mask = _read_arguments(model, input_ids, attention_mask, settings)
+    tokens, mask = _read_arguments(model, input_ids, attention_mask, settings, tokenizer)
     if settings.stop_strings and tokenizer is None:
         raise InputError(f"stop_strings are {settings.stop_strings!r}, but there is no tokenizer; give one")
     if settings.num_beams > 1 and (settings.stop_strings or streamer is not None):
@@ -94,8 +95,9 @@ def _read_arguments(
     input_ids: Int[ArrayLike, "batch prompt"],
     attention_mask: Int[ArrayLike, "batch prompt"] | None,
     settings: GenerationConfig,
+    tokenizer: Tokenizer | None,
 ) -> tuple[Int[np.ndarray, "batch prompt"], Int[np.ndarray, "batch prompt"]]:
-    tokens = np.asarray(input_ids, np.int32)
+    tokens = np.asarray(input_ids)
     if tokens.ndim != 2:
         raise InputError(f"input_ids have shape {tokens.shape}, expected [batch, prompt]")
     if tokens.size == 0:
@@ -113,4 +115,5 @@ def _read_arguments(
             f"a prompt of {longest} tokens and {settings.max_new_tokens} new ones exceed the model's "
             f"{positions} positions; shorten one of them"
         )
-    return tokens, mask
+    check_ids(np.where(mask == 1, tokens, 0), model.config.vocab_size, "input_ids", tokenizer)
+    return tokens.astype(np.int32), mask

@@ -139,7 +139,7 @@ def stream_answer(
     Raises:
         InputError: As `answer_prompts` does, and for `num_return_sequences` above 1.
     """
-    check_prompt(prompt, "the prompt", model.config, settings)
+    check_prompt(prompt, "the prompt", model.config, settings, tokenizer)
     if settings.num_return_sequences > 1:
         raise InputError(
             f"num_return_sequences is {settings.num_return_sequences}, but only one answer can be streamed; set it to 1"

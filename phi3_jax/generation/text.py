@@ -8,6 +8,7 @@ import numpy as np
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.data.vocabulary import check_ids
 from phi3_jax.generation.answers import Generated
 from phi3_jax.generation.decode import answers
 from phi3_jax.generation.stop import StopStrings
@@ -64,8 +65,9 @@ def answer_prompts(
         (index of the prompt, answer) as batches finish; each prompt `num_return_sequences` times.
 
     Raises:
-        InputError: Before anything is generated, for a prompt that is empty or leaves too little room in the model's
-            positions, and for a number of seeds that is not that of the prompts.
+        InputError: Before anything is generated, for a prompt that is empty, leaves too little room in the model's
+            positions or has a token that the model's embedding has no row for, and for a number of seeds that is
+            not that of the prompts.
 
     Example:
         >>> import phi3_jax as p3
@@ -84,7 +86,7 @@ def answer_prompts(
         0 3 length
     """
     for index, prompt in enumerate(prompts):
-        check_prompt(prompt, f"prompts[{index}]", model.config, settings)
+        check_prompt(prompt, f"prompts[{index}]", model.config, settings, tokenizer)
     seeds = prompt_seeds(settings, len(prompts))
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     size = min(batch_size, len(prompts))
@@ -152,11 +154,14 @@ def answer_with_each(
     return ((index // number, names[index % number], answer) for index, answer in pairs)
 
 
-def check_prompt(prompt: Sequence[int], where: str, config: Phi3Config, settings: GenerationConfig) -> None:
-    """Looks at a prompt's length.
+def check_prompt(
+    prompt: Sequence[int], where: str, config: Phi3Config, settings: GenerationConfig, tokenizer: Tokenizer
+) -> None:
+    """Looks at a prompt's length and tokens.
 
     Raises:
-        InputError: For a prompt that is empty, or too long for an answer of `max_new_tokens`.
+        InputError: For a prompt that is empty, or too long for an answer of `max_new_tokens`, and for a token that the
+            model's embedding has no row for.
     """
     if not len(prompt):
         raise InputError(f"{where} is empty; give at least one token")
@@ -166,6 +171,7 @@ def check_prompt(prompt: Sequence[int], where: str, config: Phi3Config, settings
             f"{where} has {len(prompt)} tokens; with max_new_tokens {settings.max_new_tokens} the model's "
             f"{config.max_position_embeddings} positions leave room for {max(room, 0)}; shorten one of them"
         )
+    check_ids(prompt, config.vocab_size, where, tokenizer)
 
 
 def prompt_seeds(settings: GenerationConfig, number: int) -> tuple[int, ...]:

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from phi3_jax.data.batch import Batch
+from phi3_jax.data.vocabulary import check_ids
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model.documents import documents, token_counts
 from phi3_jax.model.logits import adapted_logits
@@ -43,7 +45,9 @@ def loss(
         neftune_alpha: noise on the embeddings in training mode, see `neftune_noise`.
 
     Raises:
-        InputError: for a batch without `input_ids`, or with both `loss_mask` and `labels`.
+        InputError: for a batch without `input_ids`, or with both `loss_mask` and `labels`; and for an id that the
+            embedding has no row for, unless `jax.jit` compiles the loss with the batch as an argument: a
+            program cannot raise, and what it makes of such an id is NaN or another row's loss.
 
     Example:
         >>> import jax, jax.numpy as jnp, phi3_jax as p3
@@ -85,6 +89,7 @@ def loss_sums(
     Sums of parts of a batch add up to those of the whole; means do not, where the parts have
     different numbers of targets.
     """
+    _check_ids(batch, model.config.vocab_size)
     targets, is_target = next_tokens(batch)
     noise_key, dropout_key = split_noise_key(dropout_key, neftune_alpha)
     x = _last_hidden_state(
@@ -113,6 +118,7 @@ def row_sums(
     model: Phi3ForCausalLM, lora: Lora | None, batch: Batch
 ) -> tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]:
     """`loss_sums` of every row by itself, for evaluation."""
+    _check_ids(batch, model.config.vocab_size)
     targets, is_target = next_tokens(batch)
     x = _last_hidden_state(model, lora, batch)
     head, adapters = model.head(lora)
@@ -143,6 +149,26 @@ def _last_hidden_state(
         dropout_key=dropout_key,
         remat=remat,
     )
+
+
+def _check_ids(batch: Batch, table_rows: int) -> None:
+    """Looks at the ids of real tokens, and at the labels, where their values are at hand.
+
+    While a program is compiled they are not; a batch of several hosts' is not all here.
+    """
+    if "input_ids" not in batch or not all(map(_is_at_hand, batch.values())):
+        return
+    with jax.ensure_compile_time_eval():  # of a batch that a compiled function has not as an argument
+        ids, is_real = np.asarray(batch["input_ids"]), np.asarray(documents(batch)) != 0
+    if ids.shape == is_real.shape:  # the model says what is wrong with others
+        check_ids(np.where(is_real, ids, 0), table_rows, "input_ids")
+    if "labels" in batch:
+        labels = np.asarray(batch["labels"])
+        check_ids(np.where(labels == IGNORED_LABEL, 0, labels), table_rows, "labels")
+
+
+def _is_at_hand(array: object) -> bool:
+    return not isinstance(array, jax.core.Tracer) and (not isinstance(array, jax.Array) or array.is_fully_addressable)
 
 
 def next_tokens(batch: Batch) -> tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"]]:

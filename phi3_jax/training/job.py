@@ -15,6 +15,7 @@ from phi3_jax.data import prepare_data
 from phi3_jax.data.memory import GivenRows
 from phi3_jax.data.prepare import PreparedData
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.data.vocabulary import check_vocabulary
 from phi3_jax.generation import end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
@@ -135,6 +136,7 @@ def load_job(run: RunConfig, *, train: GivenRows | None = None, eval: GivenRows 
     # The data first: what is wrong with it shows in seconds, and a large model takes minutes.
     data = prepare_data(run.data, tokenizer, seed=run.training.seed, train=train, eval=eval)
     check_length(int(data.train.lengths.max()), config)
+    check_vocabulary([rows for rows in (data.train, data.eval) if rows is not None], tokenizer, config.vocab_size)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
     model, lora = load_model_and_lora(run, checkpoint, data.train, lora_key, devices.mesh)
     return RunJob(

@@ -76,6 +76,15 @@ def test_a_message_that_is_too_long_by_itself_is_refused_and_taken_back(model):
     assert session.forgotten == 0
 
 
+def test_a_message_with_a_token_that_the_model_has_no_row_for_is_refused_and_taken_back(model):
+    session = start(model)
+    session.say("one", silent)
+    model.config.vocab_size = max(TOKENIZER("one")["input_ids"]) + 1
+    with pytest.raises(InputError, match=r"the message: token '.*' has id \d+, and the model's embedding has"):
+        session.say("Zoë, 100 kites", silent)
+    assert contents(session) == ["one", "answer 1"]
+
+
 def test_a_stopped_answer_is_kept_unless_there_is_nothing_of_it(model):
     session = start(model)
     session.say("one", silent, lambda: True)

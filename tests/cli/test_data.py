@@ -5,7 +5,7 @@ import json
 import pytest
 
 from phi3_jax.cli import main
-from tests.helpers.checkpoints import RAW
+from tests.helpers.checkpoints import OUTGROWN_ERROR, RAW, write_outgrown_checkpoint
 from tests.helpers.commands import refusal
 from tests.helpers.tokenizers import PHI_3_TOKENS, PHI_4_MINI, phi4_tokenizer
 
@@ -125,3 +125,12 @@ def test_wrong_input_is_one_line(arguments, words, model, write, capfd):
 
 def test_without_a_model_the_line_says_so(write, capfd):
     assert "--model is not given" in refusal(capfd, ["data", write("chats.jsonl", CHATS)])
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named(write, tmp_path, capfd):
+    base = str(write_outgrown_checkpoint(tmp_path / "base"))
+    rows = [{"prompt": "a", "completion": answer} for answer in ("b", "b<call>")]
+    line = refusal(capfd, ["data", write("calls.jsonl", rows), "--model", base])
+    assert line == f"phi3-jax: calls.jsonl, row 2: {OUTGROWN_ERROR}"
+    assert main(["data", write("calls.jsonl", rows[:1]), "--model", base]) == 0
+    assert "none for 1 token of the tokenizer: '<call>' (60)" in " ".join(capfd.readouterr().out.split())

@@ -13,7 +13,7 @@ from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.save import save_adapter
-from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.checkpoints import OUTGROWN_ERROR, write_checkpoint, write_outgrown_checkpoint
 
 CHAT = {"messages": [{"role": "user", "content": "x y z"}, {"role": "assistant", "content": "known answer"}]}
 
@@ -124,6 +124,15 @@ def test_wrong_input_is_told_in_one_line(options, words, folder, tmp_path, monke
     (line,) = captured.err.splitlines()
     assert [word for word in words if word not in line] == []
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("more", [[], ["--stream"], ["--raw"]])
+def test_a_token_that_the_model_has_no_row_for_is_named(more, tmp_path, capfd):
+    base = write_outgrown_checkpoint(tmp_path / "base")
+    assert main(["generate", "--model", str(base), "--prompt", "a", "--prompt", "a<call>", *more]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"phi3-jax: --prompt 2: {OUTGROWN_ERROR}\n"
 
 
 def test_answers_that_are_there_are_kept_when_a_later_batch_fails(folder, monkeypatch, capfd):

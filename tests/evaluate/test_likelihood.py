@@ -44,6 +44,8 @@ def test_scores_are_those_of_all_logits() -> None:
         (([], [1]), "context has no token of its own"),
         (([1], []), "continuation has no token of its own"),
         (([1], [2] * 9), "the model reads 8"),
+        (([1], [50]), "request 0: token id 50 has no row"),
+        (([-2], [1]), "request 0: token id -2 is negative"),
     ],
 )
 def test_refused_requests(request_: tuple[list[int], list[int]], message: str) -> None:

@@ -33,7 +33,9 @@ from phi3_jax.cli.lm_eval import run  # noqa: E402
 from phi3_jax.evaluate import lm_harness as harness_lm  # noqa: E402
 from phi3_jax.generation.decode import answers  # noqa: E402
 from phi3_jax.harness import Phi3JaxLM  # noqa: E402
-from tests.helpers.models import CONFIG  # noqa: E402
+from tests.helpers.checkpoints import OUTGROWN, OUTGROWN_ERROR  # noqa: E402
+from tests.helpers.models import CONFIG, tiny_model  # noqa: E402
+from tests.helpers.tokenizers import tiny_tokenizer  # noqa: E402
 
 DEMO = Path(phi3_jax.__file__).parent / "demo"
 BASE = str(DEMO / "base")
@@ -246,6 +248,21 @@ def test_a_template_without_system_turns(ours: Phi3JaxLM, caplog: pytest.LogCapt
 def test_refused_settings(ours: Phi3JaxLM, gen_kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ours.generate_until(generation(gen_kwargs, "Hello"), disable_tqdm=True)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named() -> None:
+    lm = Phi3JaxLM(tiny_model(1), tiny_tokenizer(OUTGROWN))
+    text = "a<call>"
+    requests = {
+        "loglikelihood": Instance("loglikelihood", {}, ("a", text), 0),
+        "loglikelihood_rolling": Instance("loglikelihood_rolling", {}, (text,), 0),
+        "generate_until": generation({"max_gen_toks": 4}, text)[0],
+    }
+    for name, request in requests.items():
+        with pytest.raises(InputError) as error:
+            getattr(lm, name)([request], disable_tqdm=True)
+        assert OUTGROWN_ERROR in str(error.value)
+        assert str(error.value).startswith("a text of the task (")
 
 
 def test_what_is_done_is_in_the_cache_when_a_run_breaks_off(ours: Phi3JaxLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import prepare_data
 from phi3_jax.evaluate import evaluate, predict
 from phi3_jax.evaluate.names import name_models
+from phi3_jax.generation.text import Answer
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.objectives.next_token import loss
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.errors import InputError
-from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.checkpoints import OUTGROWN_ERROR, write_checkpoint, write_outgrown_checkpoint
 from tests.helpers.evaluations import ROWS, arguments, run
 from tests.helpers.models import random_lora, tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -186,6 +187,11 @@ def without_the_role(folder: Path) -> list[str]:
     return ["--model", str(base), *data(folder, messages(("user", "a"), ("tool", "b"), ("assistant", "c")))]
 
 
+def outgrown(folder: Path) -> list[str]:
+    base = write_outgrown_checkpoint(folder / "base")
+    return ["--model", str(base), *data(folder, messages(("user", "a<call>"), ("assistant", "b")))]
+
+
 BAD = {
     "an empty set": (lambda f: data(f), ["rows.jsonl", "no usable rows"]),
     "no answer": (lambda f: data(f, messages(("user", "a"))), ["row 1", "no assistant turn"]),
@@ -208,6 +214,11 @@ BAD = {
             *["--loss-on", "all", "--metrics", "exact_match"],
         ],
         ["row 1: its prompt is longer than data.max_length 32"],
+    ),
+    "a token": (outgrown, [f"rows.jsonl, row 1: {OUTGROWN_ERROR}"]),
+    "no tool call": (
+        lambda f: ["--metrics", "loss,tool_call"],
+        [f"metric tool_call: none of the {ROWS} references", "leave the metric out"],
     ),
     "a role": (without_the_role, ["rows.jsonl, row 1, turn 2", "no place for role 'tool'"]),
     "no data": (lambda f: ["--data", "absent.jsonl"], ["absent.jsonl"]),
@@ -250,8 +261,42 @@ def test_names(tmp_path):
 def test_a_merged_checkpoint_of_another_vocabulary_is_refused(inputs, tmp_path):
     folder = shutil.copytree(inputs / "base", tmp_path / "merged")
     tiny_model(1, vocab_size=20).save_pretrained(str(folder))
-    with pytest.raises(InputError, match=r"small: the rows have token \d+, but its vocabulary has 20"):
+    message = r"small: .*chats.jsonl, row \d+: token '.' has id \d+, and the model's embedding has 20 rows"
+    with pytest.raises(InputError, match=message):
         evaluate(inputs / "base", inputs / "chats.jsonl", merged={"small": folder})
+
+
+def test_tool_calls_are_compared_row_by_row_with_the_bases(inputs, tmp_path, monkeypatch, capfd):
+    """The models' answers are given: what they are measured by is looked at here."""
+    calls = [f'{{"name": "find", "arguments": {{"q": "{word}"}}}}' for word in "abcde"]
+    rows = [messages(("user", word), ("assistant", call)) for word, call in zip("abcde", calls, strict=True)]
+    rows.append(messages(("user", "f"), ("assistant", "no call")))
+    by_one = [f"<tool_call>{call}</tool_call>" for call in calls[:4]]
+    answered = iter([["I do not know"] * 6, [*by_one, calls[0], "no"]])
+
+    def answer(*arguments, **rest):
+        for row, text in enumerate(next(answered)):
+            yield row, Answer(text, (), (), "stop")
+
+    monkeypatch.setattr(predict, "answer_prompts", answer)
+    out = tmp_path / "out"
+    options = ["--adapter", inputs / "one" / "adapter", "--max-length", "96", "--output", out]
+    assert main([*arguments(inputs, *options, "--metrics", "tool_call,loss"), *data(tmp_path, *rows)]) == 0
+    table = capfd.readouterr().out
+    assert [name for name in ("tool call ", "tool call name", "tool call row") if name not in table] == []
+    results = json.loads((out / "results.json").read_text())["models"]
+    assert list(results["one"])[:4] == ["tool_call", "tool_call_name", "tool_call_row", "loss"]
+    expected = {"tool_call": (0, 4 / 5), "tool_call_name": (0, 1), "tool_call_row": (1 / 6, 5 / 6)}
+    for name, (base, one) in expected.items():
+        found = results["one"][name]
+        assert (results["base"][name]["value"], found["value"]) == (base, one)
+        assert found["difference"] == pytest.approx(one - base)
+        assert found["difference_low"] <= found["difference"] <= found["difference_high"]
+        assert 0 < found["p_value"] <= 1
+    assert results["one"]["tool_call_row"]["low"] < 5 / 6 < results["one"]["tool_call_row"]["high"]
+    assert "Rows with the right tool calls" in (out / "report.html").read_text()
+    scores = lines(out, "one")[4]["scores"]
+    assert (scores["tool_call_row"], scores["tool_calls_right"], scores["tool_calls_named"]) == (0, 0, 1)
 
 
 def test_a_folder_in_use_is_refused_to_others(inputs, tmp_path, monkeypatch):

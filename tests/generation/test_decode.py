@@ -51,6 +51,8 @@ def test_stops_at_an_end_token_and_pads_after_it(model: Phi3ForCausalLM) -> None
         ([[1, 2]], None, 63, "exceed the model's 64 positions"),
         ([[1, 2]], None, 0, "max_new_tokens is 0"),
         ([[1, 2]], [[1, 0]], 4, "padded on the right"),
+        ([[1, 50]], None, 4, r"input_ids\[0, 1\]: token id 50 has no row in the model's embedding, which has 50"),
+        ([[99, 1], [-1, 2]], [[0, 1], [1, 1]], 4, r"input_ids\[1, 0\]: token id -1 is negative"),
     ],
 )
 def test_refused(model: Phi3ForCausalLM, prompt: list, mask: list | None, new: int, message: str) -> None:

@@ -181,6 +181,7 @@ def test_a_streamed_answer_can_be_stopped(model, tokenizer, prompts, settings):
         ([[1], [1] * 60], {}, "prompts[1] has 60 tokens"),
         ([[1]], {"max_new_tokens": 64}, "leave room for 0"),
         ([[1]], {"seed": (1, 2)}, "2 seeds for 1 prompts"),
+        ([[1], [1, 53]], {}, "prompts[1]: token id 53 has no row"),
     ],
 )
 def test_refused_before_anything_is_generated(prompts, changes, words, model, tokenizer, settings):

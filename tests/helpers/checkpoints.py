@@ -48,3 +48,17 @@ def write_checkpoint(folder: Path, layers: int = 1) -> Path:
     tiny_model(layers, bos_token_id=1, eos_token_id=2).save_pretrained(str(folder))
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+# A token that the tokenizer of the next checkpoint has, and its model has no row for; and how that is told.
+OUTGROWN = {"<call>": 60}
+OUTGROWN_ERROR = (
+    "token '<call>' has id 60, and the model's embedding has 53 rows (ids 0 to 52), 9 of them without a token: "
+    "44 to 52; give the token one of these ids, or resize the embedding"
+)
+
+
+def write_outgrown_checkpoint(folder: Path) -> Path:
+    write_checkpoint(folder)
+    tiny_tokenizer(OUTGROWN).save_pretrained(folder)
+    return folder

@@ -20,7 +20,7 @@ class Model:
     """Stands in for a model: says the number of its answer, and keeps what it was asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
-        self.config = SimpleNamespace(max_position_embeddings=positions)
+        self.config = SimpleNamespace(max_position_embeddings=positions, vocab_size=len(TOKENIZER))
         self.asked: list[SimpleNamespace] = []
         self.ends_early: Callable[[], bool] = lambda: False
         monkeypatch.setattr(session_module, "stream_answer", self.answer)

@@ -1,6 +1,7 @@
 """Small tokenizers: of letters, and like Phi-3's and Phi-4's with their chat templates (MIT, Microsoft)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -149,14 +150,15 @@ TEMPLATE = (
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 "
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every letter, and Phi-3's special tokens."""
+def tiny_tokenizer(words: Mapping[str, int] = MappingProxyType({})) -> PreTrainedTokenizerFast:
+    """A token for every letter, and Phi-3's special tokens; and these words, which may lie beyond the model's table."""
     specials = ["<pad>", "<s>", "<|endoftext|>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"]
     vocabulary = {token: i for i, token in enumerate([*specials, *LETTERS])}
     assert len(vocabulary) <= VOCAB
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend = Tokenizer(models.WordLevel({**vocabulary, **words}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
+    backend.add_tokens(list(words))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.objectives.next_token import loss, loss_sums, neftune_noise
+from phi3_jax.objectives.next_token import loss, loss_sums, neftune_noise, row_sums
 from phi3_jax.system.errors import InputError
 from tests.helpers.models import VOCAB, random_lora, tiny_model
 from tests.helpers.rows import random_rows
@@ -49,6 +49,44 @@ def test_accuracy_counts_what_the_model_holds_most_likely():
     rows["loss_mask"][0, 1] = 1
     guessed_right = int(greedy[0, 0] == rows["input_ids"][0, 1])
     assert loss_sums(model, None, rows)[2] == 2 + guessed_right
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "words"),
+    [
+        ("input_ids", VOCAB, r"input_ids\[0, 2\]: token id 53 has no row in the model's embedding, which has 53"),
+        ("input_ids", -1, r"input_ids\[0, 2\]: token id -1 is negative"),
+        ("labels", VOCAB, r"labels\[0, 2\]: token id 53 has no row"),
+        ("labels", -1, r"labels\[0, 2\]: token id -1 is negative"),
+    ],
+)
+def test_an_id_without_a_row_is_refused_where_its_value_is_known(name, token, words):
+    model = tiny_model()
+    good = {"input_ids": np.array([[1, 5, 9, 7]]), "labels": np.array([[-100, -100, 9, 7]])}
+    batch = {key: ids.copy() for key, ids in good.items()}
+    batch[name][0, 2] = token
+    on_device = {key: jnp.asarray(ids) for key, ids in batch.items()}
+    with pytest.raises(InputError, match=words):
+        loss(model, None, batch)
+    with pytest.raises(InputError, match=words):
+        jax.grad(lambda lora: loss(model, lora, on_device))(random_lora(model))
+    with pytest.raises(InputError, match=words):
+        jax.jit(lambda lora: loss(model, lora, on_device))(random_lora(model))
+    with pytest.raises(InputError, match=words):
+        row_sums(model, None, on_device)
+    # A compiled program says nothing: NaN, or some other row's loss.
+    silent = jax.jit(lambda batch: loss(model, None, batch))
+    assert jnp.isfinite(silent(good))
+    assert silent(batch) != silent(good)
+    assert jnp.isnan(silent(batch)) == (name == "labels" and token == VOCAB)
+
+
+def test_what_stands_at_padding_is_nobodys_id():
+    model = tiny_model()
+    batch = {"input_ids": np.array([[1, 5, 9, 0]]), "attention_mask": np.array([[1, 1, 1, 0]])}
+    expected = loss(model, None, batch)
+    for padding in (-1, VOCAB):
+        assert loss(model, None, {**batch, "input_ids": np.array([[1, 5, 9, padding]])}) == expected
 
 
 def test_labels_are_those_of_transformers():
