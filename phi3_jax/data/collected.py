@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Shaped
 from numpy import ndarray
 
 from phi3_jax.data.row_tokenizer import TokenizedRow
@@ -16,9 +16,6 @@ class Collected:
 
     Args:
         names: Of the sources that they may be from.
-
-    Attributes:
-        rows: How many there are.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -27,15 +24,6 @@ class Collected:
         self._ids, self._mask, self._texts = bytearray(), bytearray(), bytearray()
         self._offsets, self._text_offsets = array("q", [0]), array("q", [0])
         self._prompts, self._lengths, self._sources, self._indices = array("i"), array("i"), array("i"), array("q")
-
-    @property
-    def rows(self) -> int:
-        return len(self._prompts)
-
-    @property
-    def lengths(self) -> Int32[ndarray, "rows"]:
-        """Tokens of each before it was cut."""
-        return np.frombuffer(self._lengths, np.int32)
 
     def add(self, row: TokenizedRow) -> None:
         """Takes one more."""
@@ -50,8 +38,10 @@ class Collected:
         self._indices.append(row.row.index)
 
     def arrays(self) -> dict[str, Shaped[ndarray, "_"]]:
-        """Those of `row_arrays.from_arrays`, without a copy: no row can be added any more."""
+        """Those of `row_arrays.from_arrays`, and `lengths` before rows were cut; without a copy, so that no row can be
+        added any more."""
         return {
+            "lengths": np.frombuffer(self._lengths, np.int32),
             "input_ids": np.frombuffer(self._ids, np.int32),
             "loss_mask": np.frombuffer(self._mask, np.uint8),
             "offsets": np.frombuffer(self._offsets, np.int64),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -17,8 +18,11 @@ from phi3_jax.data.row_arrays import from_arrays
 from phi3_jax.data.row_key import RowKeys
 from phi3_jax.data.row_tokenizer import Row, RowTokenizer, add_notices
 from phi3_jax.data.rows import DataStats, TokenizedRows, length_figures, length_histogram
+from phi3_jax.data.shares import LEAST_SHARED, all_counts, all_of, made_together, own_share
 from phi3_jax.data.sources import Source, load_sources
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.parallel.distributed import check_agreement, together
+from phi3_jax.system.compat_jax import distributed_state
 from phi3_jax.system.errors import InputError
 
 
@@ -88,21 +92,14 @@ def prepare_data(
     if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
         raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
     data = with_given_rows(data, train, eval)
-    chat = ChatTokenizer(tokenizer)
-    train_rows, eval_rows, note = _read(data, train, eval, seed)
-    keys = RowKeys(tokenizer, data)
-
-    def prepared(rows: list[Row]) -> TokenizedRows:
-        def make() -> TokenizedRows:
-            return tokenize_rows(rows, chat, data, seed=seed)
-
-        if not data.cache:
-            return make()
-        found = cached_rows(lambda: keys(rows), make)
-        count_positions(found, data, seed)
-        return found
-
-    return PreparedData(prepared(train_rows), prepared(eval_rows) if eval_rows else None, note)
+    chat, keys = ChatTokenizer(tokenizer), RowKeys(tokenizer, data)
+    with together():
+        train_rows, eval_rows, note = _read(data, train, eval, seed)
+    return PreparedData(
+        _prepared(train_rows, chat, keys, data, seed),
+        _prepared(eval_rows, chat, keys, data, seed) if eval_rows else None,
+        note,
+    )
 
 
 def _read(
@@ -134,6 +131,25 @@ def _read(
     return rows, [], None
 
 
+def _prepared(rows: Sequence[Row], chat: ChatTokenizer, keys: RowKeys, data: DataSection, seed: int) -> TokenizedRows:
+    """From the cache, or made by this process, or by several together."""
+    key = cache(lambda: keys(rows))
+    shared = False
+    if distributed_state().num_processes > 1:
+        check_agreement({"rows and what they depend on": str(key()), "number of rows": str(len(rows))})
+        # What cannot be compared is not put together either.
+        shared = len(rows) >= LEAST_SHARED and key() is not None
+
+    def make() -> TokenizedRows:
+        return tokenize_rows(rows, chat, data, seed=seed, shared=shared)
+
+    if not data.cache:
+        return make()
+    found = cached_rows(key, make)
+    count_positions(found, data, seed)
+    return found
+
+
 def _rows(sources: Sequence[Source], data: DataSection) -> list[Row]:
     rows = [Row(source, index) for source in sources for index in range(len(source.rows))][: data.max_rows]
     if not rows:
@@ -155,26 +171,43 @@ def _split(rows: list[Row], data: DataSection, seed: int) -> tuple[list[Row], li
     )
 
 
-def tokenize_rows(rows: Sequence[Row], chat: ChatTokenizer, data: DataSection, *, seed: int) -> TokenizedRows:
+def tokenize_rows(
+    rows: Sequence[Row], chat: ChatTokenizer, data: DataSection, *, seed: int, shared: bool = False
+) -> TokenizedRows:
     """Renders and tokenises rows, and marks their targets.
+
+    Args:
+        rows: What there is.
+        chat: Renders.
+        data: How rows are read, cut and trained on.
+        seed: Of the order of packing.
+        shared: Whether several processes share the work; all take part, with the same rows.
 
     Raises:
         InputError: As of `RowTokenizer`, and where no row is left.
     """
     stats = DataStats(sources=list(dict.fromkeys(row.source.name for row in rows)))
     found = Collected(stats.sources)
-    with watched("rendering", len(rows)) as advance:
-        for row in RowTokenizer(chat, data, stats)(_counted(rows, advance)):
-            found.add(row)
-    if not found.rows:
+    share = own_share(rows) if shared else rows
+
+    def render() -> None:
+        with watched("rendering", len(share)) as advance:
+            for row in RowTokenizer(chat, data, stats)(_counted(share, advance)):
+                found.add(row)
+
+    if shared:
+        made_together(render)
+        arrays, stats = all_of(found.arrays()), all_counts(stats)
+    else:
+        render()
+        arrays = found.arrays()
+    lengths = arrays.pop("lengths")
+    if not len(lengths):
         raise InputError(f"{', '.join(stats.sources)}: no usable rows; all {len(rows)} have nothing to train on")
-    tokenized = from_arrays(found.arrays(), stats, stats.sources)
+    tokenized = from_arrays(arrays, stats, stats.sources)
     stats.rows, stats.tokens = len(tokenized), int(tokenized.offsets[-1])
     stats.target_tokens = int(tokenized.loss_mask.sum(dtype=np.int64))
-    stats.lengths, stats.length_figures = (
-        length_histogram(found.lengths, data.max_length),
-        length_figures(found.lengths),
-    )
+    stats.lengths, stats.length_figures = length_histogram(lengths, data.max_length), length_figures(lengths)
     add_notices(stats, chat)
     count_positions(tokenized, data, seed)
     return tokenized

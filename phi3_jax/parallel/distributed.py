@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Int32, PyTree
+from jaxtyping import Array, Int32, PyTree, Shaped
 
+from phi3_jax.system.buckets import bucket
 from phi3_jax.system.compat_jax import distributed_state, on_cloud_tpu
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError
@@ -35,6 +36,8 @@ TIMEOUT = "JAX_INITIALIZATION_TIMEOUT"  # seconds; ours, named after the argumen
 # What `srun` tells each task; in a batch script itself the list of the step's nodes is missing.
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 PATIENCE = 3600.0  # seconds that processes wait for one another: loading may take one of them long
+
+_GATHERED = 2**26  # bytes that all processes exchange over their devices at a time
 
 _rounds = itertools.count()  # of messages; the same in every process, since all take part in each
 
@@ -345,3 +348,26 @@ def to_host(tree: PyTree) -> PyTree:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
     return jax.tree.map(fetch, tree)
+
+
+def joined(own: Shaped[np.ndarray, "own"]) -> Shaped[np.ndarray, "all"]:
+    """Every process's array, one behind the other, in every process; all must take part.
+
+    As bytes, since devices would round what has 64 bits, and in pieces: no more than 64 MiB lie on a device at once.
+    """
+    count = distributed_state().num_processes
+    if count == 1:
+        return own
+    content = np.ascontiguousarray(own).view(np.uint8)
+    sizes = [int(size) for size in exchange(str(content.size))]
+    starts = np.cumsum([0, *sizes])
+    result = np.empty(starts[-1], np.uint8)
+    piece = min(bucket(max(sizes), least=2**10, doubling=2**26), _GATHERED // count)
+    for begin in range(0, max(sizes), piece):
+        sent = np.zeros(piece, np.uint8)
+        part = content[begin : begin + piece]
+        sent[: len(part)] = part
+        for process, received in enumerate(np.asarray(multihost_utils.process_allgather(sent))):
+            held = max(0, min(piece, sizes[process] - begin))
+            result[starts[process] + begin :][:held] = received[:held]
+    return result.view(own.dtype)

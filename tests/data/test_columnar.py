@@ -110,7 +110,10 @@ def test_a_dataset_of_the_callers_is_left_as_it_is():
     image = {"bytes": None, "path": "no/such.png"}
     arrow = pyarrow.Table.from_pylist([{"prompt": "a", "image": image}], schema=features.arrow_schema)
     rows = datasets.Dataset(arrow)
-    assert Stored("rows", rows.with_format("numpy", dtype="int32"))[0] == {"prompt": "a", "image": {"path": "no/such.png"}}
+    assert Stored("rows", rows.with_format("numpy", dtype="int32"))[0] == {
+        "prompt": "a",
+        "image": {"path": "no/such.png"},
+    }
     assert rows.features["image"].decode
 
 

@@ -2,31 +2,36 @@
 does together and writes down what it saw, for test_distributed.py to judge."""
 
 import json
+import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from huggingface_hub import constants
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from phi3_jax import InputError
-from phi3_jax.data import eval_batches, train_batches
+from phi3_jax.data import cache, eval_batches, prepare, train_batches
 from phi3_jax.hf import load, safetensors_io
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.helpers.distributed_inputs import BATCHES, DATA, rows
+from tests.helpers.distributed_inputs import BATCHES, CHATS, DATA, rows
+from tests.helpers.tokenizers import tiny_tokenizer
 
 
-def said(function, *arguments):
+def said(function, *arguments, **options):
     """The error that a call raises."""
     try:
-        function(*arguments)
+        function(*arguments, **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
@@ -154,6 +159,51 @@ def checkpoints(folder: Path, where: Mesh) -> dict[str, object]:
     }
 
 
+def joined(process: int) -> list[object]:
+    """Arrays of different lengths, in pieces smaller than they are; such as have 64 bits, and none."""
+    gathered, distributed._GATHERED = distributed._GATHERED, 2**12
+    try:
+        long = distributed.joined(np.arange(3000 if process == 0 else 5) * 2**33 + process)
+        empty = distributed.joined(np.zeros(0, np.int32))
+    finally:
+        distributed._GATHERED = gathered
+    return [long.tolist(), empty.tolist()]
+
+
+def preparing(folder: Path, process: int) -> dict[str, object]:
+    """Prepares rows, twice more from the cache if all have it, and some that are wrong. Leaves the rows in a file."""
+    os.chdir(folder / "rows")
+    constants.HF_HOME = str(folder / f"hub-{process}")
+    cache.LEAST_SECONDS, prepare.LEAST_SHARED = 0.0, 2
+    made, tokenize_rows = [], prepare.tokenize_rows
+    prepare.tokenize_rows = lambda *a, **k: (made.append(k["shared"]), tokenize_rows(*a, **k))[1]
+    tokenizer = tiny_tokenizer()
+    seen = []
+    for _ in range(3):
+        found = prepare.prepare_data(CHATS, tokenizer, seed=3)
+        for train in (found.train, found.eval):
+            where = [train.where(row) for row in range(len(train))]
+            arrays = train.input_ids, train.loss_mask, train.offsets, train.prompt_lengths
+            seen.append([[a.tolist() for a in arrays], list(train.references), where, train.stats.to_dict()])
+        if len(seen) == 4 and process == 1:
+            shutil.rmtree(constants.HF_HOME)
+    prepare.tokenize_rows = tokenize_rows
+
+    def fails(train: str, **options: object) -> str:
+        return said(prepare.prepare_data, replace(CHATS, train=train, **options), tokenizer, seed=3)
+
+    os.chdir(folder / "rows" / str(process))
+    return {
+        "rows": seen,
+        "made": made,
+        "late": fails("../late.jsonl"),
+        "both": fails("../both.jsonl"),
+        "empty": fails("../empty.jsonl", skip_empty=True),
+        "different": fails("different.jsonl") if jax.process_count() > 1 else "",
+        "missing": fails("missing.jsonl") if jax.process_count() > 1 else "",
+    }
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     distributed.initialize()
@@ -161,7 +211,8 @@ def main() -> None:
     process = jax.process_index()
     found = {"processes": jax.process_count(), "main": distributed.is_main()}
     if jax.process_count() > 1:
-        found |= agreement(process) | failures(process)
+        found |= agreement(process) | failures(process) | {"joined": joined(process)}
+    found["prepared"] = preparing(folder, process)
     where = mesh()
     found |= loading(folder, where, process) | checkpoints(folder, where)
     np.savez(folder / f"batches-{process}.npz", **batches(where))

@@ -24,7 +24,7 @@ from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.helpers.distributed_inputs import BASE, BATCHES, DATA, rows
+from tests.helpers.distributed_inputs import BASE, BATCHES, DATA, rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 UNREACHABLE = """
@@ -69,6 +69,7 @@ def run(tmp_path_factory) -> dict[int, Path]:
     model = Phi3ForCausalLM(Phi3Config.from_dict(BASE), dtype=jnp.float32, rngs=nnx.Rngs(0))
     for count, folder in folders.items():
         save_model(model, folder / "base")
+        write_rows(folder / "rows")
         for process in range(count):
             variables = {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -116,6 +117,34 @@ def test_what_one_process_raises_all_raise(found):
         "RuntimeError: process 0 failed: [Errno 28] No space left",
     ]
     assert {f["barrier"] for f in found} == {"RuntimeError: the processes are at different barriers: at 0, at 1"}
+
+
+def test_arrays_are_joined_in_the_order_of_processes(found):
+    expected = [*(np.arange(3000) * 2**33), *(np.arange(5) * 2**33 + 1)]
+    assert [f["joined"] for f in found] == 2 * [[expected, []]]
+
+
+def test_processes_that_share_rows_make_what_one_makes(run, found):
+    alone = json.loads((run[1] / "found-0.json").read_text())["prepared"]
+    assert alone["made"] == [False, False]  # and then comes from the cache
+    # Of two processes the second has lost its cache before the third time.
+    assert [f["prepared"]["made"] for f in found] == [4 * [True], 4 * [True]]
+    assert len(alone["rows"]) == 6
+    for process in found:
+        assert process["prepared"]["rows"] == alone["rows"]
+
+
+def test_what_is_wrong_with_a_row_all_processes_tell_in_one_line(run, found):
+    alone = json.loads((run[1] / "found-0.json").read_text())["prepared"]
+    for kind, words in {"late": "", "both": "", "empty": "no usable rows"}.items():
+        assert {f["prepared"][kind] for f in found} == {alone[kind]}
+        assert alone[kind].startswith("InputError: ")
+        assert words in alone[kind]
+    assert "both.jsonl, row 6: " in alone["both"]
+    assert "late.jsonl, row 51: " in alone["late"]
+    for process in found:
+        assert "the processes disagree on rows and what they depend on" in process["prepared"]["different"]
+        assert "missing.jsonl: no such data file or folder" in process["prepared"]["missing"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
