@@ -5,7 +5,7 @@ it is made.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from phi3_jax.config.hub_options import Hub
@@ -97,8 +97,17 @@ class DataSection:
         max_length: Positions in a row; longer conversations are cut (and counted).
         packing: Several conversations in a row, each seeing itself alone.
         shuffle: New order every epoch.
+        template: How prompt and completion become a row where they are strings. auto renders them as a chat, but for
+            those that hold the template's control tokens already; none takes all as they are, with nothing in between
+            and the end token behind them, as TRL does.
         loss_on: Tokens that are trained on; the assistant's turns, the last one alone, or all.
+        final_eos: Train also the end token that a template writes behind the last turn, and give it to text without
+            one, as TRL does.
+        literal_roles: Whose texts hold no control tokens, whatever they look like. Those that open and close turns are
+            text in everybody's.
+        ignore_keys: Columns, and keys of turns, to pass over that would be an error otherwise.
         skip_empty: Leave out, and count, rows with nothing to train on, instead of stopping at the first.
+        skip_invalid: Leave out, count and list rows with any fault, instead of stopping at the first.
         max_rows: Use only the first so many rows of each.
         cache: Keep prepared rows beside the hub's cache, for the next run with the same rows and settings.
     """
@@ -109,13 +118,20 @@ class DataSection:
     split: str = "train"
     eval_split: str | None = None
     dataset_config: str | None = None
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"] = "auto"
     columns: dict[str, str] | None = None
     max_length: int = 2048
     packing: bool = True
     shuffle: bool = True
+    template: Literal["auto", "none"] = "auto"
     loss_on: Literal["assistant", "all", "last"] = "assistant"
+    final_eos: bool = False
+    literal_roles: list[Literal["system", "user", "assistant", "tool"]] = field(
+        default_factory=lambda: ["user", "tool"]
+    )
+    ignore_keys: list[str] = field(default_factory=list)
     skip_empty: bool = False
+    skip_invalid: bool = False
     max_rows: int | None = None
     cache: bool = True
 

@@ -1,31 +1,26 @@
 """Conversations through a checkpoint's own chat template, with the places of the assistant's words.
 
-How the places are found, for any template. The template is rendered twice: with the conversation,
-and with a placeholder for every content. The second rendering shows what the template writes
-around the contents; walking along the first with it says where each content came to lie, also
-where the template trims it. The text after an assistant's content up to the first special token
-is what ends the turn.
-
-How special tokens in a user's text stay text. The tokenizer works on a copy in which every special
-token goes by a random name. What the *template* wrote is translated to these names, what stands
-in the *contents* is not: there `<|end|>` is seven ordinary characters. Everything else about the
-copy is the original, so that ordinary text gets exactly the ids that the tokenizer itself gives.
+A row's ids are those of `apply_chat_template`, but for one thing: control tokens that stand in a user's or a tool's
+text stay text there, and those that open and close turns in every text (see `control_tokens`).
 """
 
-import json
-import re
-import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from phi3_jax.data.formats import Conversation, Example, Prerendered, Turn
-from phi3_jax.data.template import render_chat
+from phi3_jax.data.control_tokens import ControlTokens
+from phi3_jax.data.formats import Conversation, Prerendered
+from phi3_jax.data.handover import Handed, Handover, Message
+from phi3_jax.data.places import Place, Places
+from phi3_jax.data.template import render_marked
+from phi3_jax.data.template_process import Marked
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.data.turns import Turn
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
 
@@ -33,6 +28,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 MAX_TEXT = 2**23  # characters of a document, whose tokens take 1 GB while they are made; models have 131,072 positions
+AS_CHAT = "prompt and completion are rendered as a chat; data.template: none takes them as they are"
+LITERAL_ROLES = ("user", "tool")
 
 
 def check_length(text: str, where: str) -> None:
@@ -47,19 +44,21 @@ def check_length(text: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class Span:
-    """An assistant's turn in a rendered text.
+    """A part of a rendered text that is a target, most often an assistant's turn.
 
     Attributes:
         start: Its first character.
         end: The end of the token that ends it.
-        content: Its words, without that token.
+        content: Its words as they decode without special tokens.
         trained: Whether it is to be learnt from.
+        is_exact: Whether it is the template's own mark, by the rule of transformers' `return_assistant_tokens_mask`.
     """
 
     start: int
     end: int
     content: str
     trained: bool
+    is_exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,27 @@ class Rendered:
 
     Attributes:
         where: Its name in error messages.
-        text: Its characters, special tokens under their secret names.
-        spans: The assistant's turns.
+        text: Its characters, control tokens under their secret names.
+        spans: What may be a target.
+        answer: The last assistant turn; None where there is none.
         dropped: How many turns the template left out.
         is_prerendered: Whether the row was text already.
+        is_literal: Whether its ids differ from `apply_chat_template`'s, since texts hold control tokens.
+        wants_bos: Whether a BOS belongs in front, which the text need not hold.
+        passed_over: Keys of turns that nothing reads.
+        remarks: What was taken in another way than a reader may think.
     """
 
     where: str
     text: str
     spans: tuple[Span, ...]
+    answer: Span | None = None
     dropped: int = 0
     is_prerendered: bool = False
+    is_literal: bool = False
+    wants_bos: bool = False
+    passed_over: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Encoded:
         ids: The tokens.
         starts: The first character that each covers.
         ends: The end of the last one.
-        special: Which of them are special tokens.
+        special: Which of them are control tokens.
     """
 
     ids: Int[ndarray, "tokens"]
@@ -100,35 +109,27 @@ class Encoded:
     def covered_by(self, span: Span) -> Bool[ndarray, "tokens"]:
         """Marks the tokens of a span.
 
-        A word that holds also the blank before the span belongs to it. A special token that swallows
+        A word that holds also the blank before the span belongs to it. A control token that swallows
         the line break after itself, as `rstrip` makes Phi-3's do, does not.
         """
         touching = (self.starts < span.end) & (self.ends > span.start)
-        return touching & ~(self.special & (self.starts < span.start))
+        return touching if span.is_exact else touching & ~(self.special & (self.starts < span.start))
 
     def first(self, span: Span) -> int:
         """Index of a span's first token: so many tokens come before it."""
         return int(self.covered_by(span).argmax())
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """What a template writes around the contents of turns with given roles.
-
-    Attributes:
-        literals: Each precedes the content of the turn with its number in `order`; the last one ends the document.
-        order: The turns that the template writes.
-        named: The literals with special tokens under their secret names, each split in what closes the turn before
-            it (empty for all but the assistant's) and the rest.
-    """
-
-    literals: tuple[str, ...]
-    order: tuple[int, ...]
-    named: tuple[tuple[str, str], ...]
-
-
 class ChatTokenizer:
     """Renders and tokenises with a transformers tokenizer, keeping track of the assistant's turns.
+
+    Args:
+        tokenizer: The checkpoint's.
+        literal_roles: Whose texts hold no control tokens, whatever they look like.
+        takes_strings: Whether prompt and completion as strings are taken as they are, joined with nothing in between
+            and with the eos token behind them, and not rendered as a chat.
+        final_eos: Whether text that does not end with the eos token gets it, and whether it is a target behind the
+            last turn, as in TRL.
 
     Attributes:
         has_template: Whether messages can be rendered.
@@ -138,39 +139,45 @@ class ChatTokenizer:
             covers.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        literal_roles: Iterable[str] = LITERAL_ROLES,
+        takes_strings: bool = False,
+        final_eos: bool = False,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"the tokenizer is a {type(tokenizer).__name__} without a tokenizer.json; "
                 "save it with transformers' fast tokenizer class"
             )
         self._tokenizer = tokenizer
+        self._literal, self._takes_strings, self._final_eos = frozenset(literal_roles), takes_strings, final_eos
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        # Digits, which no template changes. No text can hold them: nobody knows them beforehand.
-        self._nonce = str(secrets.randbits(80))
-        self._copy_backend()
-        self._eos = self._names.get(tokenizer.eos_token or "", "")
-        self._frames: dict[tuple[tuple[str, str | None], ...], _Frame] = {}
-        probe = self._probe() if self.has_template else None
-        self._opening, self._end = _markers(probe) if probe else ("", self._eos)
-        begins = probe is not None and probe.literals[0].startswith(tokenizer.bos_token or "\0")
-        wants_bos = begins or tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self._bos: int | None = tokenizer.bos_token_id if wants_bos else None
+        self._control = ControlTokens(tokenizer)
+        self._eos = tokenizer.eos_token if tokenizer.eos_token and tokenizer.eos_token in self._control else ""
+        self._places = Places(self._control, self._apply if self.has_template else None, self._eos)
+        self._handover = Handover(self._control, self._apply, tokenizer.special_tokens_map, self._literal)
+        self._prompts = self.has_template and "add_generation_prompt" in str(tokenizer.chat_template)
+        self._bos = tokenizer.bos_token_id
+        # Also where it is the template that writes it: text is rendered like that.
+        self._adds_bos = tokenizer("a")["input_ids"][:1] == [self._bos]
+        self._begins_with_bos = self._adds_bos or self._places.begins.startswith(tokenizer.bos_token or "\0")
 
     @property
     def ends_turns(self) -> bool:
-        """Whether a special token ends the assistant's turns, so that a model can learn to stop."""
-        return bool(self._end)
+        """Whether a control token ends the assistant's turns, so that a model can learn to stop."""
+        return bool(self._places.end)
 
     @property
     def turn_markers(self) -> str:
         """What pre-rendered text is searched for, as an error message shows it."""
-        shown = f"{self._opening.rstrip()} ... {self._end}"
-        for token, name in self._names.items():
-            shown = shown.replace(name, token)
-        return shown if self._opening else "nothing: no chat template tells the markers"
+        if not self._places.opening:
+            return "nothing: no chat template tells the markers"
+        return f"{self._places.opening.rstrip()} ... {self._places.end}"
 
-    def render(self, example: Example, where: str) -> Rendered:
+    def render(self, example: Conversation | Prerendered, where: str) -> Rendered:
         """Renders one row.
 
         A system turn that the template leaves out is counted in `dropped`. Blank assistant turns have no span.
@@ -180,26 +187,31 @@ class ChatTokenizer:
             where: Its name in error messages.
 
         Raises:
-            InputError: For a conversation that the template refuses, rewrites beyond trimming or has no place for,
-                and for messages without a template.
+            InputError: For a conversation that the template refuses, does not show, rewrites beyond trimming or has no
+                place for, and for messages without a template.
         """
         if isinstance(example, Prerendered):
             return self._locate(example.text, where)
+        if (strings := example.strings) and (
+            self._takes_strings or (self.has_template and self._is_rendered(*strings))
+        ):
+            return self._as_given(*strings, where)
         if self.has_template:
-            return self._render(example.turns, where)
-        if example.is_prompt_completion:
+            document = self._render(example, where)
+            return replace(document, remarks=(*document.remarks, AS_CHAT)) if example.strings else document
+        if example.is_prompt_completion and not example.given:
             return self._join(example.turns, where)
         raise InputError(
             f"{where}: the tokenizer has no chat template to write messages with; give prompt/completion or "
             "text rows, or a checkpoint with a chat template"
         )
 
-    def encode(self, documents: list[Rendered]) -> list[Encoded]:
-        """Tokenises, with one BOS in front where the template or the tokenizer wants one.
+    def encode(self, documents: Sequence[Rendered]) -> list[Encoded]:
+        """Tokenises, with one BOS in front of text that did not come from the template where one belongs there.
 
         Raises:
             InputError: For texts that are too long or that the tokenizer gives up over, and for those that the
-                tokenizer cannot write but as a special token.
+                tokenizer cannot write but as a control token.
         """
         if not documents:
             return []
@@ -207,204 +219,206 @@ class ChatTokenizer:
             check_length(document.text, document.where)
         texts = [document.text for document in documents]
         where = documents[0].where if len(documents) == 1 else f"{documents[0].where} and following"
-        with telling_panics(where, self._backend, texts):
-            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [
-            self._encoded(encoding, document.where) for encoding, document in zip(encodings, documents, strict=True)
-        ]
+        with telling_panics(where, self._control.backend, texts):
+            encodings = self._control.backend.encode_batch(texts, add_special_tokens=False)
+        return [self._encoded(encoding, document) for encoding, document in zip(encodings, documents, strict=True)]
 
-    def prompt(self, turns: tuple[Turn, ...]) -> Int[ndarray, "tokens"]:
-        """The tokens up to the answer to these turns: just what precedes it in a training row."""
-        document = self.render(Conversation((*turns, Turn("assistant", "x"))), "the prompt")
+    def prompt(self, turns: Sequence[Turn], given: Mapping[str, object] | None = None) -> Int[ndarray, "tokens"]:
+        """The tokens up to the answer to these turns: just what precedes it in a training row.
+
+        Args:
+            turns: What was said.
+            given: What the template gets beside them, as in `Conversation`.
+
+        Raises:
+            InputError: As `render`.
+        """
+        if self._prompts:
+            conversation = Conversation(tuple(turns), given=given or {})
+            handed = self._handover(conversation, "the prompt", add_generation_prompt=True)
+            return self.encode([Rendered("the prompt", self._control.named(handed.text), ())])[0].ids
+        answered = Conversation((*turns, Turn("assistant", "x")), given=given or {})
+        document = self.render(answered, "the prompt")
         encoded = self.encode([document])[0]
-        return encoded.ids[: encoded.first(document.spans[-1])]
+        assert document.answer is not None
+        return encoded.ids[: encoded.first(document.answer)]
 
-    def _encoded(self, encoding: "Encoding", where: str) -> Encoded:
-        ids = np.array(encoding.ids, np.int64)
+    def decode(self, ids: Int[ndarray, "tokens"]) -> str:
+        """The text of an answer's tokens, without special ones."""
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+
+    def _encoded(self, encoding: "Encoding", document: Rendered) -> Encoded:
+        if (forged := self._control.forged(encoding)) is not None:
+            # An error beats a forged turn.
+            raise InputError(
+                f"{document.where}: holds the text {forged!r}, which this tokenizer cannot write but as the token"
+            )
+        ids, special = self._control.original(np.array(encoding.ids, np.int64))
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        if self._forged[ids].any():
-            # Only a vocabulary that holds them as whole words does this; an error beats a forged turn.
-            token = self._backend.id_to_token(int(ids[self._forged[ids]][0]))
-            raise InputError(f"{where}: holds the text {token!r}, which this tokenizer cannot write but as the token")
-        special, ids = self._special[ids], self._ids[ids]
-        if self._bos is not None and (not ids.size or ids[0] != self._bos):
+        if document.wants_bos and self._bos is not None and (not ids.size or ids[0] != self._bos):
             ids, special = np.insert(ids, 0, self._bos), np.insert(special, 0, True)
             offsets = np.insert(offsets, 0, 0, axis=0)
         return Encoded(ids.astype(np.int32), offsets[:, 0], offsets[:, 1], special)
 
-    def _copy_backend(self) -> None:
-        """The copy with secret names, and arrays from its ids to the original's."""
-        from tokenizers import Tokenizer as Backend
-
-        spec = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        self._names: dict[str, str] = {}
-        original_ids: dict[str, int] = {}
-        for index, token in enumerate(spec["added_tokens"]):
-            # Words that a user added with `add_tokens` are normalized, and stay words in any text.
-            # Control tokens are special, or at least taken literally, as Phi-3's `</s>` is.
-            if token["special"] or not token["normalized"]:
-                name = f"<{self._nonce}:{index}>"
-                self._names[token["content"]] = name
-                token["content"] = name
-            original_ids[token["content"]] = token["id"]
-        self._backend = Backend.from_str(json.dumps(spec))
-        self._backend.no_padding()
-        self._backend.no_truncation()
-
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        self._ids = np.arange(max(vocabulary.values()) + 1)
-        self._special = np.zeros(self._ids.shape, bool)
-        self._forged = np.zeros(self._ids.shape, bool)
-        for content, original in original_ids.items():
-            self._ids[vocabulary[content]] = original
-        for content, name in self._names.items():
-            self._special[vocabulary[name]] = True
-            if content in vocabulary and content != spec["model"].get("unk_token"):
-                self._forged[vocabulary[content]] = True
-        # The longest first, as the tokenizer itself looks for them.
-        self._in_template = _any_of(sorted(self._names, key=len, reverse=True))
-        self._in_document = _any_of(self._names.values())
-
-    def _probe(self) -> _Frame | None:
-        """A conversation that any template should take; a fussy one shows its markers nowhere."""
+    def _apply(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> Marked:
         try:
-            return self._frame((Turn("user", "u"), Turn("assistant", "a")), "")
-        except InputError:
-            return None
-
-    def _name_tokens(self, text: str) -> str:
-        return self._in_template.sub(lambda match: self._names[match.group()], text)
-
-    def _apply(self, messages: list[dict[str, str]], where: str) -> str:
-        try:
-            return render_chat(self._tokenizer, messages)
+            return render_marked(self._tokenizer, messages, variables)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         except Exception as error:  # a template can raise anything, most often what it says itself
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{where}: the chat template refuses the conversation ({message})") from error
 
-    def _with_placeholders(self, turns: tuple[Turn, ...], where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The texts that the template writes around the contents, and whose contents those are.
+    def _render(self, conversation: Conversation, where: str) -> Rendered:
+        handed = self._handover(conversation, where)
+        places, dropped = self._turns(conversation, handed, where)
+        text = _Text(self._control, handed.text)
+        spans = {
+            number: text.span(place, conversation.turns[number].trained)
+            for number, place in places.items()
+            if handed.text[place.start : place.content_end].strip()
+        }
+        last = spans[max(spans)] if spans else None
+        if handed.generated is not None:
+            off = [place for number, place in places.items() if not conversation.turns[number].trained]
+            targets = tuple(text.marked(start, end, off) for start, end in handed.generated)
+        elif conversation.completion is not None:
+            targets = tuple(text.between(*part) for part in self._completion(conversation, places, handed.text))
+        else:
+            targets = tuple(spans[number] for number in sorted(spans))
+        if self._final_eos and last is not None and last.trained:
+            targets += tuple(text.eos(self._eos, last))
+        return Rendered(
+            where,
+            text.named,
+            targets,
+            last,
+            dropped,
+            is_literal=self._control.has_guarded(handed.text),
+            passed_over=handed.passed_over,
+            remarks=handed.remarks,
+        )
 
-        Blank contents stay as they are: templates leave turns out by them.
-        """
-        messages = [
-            {"role": turn.role, "content": f"{self._nonce}.{index}." if turn.content.strip() else turn.content}
-            for index, turn in enumerate(turns)
-        ]
-        pieces = re.split(rf"{self._nonce}\.(\d+)\.", self._apply(messages, where))
-        return tuple(pieces[::2]), tuple(int(index) for index in pieces[1::2])
-
-    def _frame(self, turns: tuple[Turn, ...], where: str) -> _Frame:
-        key = tuple((turn.role, None if turn.content.strip() else turn.content) for turn in turns)
-        if key not in self._frames:
-            literals, order = self._with_placeholders(turns, where)
-            named = [("", self._name_tokens(literals[0]))]
-            for literal, index in zip(literals[1:], order, strict=True):
-                closing = self._closing(turns[: index + 1], where) if turns[index].role == "assistant" else ""
-                if not literal.startswith(closing):
-                    closing = ""
-                named.append((self._name_tokens(closing), self._name_tokens(literal[len(closing) :])))
-            self._frames[key] = _Frame(literals, order, tuple(named))
-        return self._frames[key]
-
-    def _closing(self, turns: tuple[Turn, ...], where: str) -> str:
-        """What follows the last of the turns, up to the first special token (included) if it is near.
-
-        Looked up where the conversation ends, so that no next turn's opening is taken for it.
-        """
+    def _turns(self, conversation: Conversation, handed: Handed, where: str) -> tuple[dict[int, Place], int]:
+        turns = conversation.turns
         try:
-            literals, order = self._with_placeholders(turns, where)
+            return self._places.of_turns(turns, handed, where)
         except InputError:
-            return ""  # the template takes the whole conversation, but not this start of it
-        if not order or order[-1] != len(turns) - 1:
-            return ""
-        match = self._in_template.search(literals[-1])
-        return literals[-1][: match.end()] if match and not literals[-1][: match.start()].strip() else ""
+            # The template's own marks need no places, but where turns are not to be learnt from.
+            if handed.generated is None or not all(turn.trained for turn in turns if turn.role == "assistant"):
+                raise
+        return {}, 0
 
-    def _render(self, turns: tuple[Turn, ...], where: str) -> Rendered:
-        frame = self._frame(turns, where)
-        dropped = 0
-        for index, turn in enumerate(turns):
-            if turn.content.strip() and index not in frame.order:
-                if turn.role != "system":
-                    raise InputError(
-                        f"{where}, turn {index + 1}: the chat template has no place for role {turn.role!r}"
-                    )
-                dropped += 1
-        full = self._apply([{"role": turn.role, "content": turn.content} for turn in turns], where)
-        contents = _as_written([turns[index].content for index in frame.order], full, frame.literals)
-        if contents is None:
-            raise InputError(
-                f"{where}: the chat template rewrites the text of turns beyond trimming, so that targets cannot be "
-                "placed; give rows of pre-rendered text"
-            )
-        text, spans = "".join(frame.named[0]), []
-        for index, content, (closing, rest) in zip(frame.order, contents, frame.named[1:], strict=True):
-            if turns[index].role == "assistant":
-                end = len(text) + len(content) + len(closing)
-                spans.append(Span(len(text), end, content, turns[index].trained))
-            text += content + closing + rest
-        return Rendered(where, text, tuple(spans), dropped)
+    def _completion(self, conversation: Conversation, places: Mapping[int, Place], text: str) -> list[tuple[int, int]]:
+        """The parts of a text that are a conversational completion: all of it, as in TRL, less turns that are off."""
+        begin = conversation.completion
+        if begin is None or begin not in places:
+            return []
+        end = len(text.rstrip().removesuffix(self._eos)) if self._eos else len(text)
+        parts, start = [], places[begin].start
+        for number in range(begin, len(conversation.turns)):
+            place = places.get(number)
+            if place is not None and not conversation.turns[number].trained:
+                parts.append((start, place.start))
+                start = place.end
+            elif place is not None:
+                end = max(end, place.end)
+        return [(first, last) for first, last in (*parts, (start, end)) if first < last]
 
-    def _join(self, turns: tuple[Turn, ...], where: str) -> Rendered:
+    def _is_rendered(self, prompt: str, completion: str) -> bool:
+        """Whether prompt and completion hold already what the template would write around them."""
+        if not self.has_template:
+            return False
+        tokens = self._control.of_turns
+        begins = self._control.pattern.match(prompt.lstrip())
+        ends = [match.group() for match in self._control.pattern.finditer(prompt)][-1:] if prompt else []
+        closes = any(completion.rstrip().endswith(token) for token in tokens)
+        opened = bool(ends) and self._places.opening != "" and prompt.rstrip().endswith(self._places.opening.rstrip())
+        return closes or opened or (begins is not None and begins.group() in tokens)
+
+    def _as_given(self, prompt: str, completion: str, where: str) -> Rendered:
+        """Prompt and completion as they are, with nothing in between and the eos token behind them."""
+        text = self._control.named(prompt + completion)
+        ends_itself = any(completion.rstrip().endswith(token) for token in self._control.of_turns)
+        if self._takes_strings or self._final_eos:
+            ends_itself = bool(self._eos) and completion.endswith(self._eos)
+        start = len(self._control.named(prompt))
+        content = self._control.without_special(text[start:])
+        text += "" if ends_itself else self._control.named(self._eos)
+        span = (Span(start, len(text), content.strip(), True),) if completion else ()
+        wants_bos = self._adds_bos if self._takes_strings else self._begins_with_bos
+        answer = span[0] if span else None
+        remarks = () if self._takes_strings else ("prompts that hold the template's tokens are taken as they are",)
+        return Rendered(where, text, span, answer, is_prerendered=True, wants_bos=wants_bos, remarks=remarks)
+
+    def _join(self, turns: Sequence[Turn], where: str) -> Rendered:
         """Prompt and completion as plain text, with the eos token at the end."""
-        prompt = "\n\n".join(turn.content for turn in turns[:-1] if turn.content.strip())
-        completion = turns[-1].content
+        guarded = [self._control.guarded(turn.content, is_literal=True) for turn in turns]
+        prompt = "\n\n".join(text for text in guarded[:-1] if text.strip())
+        completion = guarded[-1]
         if prompt and not prompt[-1].isspace() and not completion[:1].isspace():
             prompt += "\n"
-        text = prompt + completion + self._eos
-        spans = (Span(len(prompt), len(text), completion, turns[-1].trained),) if completion.strip() else ()
-        return Rendered(where, text, spans)
+        whole = prompt + completion + (self._eos)
+        text = _Text(self._control, whole)
+        place = Place(len(prompt), len(prompt) + len(completion), len(whole))
+        spans = (text.span(place, turns[-1].trained),) if completion.strip() else ()
+        return Rendered(
+            where,
+            text.named,
+            spans,
+            spans[0] if spans else None,
+            is_literal=self._control.has_guarded(whole),
+            wants_bos=self._begins_with_bos,
+        )
 
     def _locate(self, pre_rendered: str, where: str) -> Rendered:
-        """Finds the assistant's turns in a text by the template's own special tokens."""
-        text = self._name_tokens(pre_rendered)
-        specials = list(self._in_document.finditer(text))
-        if not specials or text[specials[-1].end() :].strip():
-            text += self._eos  # plain text, or a last turn that nothing closes
-        spans = []
-        if self._opening:
-            stem = self._opening.rstrip()
-            blank = re.escape(self._opening[len(stem) :])
-            for opening in re.finditer(f"{re.escape(stem)}(?:{blank})?", text):
-                start = opening.end()
-                closing = self._in_document.search(text, start)
-                content_end = closing.start() if closing else len(text)
-                content = text[start:content_end].strip()
-                if content:
-                    closes = closing is not None and closing.group() in (self._end, self._eos)
-                    end = closing.end() if closing and closes else content_end
-                    spans.append(Span(start, end, content, trained=True))
-        return Rendered(where, text, tuple(spans), is_prerendered=True)
+        """Finds the assistant's turns in a text by the template's own control tokens."""
+        tokens = list(self._control.pattern.finditer(pre_rendered))
+        ends_itself = bool(tokens) and not pre_rendered[tokens[-1].end() :].strip()
+        if self._final_eos:
+            ends_itself = bool(self._eos) and pre_rendered.endswith(self._eos)
+        whole = pre_rendered if ends_itself else pre_rendered + (self._eos)
+        text = _Text(self._control, whole)
+        places = [place for place in self._places.in_text(whole) if whole[place.start : place.content_end].strip()]
+        spans = [text.span(place, trained=True) for place in places]
+        spans = [replace(span, content=span.content.strip()) for span in spans]
+        last = spans[-1] if spans else None
+        if self._final_eos and last:
+            spans += text.eos(self._eos, last)
+        return Rendered(where, text.named, tuple(spans), last, is_prerendered=True, wants_bos=self._begins_with_bos)
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    # Without alternatives the pattern would match everywhere; (?!) never does.
-    return re.compile("|".join(re.escape(text) for text in texts) or "(?!)")
+class _Text:
+    """A guarded text, and the same with control tokens under their names."""
 
+    def __init__(self, control: ControlTokens, guarded: str) -> None:
+        self._control, self._guarded = control, guarded
+        self.named = control.named(guarded)
+        self._ends, self._shifts = control.shifts(guarded)
 
-def _as_written(contents: Sequence[str], full: str, literals: Sequence[str]) -> list[str] | None:
-    """The contents as they stand in `full` between `literals`: as given or trimmed. None if they do not."""
-    if not full.startswith(literals[0]):
-        return None
-    position, found = len(literals[0]), []
-    for content, literal in zip(contents, literals[1:], strict=True):
-        for candidate in (content, content.strip(), content.rstrip(), content.lstrip()):
-            if full.startswith(candidate + literal, position):
-                found.append(candidate)
-                position += len(candidate) + len(literal)
-                break
-        else:
-            return None
-    return found if position == len(full) else None
+    def span(self, place: Place, trained: bool) -> Span:
+        start, content_end = self._moved(place.start), self._moved(place.content_end)
+        content = self._control.without_special(self.named[start:content_end])
+        return Span(start, self._moved(place.end), content, trained)
 
+    def between(self, start: int, end: int) -> Span:
+        return self.span(Place(start, end, end), trained=True)
 
-def _markers(probe: _Frame) -> tuple[str, str]:
-    """What opens and what ends an assistant's turn (secret names), from a user and an assistant turn."""
-    if probe.order != (0, 1):
-        return "", ""
-    end = probe.named[2][0].lstrip()
-    between = "".join(probe.named[1]).lstrip()
-    return between.removeprefix(end).lstrip(), end
+    def marked(self, start: int, end: int, off: Sequence[Place]) -> Span:
+        """A part that the template marks, which is not trained on where it meets a turn that is `off`."""
+        trained = not any(place.start < end and place.end > start for place in off)
+        return Span(self._moved(start), self._moved(end), self._guarded[start:end], trained, is_exact=True)
+
+    def eos(self, eos: str, last: Span) -> list[Span]:
+        """The eos token at the end of the text, where nothing but blanks stands between it and the last turn."""
+        name = self._control.named(eos) if eos else ""
+        stem = self.named.rstrip()
+        start = len(stem) - len(name)
+        if not name or not stem.endswith(name) or start < last.end or self.named[last.end : start].strip():
+            return []
+        return [Span(start, len(stem), "", True)]
+
+    def _moved(self, position: int) -> int:
+        """Where a place of the guarded text lies in the named one."""
+        index = bisect_right(self._ends, position)
+        return position + (self._shifts[index - 1] if index else 0)

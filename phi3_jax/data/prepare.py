@@ -92,7 +92,13 @@ def prepare_data(
     if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
         raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
     data = with_given_rows(data, train, eval)
-    chat, keys = ChatTokenizer(tokenizer), RowKeys(tokenizer, data)
+    chat = ChatTokenizer(
+        tokenizer,
+        literal_roles=data.literal_roles,
+        takes_strings=data.template == "none",
+        final_eos=data.final_eos,
+    )
+    keys = RowKeys(tokenizer, data)
     with together():
         train_rows, eval_rows, note = _read(data, train, eval, seed)
     return PreparedData(
@@ -203,7 +209,12 @@ def tokenize_rows(
         arrays = found.arrays()
     lengths = arrays.pop("lengths")
     if not len(lengths):
-        raise InputError(f"{', '.join(stats.sources)}: no usable rows; all {len(rows)} have nothing to train on")
+        where, why = stats.left_out[0]
+        faults = "are invalid or " if stats.invalid else ""
+        raise InputError(
+            f"{', '.join(stats.sources)}: no usable rows; all {len(rows)} {faults}have nothing to train on "
+            f"({where}: {why})"
+        )
     tokenized = from_arrays(arrays, stats, stats.sources)
     stats.rows, stats.tokens = len(tokenized), int(tokenized.offsets[-1])
     stats.target_tokens = int(tokenized.loss_mask.sum(dtype=np.int64))

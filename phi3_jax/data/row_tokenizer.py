@@ -1,6 +1,6 @@
 """Rows of any source, one after the other, to tokens and targets; what became of them is counted."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +8,9 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
 from phi3_jax.config.sections import DataSection
-from phi3_jax.data.chat import ChatTokenizer, Encoded, Rendered
-from phi3_jax.data.formats import Conversation, Prerendered, read_row
-from phi3_jax.data.rows import DataStats
+from phi3_jax.data.chat import ChatTokenizer, Encoded, Rendered, check_length
+from phi3_jax.data.formats import Conversation, Prerendered, Reading, Tokens, read_row
+from phi3_jax.data.rows import MOST_NAMED, DataStats
 from phi3_jax.data.sources import Source
 from phi3_jax.system.errors import InputError
 
@@ -62,6 +62,10 @@ class TokenizedRow:
     reference: str
 
 
+# A row, what it holds, and what was met in reading it.
+_Read = tuple[Row, Rendered | Tokens, Reading]
+
+
 class RowTokenizer:
     """Renders and tokenises rows, and marks their targets.
 
@@ -80,57 +84,142 @@ class RowTokenizer:
         Raises:
             InputError: For the first row that cannot be read or has nothing to train on, unless it may be left out.
         """
-        stats, limit = self._stats, self._data.max_length
-        for row, document, encoded in self._encode(rows):
-            length = len(encoded.ids)
-            stats.longest = max(stats.longest, length)
-            mask = target_mask(encoded, document, self._data.loss_on)
-            kept = mask[:limit]
-            if not kept.any():
-                beyond = f"all its targets lie beyond data.max_length {limit}"
-                self._skip(document.where, beyond if mask.any() else _why_empty(document, self._chat))
-                continue
-            stats.truncated += length > limit
-            stats.dropped_turns += document.dropped
-            prompt_length = encoded.first(document.spans[-1]) if document.spans else 0
-            yield TokenizedRow(
-                row,
-                encoded.ids[:limit].copy(),  # a view would keep the rest
-                kept.astype(np.uint8),
-                length,
-                prompt_length if prompt_length < limit else 0,
-                document.spans[-1].content if document.spans else "",
-            )
-
-    def _encode(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Rendered, Encoded]]:
-        chunk: list[tuple[Row, Rendered]] = []
+        chunk: list[_Read] = []
         length = 0
-
-        def encoded() -> Iterator[tuple[Row, Rendered, Encoded]]:
-            found = self._chat.encode([document for _, document in chunk])
-            return ((*part, tokens) for part, tokens in zip(chunk, found, strict=True))
-
         for row in rows:
             where = row.where
-            example = read_row(row.columns, where, format=self._data.format, columns=self._data.columns)
-            if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
-                self._skip(where, "has no assistant turn")
+            try:
+                document, reading = self._rendered(row, where)
+            except _EmptyError as error:
+                self._leave_out(where, str(error), is_empty=True)
                 continue
-            if isinstance(example, Prerendered) and not example.text.strip():
-                self._skip(where, "its text is blank")
+            except InputError as error:
+                self._leave_out(where, str(error), is_empty=False)
                 continue
-            document = self._chat.render(example, where)
-            if chunk and (len(chunk) == _CHUNK or length + len(document.text) > _CHUNK_TEXT):
-                yield from encoded()
+            size = len(document.text) if isinstance(document, Rendered) else 0
+            if chunk and (len(chunk) == _CHUNK or length + size > _CHUNK_TEXT):
+                yield from self._tokenized(chunk)
                 chunk, length = [], 0
-            chunk.append((row, document))
-            length += len(document.text)
-        yield from encoded()
+            chunk.append((row, document, reading))
+            length += size
+        yield from self._tokenized(chunk)
 
-    def _skip(self, where: str, why: str) -> None:
-        if not self._data.skip_empty:
+    def _rendered(self, row: Row, where: str) -> tuple[Rendered | Tokens, Reading]:
+        data, reading = self._data, Reading()
+        example = read_row(
+            row.columns,
+            where,
+            format=data.format,
+            columns=data.columns,
+            ignored=data.ignore_keys,
+            reading=reading,
+        )
+        if isinstance(example, Tokens):
+            return example, reading
+        if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
+            raise _EmptyError("has no assistant turn")
+        if isinstance(example, Prerendered) and not example.text.strip():
+            raise _EmptyError("its text is blank")
+        document = self._chat.render(example, where)
+        check_length(document.text, where)
+        reading.passed_over += document.passed_over
+        reading.remarks += document.remarks
+        return document, reading
+
+    def _tokenized(self, chunk: Sequence[_Read]) -> Iterator[TokenizedRow]:
+        encodings = iter(self._encode([document for _, document, _ in chunk if isinstance(document, Rendered)]))
+        for row, document, reading in chunk:
+            try:
+                if isinstance(document, Tokens):
+                    found = self._taken(row, document)
+                else:
+                    encoded = next(encodings)
+                    if isinstance(encoded, InputError):
+                        raise encoded
+                    found = self._marked(row, document, encoded)
+            except _EmptyError as error:
+                self._leave_out(row.where, str(error), is_empty=True)
+            except InputError as error:
+                self._leave_out(row.where, str(error), is_empty=False)
+            else:
+                stats = self._stats
+                _count(stats.formats, [reading.format])
+                _count(stats.passed_over, reading.passed_over)
+                _count(stats.remarks, reading.remarks)
+                yield found
+
+    def _encode(self, documents: Sequence[Rendered]) -> Sequence[Encoded | InputError]:
+        try:
+            return self._chat.encode(documents)
+        except InputError:
+            if not self._data.skip_invalid:
+                raise
+        found: list[Encoded | InputError] = []
+        for document in documents:  # one of them is at fault
+            try:
+                found += self._chat.encode([document])
+            except InputError as error:
+                found.append(error)
+        return found
+
+    def _marked(self, row: Row, document: Rendered, encoded: Encoded) -> TokenizedRow:
+        mask = target_mask(encoded, document, self._data.loss_on)
+        self._check_targets(mask, lambda: _why_empty(document, self._chat))
+        stats, answer = self._stats, document.answer
+        stats.dropped_turns += document.dropped
+        if document.is_literal:
+            stats.literal_rows += 1
+            stats.first_literal = stats.first_literal or row.where
+        prompt_length = encoded.first(answer) if answer else 0
+        return self._cut(row, encoded.ids, mask, prompt_length, answer.content if answer else "")
+
+    def _taken(self, row: Row, tokens: Tokens) -> TokenizedRow:
+        """A row that was tokenised elsewhere; its answer is the last run of targets."""
+        mask = np.ones_like(tokens.mask) if self._data.loss_on == "all" else tokens.mask.copy()
+        mask[:1] = False
+        self._check_targets(mask, lambda: "none of its tokens is a target")
+        end = len(mask) - int(mask[::-1].argmax())
+        start = end - int((~mask[:end])[::-1].argmax())
+        return self._cut(row, tokens.ids.astype(np.int32), mask, start, self._chat.decode(tokens.ids[start:end]))
+
+    def _check_targets(self, mask: Bool[ndarray, "tokens"], why: Callable[[], str]) -> None:
+        limit = self._data.max_length
+        self._stats.longest = max(self._stats.longest, len(mask))
+        if not mask[:limit].any():
+            raise _EmptyError(f"all its targets lie beyond data.max_length {limit}" if mask.any() else why())
+
+    def _cut(
+        self,
+        row: Row,
+        ids: Int[ndarray, "tokens"],
+        mask: Bool[ndarray, "tokens"],
+        prompt_length: int,
+        reference: str,
+    ) -> TokenizedRow:
+        limit, stats = self._data.max_length, self._stats
+        if len(ids) > limit:
+            stats.truncated += 1
+            if len(stats.truncated_rows) < MOST_NAMED:
+                stats.truncated_rows.append(row.where)
+        return TokenizedRow(
+            row,
+            ids[:limit].copy(),  # a view would keep the rest
+            mask[:limit].astype(np.uint8),
+            len(ids),
+            prompt_length if prompt_length < limit else 0,
+            reference,
+        )
+
+    def _leave_out(self, where: str, why: str, *, is_empty: bool) -> None:
+        if is_empty and not self._data.skip_empty and not self._data.skip_invalid:
             raise InputError(f"{where}: {why}; mend the row, or leave such rows out with data.skip_empty: true")
-        self._stats.skipped += 1
+        if not is_empty and not self._data.skip_invalid:
+            raise InputError(why)
+        self._stats.leave_out(where, why.removeprefix(where).lstrip(",: "), is_empty=is_empty)
+
+
+class _EmptyError(Exception):
+    """A row has nothing to train on."""
 
 
 def _why_empty(document: Rendered, chat: ChatTokenizer) -> str:
@@ -156,20 +245,46 @@ def target_mask(encoded: Encoded, document: Rendered, loss_on: str) -> Bool[ndar
         mask = np.ones(encoded.ids.shape, bool)
     else:
         mask = np.zeros(encoded.ids.shape, bool)
-        for span in document.spans[-1:] if loss_on == "last" else document.spans:
-            if span.trained:
+        for span in document.spans:
+            if span.trained and (loss_on != "last" or document.answer is None or span.end > document.answer.start):
                 mask |= encoded.covered_by(span)
     mask[:1] = False
     return mask
 
 
+def _count(counts: dict[str, int], names: Iterable[str]) -> None:
+    for name in dict.fromkeys(names):
+        counts[name] = counts.get(name, 0) + 1
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
+
+
 def add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
-    """Adds to the counts what the user should know of them."""
+    """Puts into words what the user should know of the counts."""
+    found = []
+    if len(stats.formats) > 1:
+        found.append("formats: " + ", ".join(f"{name} ({_rows(count)})" for name, count in stats.formats.items()))
+    if stats.passed_over:
+        keys = ", ".join(f"{name} ({_rows(count)})" for name, count in stats.passed_over.items())
+        found.append(f"passed over, since nothing reads it: {keys}")
+    if stats.literal_rows:
+        found.append(
+            f"{_rows(stats.literal_rows)} not as apply_chat_template has them, since control tokens in their texts stay "
+            f"text; the first is {stats.first_literal}; data.literal_roles says in whose texts"
+        )
     if stats.dropped_turns:
-        stats.notices.append(
+        found.append(
             f"the chat template has no place for system turns: {stats.dropped_turns:,} are not in the text trained on"
         )
     if not chat.ends_turns:
-        stats.notices.append("no special token ends the assistant's turns: the model is not taught where to stop")
+        found.append("no control token ends the assistant's turns: the model is not taught where to stop")
+    if stats.invalid:
+        where, why = stats.left_out[0]
+        found.append(
+            f"left out: {_rows(stats.invalid)} as invalid, {stats.skipped:,} as empty; the first: {where}: {why}"
+        )
     if stats.truncated:
-        stats.notices.append(f"{stats.truncated:,} rows lost their end; the longest has {stats.longest:,} tokens")
+        found.append(f"{_rows(stats.truncated)} lost their end; the longest has {stats.longest:,} tokens")
+    stats.notices = found + [f"{text} ({_rows(count)})" for text, count in stats.remarks.items()]

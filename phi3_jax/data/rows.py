@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
+MOST_NAMED = 1000  # rows in a list of names
+
 
 @dataclass
 class DataStats:
@@ -17,7 +19,15 @@ class DataStats:
         sources: Where the rows are from.
         rows: How many are used.
         skipped: How many had nothing to train on.
+        invalid: How many were left out for another fault.
+        left_out: Those of both kinds, each its name and the reason; the first 1,000.
+        formats: How many rows had which format.
+        passed_over: Columns, and keys of turns, that nothing reads, with the number of rows.
+        remarks: What was taken in another way than a reader may think, with the number of rows.
+        literal_rows: Rows whose ids differ from `apply_chat_template`'s, since control tokens in a text stay text.
+        first_literal: The first of these, by name.
         truncated: How many were longer than max_length.
+        truncated_rows: Those by name; the first 1,000.
         dropped_turns: System turns that the chat template leaves out.
         tokens: Of all rows together, as they are used.
         target_tokens: Those of them that are trained on.
@@ -31,7 +41,15 @@ class DataStats:
     sources: list[str] = field(default_factory=list)
     rows: int = 0
     skipped: int = 0
+    invalid: int = 0
+    left_out: list[list[str]] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+    literal_rows: int = 0
+    first_literal: str | None = None
     truncated: int = 0
+    truncated_rows: list[str] = field(default_factory=list)
     dropped_turns: int = 0
     tokens: int = 0
     target_tokens: int = 0
@@ -42,7 +60,15 @@ class DataStats:
     notices: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
+        """Plain values, as JSON has them."""
         return asdict(self)
+
+    def leave_out(self, where: str, why: str, *, is_empty: bool) -> None:
+        """Counts a row that is not used: one with nothing to train on, or one with another fault."""
+        self.skipped += is_empty
+        self.invalid += not is_empty
+        if len(self.left_out) < MOST_NAMED:
+            self.left_out.append([where, why])
 
     @classmethod
     def from_dict(cls, given: object) -> "DataStats":
@@ -66,6 +92,7 @@ class DataStats:
             f"{name}: {self.rows:,} rows, {self.tokens:,} tokens ({share:.0%} targets), longest {self.longest:,}",
             f"{self.truncated:,} truncated" if self.truncated else "",
             f"{self.skipped:,} skipped" if self.skipped else "",
+            f"{self.invalid:,} invalid" if self.invalid else "",
             f"{self.dropped_turns:,} system turns left out" if self.dropped_turns else "",
             f"{self.packing_efficiency:.1%} of positions used" if self.packing_efficiency is not None else "",
         ]

@@ -19,6 +19,7 @@ from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
+from phi3_jax.data.template_process import Marked, render
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 
@@ -78,7 +79,7 @@ class _Generation(Extension):
 
 def render_chat(
     tokenizer: Tokenizer,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[Mapping[str, object]],
     *,
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
@@ -96,12 +97,32 @@ def render_chat(
         Exception: Whatever the template raises.
     """
     settings = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
-    template = tokenizer.get_chat_template()
+    return render_marked(tokenizer, messages, settings)[0]
+
+
+def render_marked(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object]
+) -> Marked:
+    """The same with the places that the template itself marks as the assistant's, None where it marks none.
+
+    Args:
+        tokenizer: Whose template, and whose special tokens.
+        messages: As JSON has them; keys that are None are left out, as `apply_chat_template` does.
+        variables: What the template sees beside them, such as `tools`.
+
+    Raises:
+        InputError: For a template that takes too long, or too much memory.
+        Exception: Whatever the template raises.
+    """
+    tools = variables.get("tools")
+    template = tokenizer.get_chat_template(None, tools)
     if len(template) > MAX_TEMPLATE:
         raise InputError(f"the chat template has {len(template):,} characters, expected {MAX_TEMPLATE:,} at most")
+    conversation = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
+    seen = {**tokenizer.special_tokens_map, **variables}
     if is_plain(template):
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
-    return _WORKER.render(template, {"conversation": list(messages), **tokenizer.special_tokens_map, **settings})
+        return render(conversation=conversation, chat_template=template, **seen)
+    return _WORKER.render(template, {"conversation": conversation, **seen})
 
 
 @cache
@@ -163,7 +184,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._endless: set[str] = set()  # templates that the process had to be ended for
 
-    def render(self, template: str, request: Mapping[str, object]) -> str:
+    def render(self, template: str, request: Mapping[str, object]) -> Marked:
         with self._lock:
             answer = None
             if template not in self._endless:
@@ -176,10 +197,10 @@ class _Worker:
                 f"the chat template takes longer than {SECONDS:g} s, or more than {MEMORY / 2**30:g} GiB, for one "
                 "conversation; give a checkpoint with another"
             )
-        kind, text = json.loads(answer)
+        kind, text, *places = json.loads(answer)
         if kind == "error":
             raise TemplateError(text)
-        return str(text)
+        return str(text), [(start, end) for start, end in places[0]] if places else None
 
     def _begin(self) -> None:
         # -P: not the folder of the script, whose modules have other names than what it imports.

@@ -1,23 +1,49 @@
-"""The process that `template` has render what it does not render itself: JSON lines in, JSON lines out."""
+"""Chat templates to text, and the process in which `template` renders those that it does not trust.
+
+The process reads requests and writes answers, a JSON line each.
+"""
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 MAX_TEXT = 2**26  # characters of an answer
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+# The text, and the places in it that stand between {% generation %} and {% endgeneration %}; none without the tag.
+Marked = tuple[str, list[tuple[int, int]] | None]
+
+
+def render(*, conversation: list[dict[str, object]], chat_template: str, **variables: object) -> Marked:
+    """A conversation as `apply_chat_template` writes it, which gives the text alone or the tokens marked.
+
+    Args:
+        conversation: Messages.
+        chat_template: The template.
+        **variables: What it sees beside them.
+
+    Raises:
+        Exception: Whatever the template raises.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    # `continue_final_message` cuts the text, and transformers has no places for it either.
+    marks = bool(_GENERATION.search(chat_template)) and not variables.get("continue_final_message")
+    texts, places = render_jinja_template(
+        [conversation], chat_template=chat_template, return_assistant_tokens_mask=marks, **variables
+    )
+    return str(texts[0]), [(int(start), int(end)) for start, end in places[0]] if marks else None
 
 
 def main() -> None:
     """Serves requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library says is no answer
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    # The template and the special tokens are the request's; of this tokenizer nothing is used.
-    render = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).apply_chat_template
+    # Imports what rendering takes, before the memory is limited.
+    render(conversation=[], chat_template="")
     _limit_memory(int(sys.argv[1]))
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -26,14 +52,16 @@ def main() -> None:
         answers.flush()
 
 
-def _rendered(render: Callable[..., object], request: dict[str, object]) -> tuple[str, str]:
+def _rendered(render: Callable[..., Marked], request: dict[str, object]) -> tuple[object, ...]:
     try:
-        text = str(render(**request, tokenize=False))
+        text, places = render(**request)
     except MemoryError:
         return "error", "it needs too much memory"
     except Exception as error:  # a template can raise anything, most often what it says itself
         return "error", (str(error).strip() or type(error).__name__)[:2000]
-    return ("text", text) if len(text) <= MAX_TEXT else ("error", f"it makes {len(text):,} characters")
+    if len(text) > MAX_TEXT:
+        return "error", f"it makes {len(text):,} characters"
+    return ("text", text) if places is None else ("text", text, places)
 
 
 def _limit_memory(more: int) -> None:

@@ -72,7 +72,9 @@ class Tokenizer(Protocol):
 
     def get_vocab(self) -> dict[str, int]: ...
 
-    def get_chat_template(self) -> str: ...
+    def get_chat_template(self, chat_template: str | None = None, tools: object = None) -> str:
+        """The template, or that for tools, where the tokenizer has one of its own for them."""
+        ...
 
     def apply_chat_template(
         self,

@@ -1,5 +1,8 @@
 """Rendering, tokenisation and the places of targets, with small tokenizers of every kind."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +20,8 @@ MARKERS = [*PHI_3_TOKENS, *PHI_4_TOKENS, "<s>", "</s>", "<unk>"]
 
 # Ordinary text: no special token, and not the characters that a sentencepiece decoder cannot
 # tell from a blank (▁) or that Python and Rust do not agree to be blanks (control characters).
+# Tokens that neither open nor close turns in every template here: in an answer they are what they seem.
+OTHERS = re.compile("<s>|</s>|<unk>|" + re.escape("<|system|>") + "|" + re.escape("<|endoftext|>"))
 words = st.text(
     st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp", "Cf"), exclude_characters="▁<|>"), min_size=1
 )
@@ -58,10 +63,7 @@ def rendered_by_transformers(name, turns):
 @given(turns=conversations(nonblank))
 @settings(max_examples=40, deadline=None)
 def test_ordinary_text_gets_the_tokenizers_own_ids(name, turns):
-    tokenizer = TOKENIZERS[name]
-    expected = tokenizer(rendered_by_transformers(name, turns), add_special_tokens=False)["input_ids"]
-    if "add_bos" in name and expected[0] != tokenizer.bos_token_id:
-        expected = [tokenizer.bos_token_id, *expected]
+    expected = TOKENIZERS[name](rendered_by_transformers(name, turns), add_special_tokens=False)["input_ids"]
     assert encode(name, turns)[1].ids.tolist() == expected
 
 
@@ -87,6 +89,7 @@ def test_targets_are_the_answers_and_their_end_tokens(name, turns):
 def test_no_content_can_write_special_tokens(name, turns):
     """However many markers the contents hold, the document has those of a harmless conversation."""
     turns = [Turn(turn.role, "x" + turn.content) for turn in turns]
+    turns = [turn if turn.role == "user" else replace(turn, content=OTHERS.sub("x", turn.content)) for turn in turns]
     harmless = [Turn(turn.role, "x") for turn in turns]
     special = set(TOKENIZERS[name].convert_tokens_to_ids([*TOKENIZERS[name].get_added_vocab()]))
     expected = [token for token in encode(name, harmless)[1].ids if token in special]
@@ -105,12 +108,11 @@ def test_the_wording_of_each_template():
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_exactly_one_bos_where_template_or_tokenizer_wants_one(name):
+def test_exactly_one_bos_where_the_template_writes_one_or_text_of_its_own_wants_one(name):
     ids = encode(name, [Turn("user", "u"), Turn("assistant", "a")])[1].ids.tolist()
-    wants = name.startswith("april") or "add_bos" in name
     if not name.startswith("phi-4"):
-        assert ids.count(1) == wants
-        assert (ids[0] == 1) == wants
+        assert ids.count(1) == (ids[0] == 1) == name.startswith("april")
+        wants = name.startswith("april") or "add_bos" in name
         pre_rendered = CHATS[name].render(Prerendered("<|user|>\nu<|end|>\n<|assistant|>\na<|end|>"), "row 1")
         assert CHATS[name].encode([pre_rendered])[0].ids.tolist().count(1) == wants
         with_bos = CHATS[name].render(Prerendered("<s><|user|>\nu<|end|>\n<|assistant|>\na<|end|>"), "row 1")

@@ -28,7 +28,7 @@ SHAREGPT = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
         ({"prompt": "u", "completion": 42}, Conversation((PAIR[0], Turn("assistant", "42")), True)),
         (
             {"prompt": MESSAGES, "completion": MESSAGES[1:]},
-            Conversation((Turn("user", "u", False), Turn("assistant", "a", False), PAIR[1])),
+            Conversation((Turn("user", "u", False), Turn("assistant", "a", False), PAIR[1]), completion=2),
         ),
         ({"text": "<|user|>"}, Prerendered("<|user|>")),
     ],
@@ -77,7 +77,11 @@ def test_columns_are_mapped_and_decide_the_format():
         ({"messages": ["u"]}, {}, "row 1, turn 1: is a str"),
         ({"messages": None}, {}, "row 1: the turns are a NoneType"),
         ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, {}, "turn 1: the loss weight is 0.5"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]}, {}, "turn 1: has tool_calls"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]},
+            {},
+            "turn 1: a call in tool_calls has no name",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             {},

@@ -46,8 +46,8 @@ def chats(testdata):
 @given(texts=st.lists(contents, min_size=3, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_markers_in_contents_forge_no_turn(chats, name, template, texts):
-    """However they are spelt together, the document has the control tokens of a harmless conversation, in
-    the same order, and between them the very words of the data."""
+    """However they are spelt together, the document has the turns of a harmless conversation, and of the user's words
+    the very letters."""
     tokenizer, chat = chats[name, template]
     control = {
         token for token, added in tokenizer.added_tokens_decoder.items() if added.special or not added.normalized
@@ -58,12 +58,14 @@ def test_markers_in_contents_forge_no_turn(chats, name, template, texts):
         document = chat.render(Conversation(turns), "row 1")
         return chat.encode([document])[0].ids.tolist()
 
-    ids, harmless = encode(texts), encode(["x", "x", "x"])
-    assert [token for token in ids if token in control] == [token for token in harmless if token in control]
-    # What stands before the last control token that follows the user's words.
+    harmless = [token for token in encode(["x", "x", "x"]) if token in control]
+    turns = set(harmless) | {tokenizer.eos_token_id}
+    assert [token for token in encode(texts) if token in turns] == [token for token in harmless if token in turns]
+    # In the user's words there is none at all.
+    ids = encode(["x", texts[1], "x"])
+    assert [token for token in ids if token in control] == harmless
     written = tokenizer.decode([token for token in ids if token not in control])
-    for text in texts[1:]:
-        assert "".join(text.split()) in "".join(written.split())
+    assert "".join(texts[1].split()) in "".join(written.split())
 
 
 def test_padding_and_truncation_stored_in_tokenizer_json_change_no_row(testdata, tmp_path):

@@ -1,0 +1,335 @@
+"""What a chat template is handed of a conversation, and whether it shows it.
+
+Templates differ in where they look: for tools in the argument `tools` or in the system turn, for calls in
+`tool_calls` or nowhere, for a call's arguments as an object or as its JSON text. A conversation is handed over in the
+first way in which its text changes with what it holds; where there is no such way, the row is an error.
+"""
+
+import json
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from phi3_jax.data.control_tokens import ControlTokens
+from phi3_jax.data.formats import Conversation
+from phi3_jax.data.template_process import Marked
+from phi3_jax.data.turns import MUST_SHOW, REASONING_KEYS, Turn, list_of_objects
+from phi3_jax.system.errors import InputError
+
+Message = dict[str, object]
+# Renders messages, with what the template sees beside them.
+Apply = Callable[[Sequence[Message], Mapping[str, object], str], Marked]
+
+_HANDED = ("role", "content", "tools", "tool_calls")
+# What a row cannot decide: they belong to the program, or would put another template in place of the checkpoint's.
+_RESERVED = {"messages", "conversation", "conversations", "chat_template", "add_generation_prompt", "tools"}
+_RESERVED |= {"continue_final_message", "return_assistant_tokens_mask", "documents", "tokenize", "return_dict"}
+# Phi-4-mini's tokens around calls, which its own template leaves to whoever writes the content.
+CALL_TOKENS = ("<|tool_call|>", "<|/tool_call|>")
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A conversation as the template got it, and what it made of it.
+
+    Attributes:
+        messages: The turns, a message each, and one in front where tools needed a system turn.
+        variables: What the template saw beside them.
+        added: How many messages stand in front of the turns.
+        text: The rendered text, guarded.
+        generated: The places that the template marks as the assistant's; None where it marks none.
+        passed_over: Keys of turns that neither the template nor this program reads.
+        remarks: What was handed over in another way than it was given.
+    """
+
+    messages: Sequence[Message]
+    variables: Mapping[str, object]
+    added: int
+    text: str
+    generated: list[tuple[int, int]] | None
+    passed_over: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Handover:
+    """Hands conversations to a chat template.
+
+    Args:
+        control: The tokenizer's control tokens.
+        apply: Renders.
+        special: Names of the special tokens that the template sees, which no row may replace.
+        literal_roles: Whose texts hold no control tokens.
+    """
+
+    def __init__(
+        self, control: ControlTokens, apply: Apply, special: Iterable[str], literal_roles: Iterable[str]
+    ) -> None:
+        self._control, self._apply, self._literal = control, apply, frozenset(literal_roles)
+        self._reserved = _RESERVED.union(special)
+        self._last = 0, 0  # the ways that the last conversation with tools or calls went
+
+    def __call__(self, conversation: Conversation, where: str, **variables: object) -> Handed:
+        """Renders a conversation.
+
+        Args:
+            conversation: The turns, and what belongs to them.
+            where: What error messages call it.
+            **variables: For the template, such as `add_generation_prompt`.
+
+        Raises:
+            InputError: For what the template refuses, and for what it is given and does not show.
+        """
+        messages = [self._message(turn) for turn in conversation.turns]
+        if not conversation.given and not any(turn.extra for turn in conversation.turns):
+            return Handed(messages, variables, 0, *self._apply(messages, variables, where))
+        given = self._given(conversation, where)
+        seen = dict(variables)
+        if "documents" in given:
+            seen["documents"] = given["documents"]
+        settings = given.get("chat_template_kwargs")
+        if isinstance(settings, Mapping):
+            seen.update(settings)
+        handed = self._by_some_way(messages, given.get("tools"), seen, where)
+        return self._with_all_shown(handed, [name for name in seen if name not in variables], where)
+
+    def _message(self, turn: Turn) -> Message:
+        is_literal = turn.role in self._literal
+        held: Message = {"role": turn.role}
+        if turn.is_given or "tool_calls" not in turn.extra:
+            held["content"] = self._control.guarded(turn.content, is_literal=is_literal)
+        for key, value in turn.extra.items():
+            held[key] = self._control.guarded(value, is_literal=is_literal)
+        return held
+
+    def _given(self, conversation: Conversation, where: str) -> dict[str, object]:
+        settings = conversation.given.get("chat_template_kwargs", {})
+        assert isinstance(settings, Mapping)
+        if reserved := sorted(self._reserved.intersection(settings)):
+            raise InputError(f"{where}: chat_template_kwargs sets {reserved[0]}, which no row can; take it out")
+        role_of = {"tools": "system", "documents": "tool"}
+        return {
+            name: self._control.guarded(value, is_literal=role_of.get(name) in self._literal)
+            for name, value in conversation.given.items()
+        }
+
+    def _by_some_way(
+        self, messages: list[Message], tools: object, variables: Mapping[str, object], where: str
+    ) -> Handed:
+        """Tries how tools and calls can be handed over, beginning with how the last conversation's were."""
+        calls_ways = _ways_of_calls(messages, self._control)
+        bare, tools_ways = _ways_of_tools(messages, tools, where)
+        ways = list(product(range(len(calls_ways)), range(len(tools_ways))))
+        ways.sort(key=lambda way: way != self._last)
+        refused: InputError | None = None
+        hidden = ""
+        for way in ways:
+            to_calls, to_tools = calls_ways[way[0]], tools_ways[way[1]]
+            attempt = to_tools(to_calls([dict(message) for message in bare]))
+            seen = {**variables, **attempt.variables}
+            try:
+                text, generated = self._render(attempt.messages, seen, where)
+            except InputError as error:
+                refused = refused or error
+                continue
+            hidden = self._hidden(attempt, text, seen, where)
+            if not hidden and not _is_garbled(attempt.messages, text):
+                self._last = way
+                return Handed(attempt.messages, seen, attempt.added, text, generated, (), attempt.remarks)
+        if refused is not None and not hidden:
+            raise refused
+        raise _not_shown(where, hidden or "tool_calls")
+
+    def _hidden(self, attempt: "_Attempt", text: str, variables: Mapping[str, object], where: str) -> str:
+        """What of tools and calls does not change the text, "" where all does."""
+        if attempt.has_tools:
+            without = {name: value for name, value in variables.items() if name != "tools"}
+            if self._is_same(text, [_less(message, "tools") for message in attempt.messages], without, where):
+                return "tools"
+        for number, message in enumerate(attempt.messages):
+            if "tool_calls" in message and self._is_same(
+                text, _less_in(attempt.messages, "tool_calls", {number}), variables, where
+            ):
+                return f"tool_calls (turn {number + 1 - attempt.added})"
+        return ""
+
+    def _with_all_shown(self, handed: Handed, settings: Sequence[str], where: str) -> Handed:
+        """Sees that what is left is shown, too. Raises `InputError` for what must be and is not."""
+        messages, variables, text = handed.messages, handed.variables, handed.text
+        for name in settings:
+            if self._is_same(text, messages, {key: variables[key] for key in variables if key != name}, where):
+                raise _not_shown(where, "documents" if name == "documents" else f"chat_template_kwargs.{name}")
+        passed_over, remarks = [], list(handed.remarks)
+        others = {key: None for message in messages for key in message if key not in _HANDED}
+        unknown = [key for key in others if key not in MUST_SHOW]
+        everywhere = set(range(len(messages)))
+        if unknown:
+            plain: Sequence[Message] = messages
+            for key in unknown:
+                plain = _less_in(plain, key, everywhere)
+            if self._is_same(text, plain, variables, where):
+                passed_over = unknown
+            else:
+                passed_over = [
+                    key for key in unknown if self._is_same(text, _less_in(messages, key, everywhere), variables, where)
+                ]
+        for key in others:
+            holders = [number for number, message in enumerate(messages) if key in message]
+            if key not in MUST_SHOW:
+                continue
+            hidden = [
+                number for number in holders if self._is_same(text, _less_in(messages, key, {number}), variables, where)
+            ]
+            # Templates leave the reasoning of earlier turns out, as the model gets it to see.
+            if hidden and (key not in REASONING_KEYS or len(hidden) == len(holders)):
+                raise _not_shown(where, f"{key} (turn {hidden[0] + 1 - handed.added})")
+            if hidden:
+                remarks.append(f"the chat template leaves {key} of earlier turns out")
+        return replace(handed, passed_over=tuple(passed_over), remarks=tuple(remarks))
+
+    def _is_same(self, text: str, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> bool:
+        try:
+            return self._render(messages, variables, where)[0] == text
+        except InputError:  # the template cannot do without what was left out
+            return False
+
+    def _render(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> Marked:
+        try:
+            return self._apply(messages, variables, where)
+        except InputError:
+            if all("content" in message for message in messages):
+                raise
+            # A template that wants a content everywhere, where a turn has calls alone.
+            return self._apply([{"content": "", **message} for message in messages], variables, where)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way of handing tools over."""
+
+    messages: Sequence[Message]
+    variables: Mapping[str, object]
+    added: int
+    has_tools: bool
+    remarks: tuple[str, ...]
+
+
+_Calls = Callable[[list[Message]], tuple[list[Message], tuple[str, ...]]]
+_Tools = Callable[[tuple[list[Message], tuple[str, ...]]], _Attempt]
+
+
+def _ways_of_tools(messages: list[Message], column: object, where: str) -> tuple[list[Message], list[_Tools]]:
+    """The messages without tools, and the ways of handing these over, the one they were given in first."""
+    holder = next((number for number, message in enumerate(messages) if "tools" in message), None)
+    if holder is not None and column is not None:
+        raise InputError(f"{where}: has tools in a column and in turn {holder + 1}; leave one out")
+    if holder is None and column is None:
+        return messages, [lambda found: _Attempt(found[0], {}, 0, False, found[1])]
+    given = column if holder is None else messages[holder]["tools"]
+    as_text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    system = next((number for number, message in enumerate(messages) if message["role"] == "system"), None)
+
+    def as_argument(found: tuple[list[Message], tuple[str, ...]]) -> _Attempt:
+        remarks = () if holder is None else ("tools of a turn are handed to the chat template as its argument tools",)
+        tools = list_of_objects(given, where, "tools")
+        return _Attempt(found[0], {"tools": tools}, 0, True, (*found[1], *remarks))
+
+    def in_turn(value: object) -> _Tools:
+        def hand(found: tuple[list[Message], tuple[str, ...]]) -> _Attempt:
+            remarks = () if holder is not None else ("tools are handed over in the system turn",)
+            added = int(system is None)
+            turns: list[Message] = [{"role": "system", "content": ""}, *found[0]] if added else list(found[0])
+            index = holder if holder is not None else system or 0
+            turns[index] = {**turns[index], "tools": value}
+            return _Attempt(turns, {}, added, True, (*found[1], *remarks))
+
+        return hand
+
+    ways = [as_argument, in_turn(as_text)] if holder is None else [in_turn(given), in_turn(as_text), as_argument]
+    return [_less(message, "tools") for message in messages], ways
+
+
+def _ways_of_calls(messages: Sequence[Message], control: ControlTokens) -> list[_Calls]:
+    """The ways of handing calls over: as given, with the other form of arguments, written into the content."""
+    if not any("tool_calls" in message for message in messages):
+        return [lambda turns: (turns, ())]
+    ways: list[_Calls] = [
+        lambda turns: (turns, ()),
+        lambda turns: (_with_arguments(turns), ("arguments of calls change between JSON text and object",)),
+    ]
+    if all(token in control and token not in control.of_turns for token in CALL_TOKENS):
+        ways.append(_written)
+    return ways
+
+
+def _functions(message: Message) -> Iterator[dict[str, object]]:
+    calls = message.get("tool_calls", [])
+    assert isinstance(calls, list)
+    for call in calls:
+        function = call.get("function")
+        yield function if isinstance(function, dict) else call
+
+
+def _with_arguments(turns: list[Message]) -> list[Message]:
+    """The turns with every call's arguments in the other form."""
+    copy: list[Message] = json.loads(json.dumps(turns))
+    for turn in copy:
+        for function in _functions(turn):
+            arguments = function.get("arguments")
+            if isinstance(arguments, str):
+                function["arguments"] = json.loads(arguments) if arguments.strip() else {}
+            elif arguments is not None:
+                function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return copy
+
+
+def _written(turns: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """The turns with calls behind their content, as Phi-4-mini writes them."""
+    found = []
+    for turn in turns:
+        if "tool_calls" in turn:
+            calls = [
+                {"name": function["name"], "arguments": _object(function.get("arguments"))}
+                for function in _functions(turn)
+            ]
+            text = json.dumps(calls, ensure_ascii=False).join(CALL_TOKENS)
+            turn = {**_less(turn, "tool_calls"), "content": f"{turn.get('content', '')}{text}"}
+        found.append(turn)
+    return found, (f"tool_calls are written as {'[...]'.join(CALL_TOKENS)}, which the template leaves to the row",)
+
+
+def _object(arguments: object) -> object:
+    if isinstance(arguments, str):
+        return json.loads(arguments) if arguments.strip() else {}
+    return {} if arguments is None else arguments
+
+
+def _is_garbled(messages: Sequence[Message], text: str) -> bool:
+    """Whether a call's arguments stand in the text as JSON of JSON text, or as Python writes an object."""
+    for message in messages:
+        for function in _functions(message):
+            arguments = function.get("arguments")
+            if isinstance(arguments, str):
+                twice = json.dumps(arguments, ensure_ascii=False)
+                if twice[1:-1] != arguments and twice in text:
+                    return True
+            elif isinstance(arguments, Mapping) and arguments:
+                python = str(arguments)
+                if python != json.dumps(arguments, ensure_ascii=False) and python in text:
+                    return True
+    return False
+
+
+def _less(message: Message, key: str) -> Message:
+    return {name: value for name, value in message.items() if name != key}
+
+
+def _less_in(messages: Sequence[Message], key: str, numbers: Container[int]) -> list[Message]:
+    return [_less(message, key) if number in numbers else message for number, message in enumerate(messages)]
+
+
+def _not_shown(where: str, what: str) -> InputError:
+    key = what.partition(" ")[0].partition(".")[0]
+    return InputError(
+        f"{where}: has {what}, which the chat template does not show; give a checkpoint whose template does, or pass "
+        f"it over with data.ignore_keys: [{key}]"
+    )

@@ -1,0 +1,263 @@
+"""Where the assistant's turns stand in a text, found by what the chat template writes around contents.
+
+A turn runs from behind its opening to its own end token, whatever other control tokens lie in between. Both are learnt
+from a short conversation. Since no content can hold a token that opens or closes a turn (`ControlTokens.guarded`), the
+turns of a text are those between these tokens.
+
+Where a template opens turns with no control token, or not every one alike, the text is taken apart instead: it is
+rendered again with a placeholder for every content, and walking along both says where each content came to lie.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from phi3_jax.data.control_tokens import ControlTokens, any_of
+from phi3_jax.data.handover import Apply, Handed, Message
+from phi3_jax.data.turns import Turn
+from phi3_jax.system.errors import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """An assistant's turn in a text, by its characters.
+
+    Attributes:
+        start: The first behind its opening.
+        content_end: The first behind its words.
+        end: The first behind the token that ends it; `content_end` where none does.
+    """
+
+    start: int
+    content_end: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a template writes around the contents of messages.
+
+    Attributes:
+        literals: Each precedes the content of the message with its number in `order`; the last one ends the document.
+        order: The messages whose content the template writes.
+        closings: Of each in `order`, how the literal behind it closes the turn; "" for all but the assistant's.
+    """
+
+    literals: tuple[str, ...]
+    order: tuple[int, ...]
+    closings: tuple[str, ...]
+
+
+class Places:
+    """Finds the assistant's turns.
+
+    Args:
+        control: The tokenizer's control tokens; is told which of them open and close turns.
+        apply: Renders messages, None without a template.
+        eos: The token that ends documents, "" where there is none.
+
+    Attributes:
+        opening: What stands before an assistant's words, "" where that is not known.
+        end: The control token that ends them, with what precedes it.
+        begins: What the template writes before everything else.
+    """
+
+    def __init__(self, control: ControlTokens, apply: Apply | None, eos: str) -> None:
+        self._control, self._apply, self._eos = control, apply, eos
+        self._frames: dict[tuple[tuple[object, object], ...], _Frame] = {}
+        once = self._probe("user", "assistant")
+        twice = self._probe("user", "assistant", "user", "assistant")
+        self.begins = once.literals[0] if once else ""
+        self.opening, self.end = _markers(once, twice) if once else ("", "" if apply else eos)
+        probes = [probe for probe in (once, twice, self._probe("system", "user", "assistant")) if probe]
+        # What precedes a last answer may be more than its opening, such as reasoning that is empty.
+        written = "".join(text for probe in probes for text in (*probe.literals[:-2], probe.literals[-1]))
+        tokens = control.pattern.findall(written + self.opening + self.end)
+        control.set_of_turns({*tokens, *([eos] if eos in control else [])})
+        stem = self.opening.rstrip()
+        self._opens = re.compile(f"{re.escape(stem)}(?:{re.escape(self.opening[len(stem) :])})?") if stem else None
+        self._are_marked = control.pattern.search(self.opening) is not None
+        self._turn_token = any_of(sorted(control.of_turns, key=len, reverse=True))
+
+    def in_text(self, text: str) -> list[Place]:
+        """The assistant's turns of a text in which control tokens are what they seem."""
+        found = []
+        for opening in self._opens.finditer(text) if self._opens else ():
+            closing = self._turn_token.search(text, opening.end())
+            content_end = closing.start() if closing else len(text)
+            closes = closing is not None and (closing.group() == self._eos or self.end.endswith(closing.group()))
+            found.append(Place(opening.end(), content_end, closing.end() if closing and closes else content_end))
+        return found
+
+    def of_turns(self, turns: Sequence[Turn], handed: Handed, where: str) -> tuple[dict[int, Place], int]:
+        """Where the assistant's turns of a conversation came to lie in its text.
+
+        Args:
+            turns: The conversation.
+            handed: What was made of it.
+            where: What error messages call it.
+
+        Returns:
+            The places by the turns' numbers, without turns that the template leaves out, and how many system turns
+            it leaves out.
+
+        Raises:
+            InputError: For a template that rewrites contents beyond trimming, or has no place for a role.
+        """
+        if all(message.keys() == {"role", "content"} for message in handed.messages):
+            frame = self._frame(handed.messages, handed.variables, where)
+            dropped = _dropped(turns, [number - handed.added for number in frame.order], where)
+            found = self._by_frame(turns, handed, frame)
+            if found is None and self._are_marked:
+                found = self._by_markers(turns, handed)
+        else:
+            # A frame of its own for each such conversation would take a rendering for each of its turns.
+            _, order = self._with_placeholders(handed.messages, handed.variables, where)
+            dropped = _dropped(turns, [number - handed.added for number in order], where)
+            found = self._by_markers(turns, handed) if self._are_marked else None
+            if found is None and not any("tool_calls" in turn.extra for turn in turns):
+                found = self._by_frame(turns, handed, self._frame(handed.messages, handed.variables, where))
+        if found is None:
+            raise InputError(
+                f"{where}: the chat template rewrites the text of turns beyond trimming, so that targets cannot be "
+                "placed; give rows of pre-rendered text"
+            )
+        return found, dropped
+
+    def _by_markers(self, turns: Sequence[Turn], handed: Handed) -> dict[int, Place] | None:
+        """None where what stands between markers is not plainly the conversation's, turn by turn."""
+        places = self.in_text(handed.text)
+        speaking = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        if len(places) != len(speaking):
+            return None
+        found = dict(zip(speaking, places, strict=True))
+        for number, place in found.items():
+            words = handed.text[place.start : place.content_end].strip()
+            content = _content(handed, number)
+            # Some templates leave a part of an earlier answer out, such as its reasoning.
+            if content not in words and (not words or words not in content):
+                return None
+        others = (_content(handed, number) for number in range(len(turns)) if number not in found)
+        if not all(_as_json(text) in handed.text or text in handed.text for text in others):
+            return None
+        return found
+
+    def _by_frame(self, turns: Sequence[Turn], handed: Handed, frame: _Frame) -> dict[int, Place] | None:
+        """None where a content is neither as it was nor trimmed."""
+        contents = [str(handed.messages[number].get("content", "")) for number in frame.order]
+        written = _as_written(contents, handed.text, frame.literals)
+        if written is None:
+            return None
+        found, position = {}, len(frame.literals[0])
+        for index, content in enumerate(written):
+            number, end = frame.order[index] - handed.added, position + len(content)
+            if number >= 0 and turns[number].role == "assistant":
+                # What else stands between opening and content is the turn's, too.
+                literal = frame.literals[index]
+                openings = list(self._opens.finditer(literal)) if self._opens else []
+                start = position - (len(literal) - openings[-1].end() if openings else 0)
+                found[number] = Place(start, end, end + len(frame.closings[index]))
+            position = end + len(frame.literals[index + 1])
+        return found
+
+    def _probe(self, *roles: str) -> _Frame | None:
+        """A conversation that any template should take; a fussy one shows its markers nowhere."""
+        if self._apply is None:
+            return None
+        try:
+            frame = self._frame([{"role": role, "content": "u"} for role in roles], {}, "")
+        except InputError:
+            return None
+        return frame if len(frame.order) == len(roles) else None
+
+    def _frame(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> _Frame:
+        is_plain = not variables and all(message.keys() == {"role", "content"} for message in messages)
+        key = tuple((m["role"], None if str(m.get("content", "")).strip() else m.get("content")) for m in messages)
+        if is_plain and key in self._frames:
+            return self._frames[key]
+        literals, order = self._with_placeholders(messages, variables, where)
+        closings = []
+        for literal, number in zip(literals[1:], order, strict=True):
+            speaks = messages[number]["role"] == "assistant"
+            closing = self._closing(messages[: number + 1], variables, where) if speaks else ""
+            closings.append(closing if literal.startswith(closing) else "")
+        frame = _Frame(literals, order, tuple(closings))
+        if is_plain:
+            self._frames[key] = frame
+        return frame
+
+    def _closing(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> str:
+        """What follows the last of the messages, up to the first control token (included) if it is near.
+
+        Looked up where the conversation ends, so that no next turn's opening is taken for it.
+        """
+        try:
+            literals, order = self._with_placeholders(messages, variables, where)
+        except InputError:
+            return ""  # the template takes the whole conversation, but not this start of it
+        if not order or order[-1] != len(messages) - 1:
+            return ""
+        match = self._control.pattern.search(literals[-1])
+        return literals[-1][: match.end()] if match and not literals[-1][: match.start()].strip() else ""
+
+    def _with_placeholders(
+        self, messages: Sequence[Message], variables: Mapping[str, object], where: str
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The texts that the template writes around the contents, and whose contents those are.
+
+        Blank contents stay as they are: templates leave turns out by them.
+        """
+        assert self._apply is not None
+        nonce = self._control.nonce
+        replaced = [
+            {**message, "content": f"{nonce}.{number}."} if str(message.get("content", "")).strip() else message
+            for number, message in enumerate(messages)
+        ]
+        pieces = re.split(rf"{nonce}\.(\d+)\.", self._apply(replaced, variables, where)[0])
+        return tuple(pieces[::2]), tuple(int(number) for number in pieces[1::2])
+
+
+def _dropped(turns: Sequence[Turn], order: Sequence[int], where: str) -> int:
+    """How many system turns a template leaves out. Raises `InputError` where it leaves another's words out."""
+    dropped = 0
+    for number, turn in enumerate(turns):
+        if turn.content.strip() and number not in order:
+            if turn.role != "system":
+                raise InputError(f"{where}, turn {number + 1}: the chat template has no place for role {turn.role!r}")
+            dropped += 1
+    return dropped
+
+
+def _content(handed: Handed, turn: int) -> str:
+    return str(handed.messages[turn + handed.added].get("content", "")).strip()
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _as_written(contents: Sequence[str], full: str, literals: Sequence[str]) -> list[str] | None:
+    """The contents as they stand in `full` between `literals`: as given or trimmed. None if they do not."""
+    if not full.startswith(literals[0]):
+        return None
+    position, found = len(literals[0]), []
+    for content, literal in zip(contents, literals[1:], strict=True):
+        for candidate in (content, content.strip(), content.rstrip(), content.lstrip()):
+            if full.startswith(candidate + literal, position):
+                found.append(candidate)
+                position += len(candidate) + len(literal)
+                break
+        else:
+            return None
+    return found if position == len(full) else None
+
+
+def _markers(once: _Frame, twice: _Frame | None) -> tuple[str, str]:
+    """What opens and what ends an assistant's turn, in conversations of one and of two rounds."""
+    end = once.closings[1].lstrip()
+    openings = [once.literals[1], *([twice.literals[1], twice.literals[3]] if twice else [])]
+    # Some templates write more before the last answer than before others, such as reasoning that is empty.
+    openings = [text.lstrip().removeprefix(end).lstrip() for text in openings]
+    first, last = min(openings), max(openings)  # all others lie between them
+    return first[: next((i for i, letter in enumerate(first) if letter != last[i]), len(first))], end

@@ -1,0 +1,137 @@
+"""What templates are handed of tools, calls, reasoning and settings: what they show, or an error that names the key."""
+
+import json
+
+import pytest
+
+from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.formats import read_row
+from phi3_jax.system.errors import InputError
+from tests.helpers.tokenizers import JULY, PHI_3_TOKENS, PHI_4_MINI, phi3_tokenizer, phi4_tokenizer
+
+CALLS = ["<|tool_call|>", "<|/tool_call|>"]
+# As the released template: tools are text in the system turn, calls whatever the content holds.
+PHI_4_TOOLS = PHI_4_MINI.replace(
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}",
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}{% if 'tools' in message %}{{ '[T]' + message['tools'] }}"
+    "{% endif %}{{ '<|end|>' }}",
+)
+# As most others: tools an argument, calls in JSON, reasoning of the last turn.
+OTHERS = (
+    "{% if tools %}{{ '<|system|>' + (tools | tojson) + '<|end|>' }}{% endif %}"
+    "{% if documents %}{{ documents[0].text }}{% endif %}{% if loud %}!{% endif %}"
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
+    "{% if m.reasoning_content and loop.last %}{{ '{' + m.reasoning_content + '}' }}{% endif %}"
+    "{% if m.name %}{{ m.name + ':' }}{% endif %}"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name + (c.function.arguments | tojson) }}"
+    "{% endfor %}{% else %}{{ m.content }}{% endif %}{{ '<|end|>' }}{% endfor %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+ASK, ANSWER = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+
+
+def call(arguments):
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}],
+    }
+
+
+def render(tokenizer, row):
+    chat = ChatTokenizer(tokenizer)
+    document = chat.render(read_row(row, "row 1"), "row 1")
+    ids = chat.encode([document])[0].ids.tolist()
+    targets = [document.text[span.start : span.end] for span in document.spans]
+    return tokenizer.decode(ids), [chat._control.shown(text) for text in targets], document
+
+
+@pytest.fixture(scope="module")
+def phi4():
+    return phi4_tokenizer(PHI_4_TOOLS, markers=[*PHI_3_TOKENS, *CALLS])
+
+
+@pytest.fixture(scope="module")
+def other():
+    return phi4_tokenizer(OTHERS, markers=PHI_3_TOKENS)
+
+
+def test_phi_4_mini_gets_tools_in_the_system_turn_and_calls_in_the_content(phi4):
+    row = {"messages": [ASK, call('{"a": "<|end|>"}'), {"role": "tool", "content": "1"}, ANSWER], "tools": TOOLS}
+    text, targets, document = render(phi4, row)
+    written = '<|tool_call|>[{"name": "f", "arguments": {"a": "<|end|>"}}]<|/tool_call|><|end|>'
+    assert text == (
+        f"<|system|>[T]{json.dumps(TOOLS)}<|end|><|user|>u<|end|><|assistant|>{written}<|tool|>1<|end|>"
+        "<|assistant|>a<|end|><|endoftext|>"
+    )
+    assert targets == [written, "a<|end|>"]
+    assert document.is_literal  # the <|end|> in the call is text
+    assert any("system turn" in remark for remark in document.remarks)
+    assert any("written as <|tool_call|>" in remark for remark in document.remarks)
+    own = {"role": "system", "content": "s", "tools": json.dumps(TOOLS)}
+    assert render(phi4, {"messages": [own, ASK, ANSWER]})[0].startswith(f"<|system|>s[T]{json.dumps(TOOLS)}<|end|>")
+    assert render(phi4, {"messages": [{**own, "tools": TOOLS}, ASK, ANSWER]})[0].startswith("<|system|>s[T][{")
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}])
+def test_arguments_are_objects_where_the_template_writes_json(other, arguments):
+    text, targets, _ = render(other, {"messages": [ASK, call(arguments)], "tools": json.dumps(TOOLS)})
+    assert text == f'<|system|>{json.dumps(TOOLS)}<|end|><|user|>u<|end|><|assistant|>f{{"a": 1}}<|end|>'
+    assert targets == ['f{"a": 1}<|end|>']
+
+
+def test_arguments_are_text_where_the_template_adds_them_to_text():
+    adds = phi4_tokenizer(
+        OTHERS.replace("(c.function.arguments | tojson)", "c.function.arguments"), markers=PHI_3_TOKENS
+    )
+    assert '<|assistant|>f{"a": 1}<|end|>' in render(adds, {"messages": [ASK, call({"a": 1})]})[0]
+
+
+def test_reasoning_names_documents_and_settings_are_shown(other):
+    row = {
+        "messages": [{**ASK, "name": "n"}, {**ANSWER, "reasoning": "because"}],
+        "documents": [{"text": "d<|user|>"}],
+        "chat_template_kwargs": {"loud": True},
+    }
+    text, targets, document = render(other, row)
+    assert text == "d<|user|>!<|user|>n:u<|end|><|assistant|>{because}a<|end|>"
+    assert targets == ["{because}a<|end|>"]
+    assert document.is_literal  # the <|user|> of the document
+    earlier = [ASK, {**ANSWER, "reasoning_content": "r"}, ASK, {**ANSWER, "reasoning_content": "r"}]
+    assert any("earlier turns" in remark for remark in render(other, {"messages": earlier})[2].remarks)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [ASK, ANSWER], "tools": TOOLS}, r"has tools, .*data.ignore_keys: \[tools\]"),
+        ({"messages": [ASK, call({})]}, r"has tool_calls \(turn 2\), .*\[tool_calls\]"),
+        ({"messages": [ASK, {**ANSWER, "thinking": "t"}]}, r"has thinking \(turn 2\), .*\[thinking\]"),
+        ({"messages": [{**ASK, "name": "n"}, ANSWER]}, r"has name \(turn 1\)"),
+        ({"messages": [ASK, ANSWER], "documents": [{"text": "d"}]}, "has documents,"),
+        (
+            {"messages": [ASK, ANSWER], "chat_template_kwargs": {"loud": 1}},
+            r"has chat_template_kwargs.loud, .*_kwargs\]",
+        ),
+        (
+            {"messages": [ASK, ANSWER], "chat_template_kwargs": {"bos_token": "x"}},
+            "chat_template_kwargs sets bos_token, which no row can",
+        ),
+        (
+            {"messages": [ASK, ANSWER], "chat_template_kwargs": {"chat_template": "x"}},
+            "chat_template_kwargs sets chat_template",
+        ),
+    ],
+)
+def test_what_the_template_does_not_show_is_an_error_that_names_it(row, message):
+    with pytest.raises(InputError, match=f"row 1: {message}"):
+        render(phi3_tokenizer(JULY), row)
+
+
+def test_keys_that_nothing_reads_are_told(other):
+    messages = [ASK, {**call({}), "id": 7}, {"role": "tool", "content": "1", "tool_call_id": "1"}, ANSWER]
+    assert set(render(other, {"messages": messages})[2].passed_over) == {"id", "tool_call_id"}
+    shows = phi4_tokenizer(OTHERS.replace("{{ m.content }}", "{{ m.content }}{{ m.id }}"), markers=PHI_3_TOKENS)
+    text, _, document = render(shows, {"messages": [ASK, {**ANSWER, "id": 7, "source": "s"}]})
+    assert text.endswith("a7<|end|>")
+    assert document.passed_over == ("source",)
