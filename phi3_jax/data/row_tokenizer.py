@@ -271,8 +271,8 @@ def add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
         found.append(f"passed over, since nothing reads it: {keys}")
     if stats.literal_rows:
         found.append(
-            f"{_rows(stats.literal_rows)} not as apply_chat_template has them, since control tokens in their texts stay "
-            f"text; the first is {stats.first_literal}; data.literal_roles says in whose texts"
+            f"{_rows(stats.literal_rows)} differ from apply_chat_template, since control tokens in texts stay text; "
+            f"the first is {stats.first_literal}; data.literal_roles says in whose texts"
         )
     if stats.dropped_turns:
         found.append(

@@ -7,15 +7,8 @@ import pytest
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import read_row
 from phi3_jax.system.errors import InputError
-from tests.helpers.tokenizers import JULY, PHI_3_TOKENS, PHI_4_MINI, phi3_tokenizer, phi4_tokenizer
+from tests.helpers.tokenizers import JULY, PHI_3_TOKENS, phi3_tokenizer, phi4_mini_tokenizer, phi4_tokenizer
 
-CALLS = ["<|tool_call|>", "<|/tool_call|>"]
-# As the released template: tools are text in the system turn, calls whatever the content holds.
-PHI_4_TOOLS = PHI_4_MINI.replace(
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}",
-    "{{ '<|' + message['role'] + '|>' + message['content'] }}{% if 'tools' in message %}{{ '[T]' + message['tools'] }}"
-    "{% endif %}{{ '<|end|>' }}",
-)
 # As most others: tools an argument, calls in JSON, reasoning of the last turn.
 OTHERS = (
     "{% if tools %}{{ '<|system|>' + (tools | tojson) + '<|end|>' }}{% endif %}"
@@ -48,7 +41,7 @@ def render(tokenizer, row):
 
 @pytest.fixture(scope="module")
 def phi4():
-    return phi4_tokenizer(PHI_4_TOOLS, markers=[*PHI_3_TOKENS, *CALLS])
+    return phi4_mini_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +54,7 @@ def test_phi_4_mini_gets_tools_in_the_system_turn_and_calls_in_the_content(phi4)
     text, targets, document = render(phi4, row)
     written = '<|tool_call|>[{"name": "f", "arguments": {"a": "<|end|>"}}]<|/tool_call|><|end|>'
     assert text == (
-        f"<|system|>[T]{json.dumps(TOOLS)}<|end|><|user|>u<|end|><|assistant|>{written}<|tool|>1<|end|>"
+        f"<|system|><|tool|>{json.dumps(TOOLS)}<|/tool|><|end|><|user|>u<|end|><|assistant|>{written}<|tool|>1<|end|>"
         "<|assistant|>a<|end|><|endoftext|>"
     )
     assert targets == [written, "a<|end|>"]
@@ -69,8 +62,10 @@ def test_phi_4_mini_gets_tools_in_the_system_turn_and_calls_in_the_content(phi4)
     assert any("system turn" in remark for remark in document.remarks)
     assert any("written as <|tool_call|>" in remark for remark in document.remarks)
     own = {"role": "system", "content": "s", "tools": json.dumps(TOOLS)}
-    assert render(phi4, {"messages": [own, ASK, ANSWER]})[0].startswith(f"<|system|>s[T]{json.dumps(TOOLS)}<|end|>")
-    assert render(phi4, {"messages": [{**own, "tools": TOOLS}, ASK, ANSWER]})[0].startswith("<|system|>s[T][{")
+    assert render(phi4, {"messages": [own, ASK, ANSWER]})[0].startswith(
+        f"<|system|>s<|tool|>{json.dumps(TOOLS)}<|/tool|><|end|>"
+    )
+    assert render(phi4, {"messages": [{**own, "tools": TOOLS}, ASK, ANSWER]})[0].startswith("<|system|>s<|tool|>[{")
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}])

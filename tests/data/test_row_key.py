@@ -29,8 +29,13 @@ OTHER = {
     "max_length": 7,
     "packing": False,
     "shuffle": False,
+    "template": "none",
     "loss_on": "last",
+    "final_eos": True,
+    "literal_roles": [],
+    "ignore_keys": ["id"],
     "skip_empty": True,
+    "skip_invalid": True,
     "max_rows": 3,
     "cache": False,
 }
