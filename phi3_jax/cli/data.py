@@ -52,7 +52,8 @@ def run(argv: Sequence[str]) -> None:
 
     view = DataView(tokenizer, config.data)
     for name, rows in sets.items():
-        view.print(name, rows, show=options.show)
+        is_trained = options.data_files or name == "train"
+        view.print(name, rows, show=options.show, step_rows=_step_rows(config) if is_trained else None)
     if note is not None:
         view.note(note)
 
@@ -127,6 +128,13 @@ def _prepared(
     return {
         file: prepare_data(replace(alone, train=file), tokenizer, seed=seed).train for file in dict.fromkeys(files)
     }, None
+
+
+def _step_rows(config: RunConfig) -> int | None:
+    """Sequences of a training step; None where only the devices will tell."""
+    shares = config.parallel.data * config.parallel.fsdp
+    training = config.training
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * shares if shares > 0 else None
 
 
 def _described(name: str, rows: "TokenizedRows", tokenizer: "Tokenizer", show: int) -> dict[str, object]:

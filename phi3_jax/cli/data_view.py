@@ -13,6 +13,8 @@ from phi3_jax.system.text import printable
 
 BARS = 12  # lines of the histogram, at most
 WIDTH = 40  # columns of its longest bar
+HEADING = 12  # columns of the headings
+NAMED = 10  # rows that are named one by one
 SHOWN = 300  # tokens of a stretch of targets, or of what is between them
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
@@ -30,13 +32,20 @@ class DataView:
         # Lines as they are, whatever brackets are in them, and not cut where nobody's terminal is that narrow.
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
 
-    def print(self, name: str, rows: TokenizedRows, *, show: int) -> None:
-        """Prints what there is to say of a set of rows, and its first rows."""
+    def print(self, name: str, rows: TokenizedRows, *, show: int, step_rows: int | None = None) -> None:
+        """Prints what there is to say of a set of rows, and its first rows.
+
+        Args:
+            name: What the set is called.
+            rows: Its rows.
+            show: How many of them are printed.
+            step_rows: Sequences of a training step; None where the set is not trained on.
+        """
         self._line(name, style="bold")
-        for heading, text in facts(rows, self._data):
-            self._line(f"  {heading:<12}{text}")
+        for heading, text in facts(rows.stats, self._data, step_rows):
+            self._line(f"  {heading:<{HEADING}}{text}")
         for line in histogram(rows.stats, self._data.max_length):
-            self._line(f"  {line}")
+            self._line(f"  {'':<{HEADING}}{line}")
         for notice in rows.stats.notices:
             self.note(notice)
         for index in range(min(show, len(rows))):
@@ -63,25 +72,67 @@ class DataView:
         self._console.print(printable(text), style=style)
 
 
-def facts(rows: TokenizedRows, data: DataSection) -> list[tuple[str, str]]:
-    """What there is to say of rows in a line each: a heading, and the text.
+def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> list[tuple[str, str]]:
+    """What there is to say of a set in lines: a heading, "" where it is that of the line before, and the text.
 
     Args:
-        rows: The rows.
+        stats: Of the rows.
         data: How they were read.
+        step_rows: Sequences of a training step; None where they are not trained on, or that is not known.
     """
-    stats = rows.stats
     share = stats.target_tokens / max(stats.tokens, 1)
-    found = [("rows", f"{stats.rows:,}")]
+    format_of = f", format {next(iter(stats.formats))}" if len(stats.formats) == 1 else ""
+    found = [("rows", f"{stats.rows:,}{format_of}")]
     if len(stats.sources) > 1:
-        found.append(("files", ", ".join(stats.sources)))
+        found += [("" if number else "files", name) for number, name in enumerate(few(stats.sources))]
     found.append(("tokens", f"{stats.tokens:,}, {share:.1%} of them targets (data.loss_on: {data.loss_on})"))
     if figures := stats.length_figures:
         text = "shortest {min:,}, median {median:,}, 95 of 100 up to {p95:,}, longest {max:,} tokens"
         found.append(("lengths", text.format(**figures)))
+    sequences = stats.rows
     if stats.packing_efficiency is not None:
-        found.append(("positions", f"{stats.packing_efficiency:.1%} used, rows packed into {data.max_length:,}"))
+        sequences = round(stats.tokens / (stats.packing_efficiency * data.max_length))
+        used = f"{stats.packing_efficiency:.1%} used"
+        found.append(("positions", f"{used}, rows packed into {counted(sequences, 'sequence')} of {data.max_length:,}"))
+    if step_rows is not None:
+        what = "row" if stats.packing_efficiency is None else "sequence"
+        found.append(("steps", f"{-(-sequences // step_rows):,} an epoch, of {counted(step_rows, what)}"))
+    if stats.truncated:
+        cut = ", ".join(few([name_in(where, stats.sources) for where in stats.truncated_rows], stats.truncated))
+        found.append(("cut", f"{counted(stats.truncated, 'row')} at {data.max_length:,} tokens: {cut}"))
+    # What is wrong with a turn, or with a file's line, is said with the row's name in front.
+    reasons = [why if why.startswith(where) else f"{where}: {why}" for where, why in stats.left_out]
+    left_out = [name_in(reason, stats.sources) for reason in reasons]
+    for number, line in enumerate(few(left_out, stats.skipped + stats.invalid)):
+        found.append(("" if number else "left out", line))
     return found
+
+
+def counted(count: int, what: str) -> str:
+    """So many of a thing.
+
+    Example:
+        >>> counted(1, "row"), counted(1200, "row")
+        ('1 row', '1,200 rows')
+    """
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def few(names: Sequence[str], count: int | None = None) -> list[str]:
+    """The first ten of `count` names, and how many more there are.
+
+    Example:
+        >>> few(["row 3", "row 5"], 1200)
+        ['row 3', 'row 5', 'and 1,198 more']
+    """
+    shown = list(names[:NAMED])
+    more = (len(names) if count is None else count) - len(shown)
+    return [*shown, f"and {more:,} more"] if more > 0 else shown
+
+
+def name_in(where: str, sources: Sequence[str]) -> str:
+    """A row's name without that of its file, where there is one file only."""
+    return where.removeprefix(f"{sources[0]}, ") if len(sources) == 1 else where
 
 
 def histogram(stats: DataStats, max_length: int) -> list[str]:

@@ -74,7 +74,8 @@ def _said(stats: Stats) -> dict[str, str]:
     tokens, number = _count(stats, "tokens"), _count(stats, "rows")
     for name, value in stats.items():
         match name, value:
-            case (("lengths" | "notices" | "left_out" | "truncated_rows" | "first_literal"), _):
+            # Shown elsewhere; remarks are among the notices.
+            case (("lengths" | "notices" | "remarks" | "left_out" | "truncated_rows" | "first_literal"), _):
                 pass
             # Of rows as they were always read there is nothing to say.
             case (("invalid" | "literal_rows" | "passed_over" | "formats" | "length_figures"), _) if not value:
@@ -122,7 +123,9 @@ def _list(stats: Stats, name: str) -> list[object]:
 
 
 def _left_out(name: str, stats: Stats) -> LeftOut | None:
-    rows = [(str(where), str(why)) for where, why in map(_pair, _list(stats, "left_out")[:NAMED])]
+    found = [(str(where), str(why)) for where, why in map(_pair, _list(stats, "left_out")[:NAMED])]
+    # What is wrong with a turn is said with the row's name in front.
+    rows = [(where, why.removeprefix(where).removeprefix(",").removeprefix(":").strip()) for where, why in found]
     count = max(len(rows), _count(stats, "skipped") + _count(stats, "invalid"))
     return LeftOut(name, count, rows, count - len(rows)) if rows else None
 

@@ -47,11 +47,37 @@ def test_bars_are_in_proportion_and_what_is_there_shows():
 
 
 def test_only_what_there_is_to_say_is_said():
-    rows = make_rows([3, 5])
-    rows.stats.rows, rows.stats.tokens, rows.stats.target_tokens = 2, 8, 6
-    said = dict(facts(rows, DataSection(train="x", packing=False)))
-    assert said.keys() == {"rows", "tokens"}
+    stats = DataStats(sources=["x"], rows=2, tokens=8, target_tokens=6)
+    said = dict(facts(stats, DataSection(train="x", packing=False), 4))
+    assert said.keys() == {"rows", "tokens", "steps"}
     assert "75.0%" in said["tokens"]
+    assert said["steps"] == "1 an epoch, of 4 rows"
+
+
+def test_packed_rows_have_the_steps_of_their_sequences():
+    stats = DataStats(sources=["x"], rows=900, tokens=1500, packing_efficiency=0.5)
+    said = dict(facts(stats, DataSection(train="x", max_length=100), 4))
+    assert "30 sequences of 100" in said["positions"]
+    assert said["steps"] == "8 an epoch, of 4 sequences"
+    assert "steps" not in dict(facts(stats, DataSection(train="x", max_length=100)))
+
+
+@pytest.mark.parametrize(("sources", "prefix"), [(["x"], ""), (["x", "y"], "x, ")])
+def test_rows_that_were_cut_or_left_out_are_named(sources, prefix):
+    names = [f"x, row {number}" for number in range(1, 31)]
+    stats = DataStats(sources=sources, formats={"messages": 7}, truncated=1200, truncated_rows=names)
+    stats.skipped, stats.invalid, stats.left_out = 2, 1, [[name, "has no assistant turn"] for name in names[:3]]
+    stats.left_out[2] = [names[2], f"{names[2]}, turn 2: has no content"]
+    lines = facts(stats, DataSection(train="x"))
+    (cut,) = [text for heading, text in lines if heading == "cut"]
+    assert cut.startswith(f"1,200 rows at 2,048 tokens: {prefix}row 1, {prefix}row 2, ")
+    assert cut.endswith(f"{prefix}row 10, and 1,190 more")
+    start = lines.index(("left out", f"{prefix}row 1: has no assistant turn"))
+    assert lines[start + 1 :] == [
+        ("", f"{prefix}row 2: has no assistant turn"),
+        ("", f"{prefix}row 3, turn 2: has no content"),
+    ]
+    assert lines[0][1].endswith(", format messages")
 
 
 @pytest.mark.parametrize(("variables", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])

@@ -31,13 +31,15 @@ LEFT_OUT = [[f"folder/chats.jsonl, row {number}", f"turn {number} has no text"] 
 
 
 def test_rows_that_were_left_out_are_listed_with_the_reason(tmp_path):
-    stats = {**STATS, "skipped": 2, "invalid": 1_200, "left_out": LEFT_OUT}
+    named = [["x, row 9", "x, row 9, turn 2: has no content"]]
+    stats = {**STATS, "skipped": 2, "invalid": 1_200, "left_out": named + LEFT_OUT}
     page = report(tmp_path, data_stats={"train": stats, "eval": STATS})
     assert "Rows left out of train: 1,202" in page.text
     assert "Rows left out of eval" not in page.text
-    for where, why in LEFT_OUT[:100]:
+    assert "x, row 9turn 2: has no content" in page.text
+    for where, why in LEFT_OUT[:99]:
         assert f"{where}{why}" in page.text
-    assert "row 101" not in page.text
+    assert "row 100" not in page.text
     assert "and 1,102 more" in page.text
 
 
@@ -57,6 +59,14 @@ def test_what_was_passed_over_and_what_differs_is_counted(tmp_path):
         "shortest 3, median 20, 95 of 100 up to 1,234",
     ):
         assert words in page.text
-    nothing = {"formats": {}, "passed_over": {}, "literal_rows": 0, "first_literal": None, "invalid": 0, "left_out": []}
+    nothing = {
+        "formats": {},
+        "passed_over": {},
+        "literal_rows": 0,
+        "first_literal": None,
+        "remarks": {},
+        "invalid": 0,
+        "left_out": [],
+    }
     before, after = report(tmp_path, data_stats={"a": STATS}), report(tmp_path, data_stats={"a": {**STATS, **nothing}})
     assert before.text == after.text
