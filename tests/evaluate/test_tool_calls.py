@@ -1,6 +1,8 @@
 """Tool calls in a model's own way to write them, and which of them are right."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +40,14 @@ def test_a_call_is_read_in_every_form(form):
     (expected,) = read_calls(CALL)
     assert (call.name, call.key) == ("find", expected.key)
     assert call.arguments == {"q": "tea", "n": 2}
+
+
+def test_the_forms_of_the_page_make_one_call():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (forms,) = re.findall(r"```\n(<\|tool_call\|>.*?)```", page, re.DOTALL)
+    calls = read_calls(forms)
+    assert len(calls) == 5
+    assert {call.key for call in calls} == {read_calls('{"name": "find", "arguments": {"q": "tea"}}')[0].key}
 
 
 @pytest.mark.parametrize(
