@@ -17,6 +17,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
 from phi3_jax.model.documents import default_positions
+from phi3_jax.model.ids import check_input_ids
 from phi3_jax.model.layers import ROWS, Linear
 from phi3_jax.model.logits import adapted_logits
 from phi3_jax.model.products import precise, project
@@ -82,7 +83,10 @@ class Phi3ForCausalLM(nnx.Module):
     def embed(
         self, input_ids: Int[ArrayLike, "batch seq"], lora: AdapterSet | None = None
     ) -> Float[Array, "batch seq hidden"]:
-        """The input embeddings, with the adapter's update where it has one for them."""
+        """The input embeddings, with the adapter's update where it has one for them.
+
+        An id that has no row is read as another one: padding may have any.
+        """
         adapter = materialised(lora, "model").get("embed_tokens")
         return self.with_saved(lora).model.embed_tokens(jnp.asarray(input_ids), adapter)
 
@@ -142,8 +146,13 @@ class Phi3ForCausalLM(nnx.Module):
                 the name of a policy, see `model.remat.remat_policy`.
 
         Raises:
-            InputError: for arguments that exclude each other, and for a cache without room.
+            InputError: for arguments that exclude each other, for a cache without room, and for an id that the
+                embedding has no row for, unless it is an argument of what `jax.jit` compiles.
         """
+        self._check_ids(
+            input_ids,
+            {"attention_mask": attention_mask, "segment_ids": segment_ids, "inputs_embeds": inputs_embeds},
+        )
         if cache is not None:
             self._check_room(cache, input_ids)
         out: Array | tuple[Array, Cache] = _forward(
@@ -181,6 +190,11 @@ class Phi3ForCausalLM(nnx.Module):
         """
         return empty_cache(self.config, batch, length, self.dtype)
 
+    def _check_ids(self, input_ids: Int[ArrayLike, "batch seq"], options: ForwardOptions) -> None:
+        if options.get("inputs_embeds") is None:
+            padding = options.get("attention_mask"), options.get("segment_ids")
+            check_input_ids(self.config.vocab_size, input_ids, *padding)
+
     def _check_room(self, cache: Cache, input_ids: Int[ArrayLike, "batch seq"]) -> None:
         window, length = self.config.sliding_window, cache.length
         if (window is not None and cache.capacity == window) or isinstance(length, jax.core.Tracer):
@@ -198,6 +212,7 @@ class Phi3ForCausalLM(nnx.Module):
 
         Takes the arguments of the call.
         """
+        self._check_ids(input_ids, options)
         out: Array = _forward(*nnx.split(self), input_ids, output="layers", **options)
         return out
 
@@ -205,6 +220,7 @@ class Phi3ForCausalLM(nnx.Module):
         self, input_ids: Int[ArrayLike, "batch seq"], **options: Unpack[ForwardOptions]
     ) -> Float[Array, "batch seq hidden"]:
         """The normed output of the last layer, which `logits` takes. Takes the arguments of the call."""
+        self._check_ids(input_ids, options)
         out: Array = _forward(*nnx.split(self), input_ids, output="hidden", **options)
         return out
 

@@ -9,6 +9,7 @@ from phi3_jax.data.batch import Batch
 from phi3_jax.data.vocabulary import check_ids
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model.documents import documents, token_counts
+from phi3_jax.model.ids import at_hand, check_input_ids
 from phi3_jax.model.logits import adapted_logits
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.objectives.cross_entropy import cross_entropy_sums, token_losses
@@ -152,23 +153,12 @@ def _last_hidden_state(
 
 
 def _check_ids(batch: Batch, table_rows: int) -> None:
-    """Looks at the ids of real tokens, and at the labels, where their values are at hand.
-
-    While a program is compiled they are not; a batch of several hosts' is not all here.
-    """
-    if "input_ids" not in batch or not all(map(_is_at_hand, batch.values())):
-        return
-    with jax.ensure_compile_time_eval():  # of a batch that a compiled function has not as an argument
-        ids, is_real = np.asarray(batch["input_ids"]), np.asarray(documents(batch)) != 0
-    if ids.shape == is_real.shape:  # the model says what is wrong with others
-        check_ids(np.where(is_real, ids, 0), table_rows, "input_ids")
-    if "labels" in batch:
-        labels = np.asarray(batch["labels"])
+    """Looks at the ids of real tokens, and at the labels, where their values are at hand."""
+    if "input_ids" in batch:
+        check_input_ids(table_rows, batch["input_ids"], batch.get("attention_mask"), batch.get("segment_ids"))
+    labels = at_hand(batch["labels"]) if "labels" in batch else None
+    if labels is not None:
         check_ids(np.where(labels == IGNORED_LABEL, 0, labels), table_rows, "labels")
-
-
-def _is_at_hand(array: object) -> bool:
-    return not isinstance(array, jax.core.Tracer) and (not isinstance(array, jax.Array) or array.is_fully_addressable)
 
 
 def next_tokens(batch: Batch) -> tuple[Int[Array, "batch seq"], Bool[Array, "batch seq"]]:
