@@ -47,10 +47,12 @@ class Metric:
     Attributes:
         figures: What it tells about a set of rows.
         needs_answers: Whether the model has to answer.
+        notice: What the user should know of the references, once they are prepared.
     """
 
     figures: tuple[Figure, ...]
     needs_answers = True
+    notice: str | None = None
 
     def prepare(self, references: Sequence[str]) -> None:
         """Looks at all rows' references.

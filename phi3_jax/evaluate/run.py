@@ -182,6 +182,8 @@ def _task(
     _check_rows(task, config, BASE)
     for metric in task.metrics:
         metric.prepare(rows.references)
+        if metric.notice is not None:
+            rows.stats.notices.append(metric.notice)
     return task
 
 

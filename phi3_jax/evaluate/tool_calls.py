@@ -122,11 +122,17 @@ class ToolCalls(Metric):
     figures = (Figure("tool_call"), Figure("tool_call_name"), Figure("tool_call_row"))
 
     def prepare(self, references: Sequence[str]) -> None:
-        """Raises `InputError` where no reference makes a call."""
-        if not any(map(read_calls, references)):
+        """Counts the references that make a call. Raises `InputError` where none does."""
+        calling = sum(bool(read_calls(reference)) for reference in references)
+        if not calling:
             raise InputError(
                 f"metric tool_call: none of the {len(references):,} references, which are the last assistant turns, "
                 "makes a tool call (JSON with name and arguments); give rows that end with one, or leave the metric out"
+            )
+        if calling < len(references):
+            self.notice = (
+                f"tool_call: {calling:,} of {len(references):,} rows end with a tool call; in the others an answer is "
+                "right when it makes none"
             )
 
     def score(self, answer: str, reference: str) -> Scores:

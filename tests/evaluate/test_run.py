@@ -284,6 +284,7 @@ def test_tool_calls_are_compared_row_by_row_with_the_bases(inputs, tmp_path, mon
     assert main([*arguments(inputs, *options, "--metrics", "tool_call,loss"), *data(tmp_path, *rows)]) == 0
     table = capfd.readouterr().out
     assert [name for name in ("tool call ", "tool call name", "tool call row") if name not in table] == []
+    assert "note: tool_call: 5 of 6 rows end with a tool call" in table
     results = json.loads((out / "results.json").read_text())["models"]
     assert list(results["one"])[:4] == ["tool_call", "tool_call_name", "tool_call_row", "loss"]
     expected = {"tool_call": (0, 4 / 5), "tool_call_name": (0, 1), "tool_call_row": (1 / 6, 5 / 6)}

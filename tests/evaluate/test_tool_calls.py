@@ -180,6 +180,13 @@ def test_calls_and_rows_are_counted():
     assert figures == {"tool_call": 7 / 11, "tool_call_name": 9 / 11, "tool_call_row": 3 / 10}
 
 
+def test_rows_that_end_without_a_call_are_told():
+    assert scored([(CALL, CALL), (LIST, CALL)])[0].notice is None
+    assert scored(ROWS)[0].notice == (
+        "tool_call: 8 of 10 rows end with a tool call; in the others an answer is right when it makes none"
+    )
+
+
 def test_the_interval_is_over_rows_that_should_call():
     metric, rows = scored([(CALL, CALL), (CALL, OTHER), *[("No.", "No.")] * 50])
     columns = metric.columns(rows)
