@@ -34,6 +34,7 @@ class Names:
         unsupported: Left out where empty, false or null, otherwise refused.
         beginnings: The same, but of no matter once an adapter is trained.
         bookkeeping: Left out.
+        trl: Those that only SFTConfig has, by which a dictionary is known to be TRL's.
         quantization: Those of BitsAndBytesConfig.
         quantization_ignored: Those of them that are named as ignored.
     """
@@ -45,6 +46,7 @@ class Names:
     unsupported: Sequence[str] = ()
     beginnings: Sequence[str] = ()
     bookkeeping: Sequence[str] = ()
+    trl: Sequence[str] = ()
     quantization: Sequence[str] = ()
     quantization_ignored: Sequence[str] = ()
 

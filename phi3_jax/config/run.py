@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 import yaml
 
+from phi3_jax.config.foreign import table
 from phi3_jax.config.parse import parse_sections
 from phi3_jax.config.sections import (
     DataSection,
@@ -19,6 +20,9 @@ from phi3_jax.config.sections import (
 )
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
+
+# What TRL does with text, where nothing says otherwise.
+AS_TRL = {"template": "none", "final_eos": True}
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,9 @@ class RunConfig:
     ) -> RunConfig:
         """Takes the `training_config` and `peft_config` dictionaries of a TRL script as they are.
 
+        Where the former has names that only `SFTConfig` has, text is taken as TRL takes it, unless `data` says
+        otherwise: `data.template` is `none`, and `data.final_eos` true.
+
         Args:
             model: Checkpoint folder or hub id, or the whole section.
             training_config: What the script gives to TrainingArguments or SFTConfig.
@@ -104,10 +111,13 @@ class RunConfig:
             >>> run.model.dtype, run.training.optim, run.data.train
             ('bfloat16', 'adamw', 'chats.jsonl')
         """
+        section: Mapping[str, object] = {"train": data} if isinstance(data, str) else data
+        if not set(training_config).isdisjoint(table().training.trl):
+            section = {**AS_TRL, **section}
         return cls.from_dict(
             {
                 "model": {"name_or_path": model} if isinstance(model, str) else model,
-                "data": {"train": data} if isinstance(data, str) else data,
+                "data": section,
                 "training": training_config,
                 "peft": peft_config,
             }

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 MAX_TEXT = 2**23  # characters of a document, whose tokens take 1 GB while they are made; models have 131,072 positions
+AS_GIVEN = "prompt and completion are taken as they are, since data.template is none"
+AS_RENDERED = "prompt and completion are taken as they are, since they hold the chat template's tokens"
 AS_CHAT = "prompt and completion are rendered as a chat; data.template: none takes them as they are"
 LITERAL_ROLES = ("user", "tool")
 
@@ -348,7 +350,7 @@ class ChatTokenizer:
         span = (Span(start, len(text), content.strip(), True),) if completion else ()
         wants_bos = self._adds_bos if self._takes_strings else self._begins_with_bos
         answer = span[0] if span else None
-        remarks = () if self._takes_strings else ("prompts that hold the template's tokens are taken as they are",)
+        remarks = (AS_GIVEN if self._takes_strings else AS_RENDERED,)
         return Rendered(where, text, span, answer, is_prerendered=True, wants_bos=wants_bos, remarks=remarks)
 
     def _join(self, turns: Sequence[Turn], where: str) -> Rendered:

@@ -259,6 +259,9 @@ def _read_alpaca(row: _Parts) -> Example:
 
 def _read_prompt_completion(row: _Parts) -> Example:
     prompt, completion = row.parts["prompt"], row.parts["completion"]
+    if isinstance(prompt, list | Mapping) != isinstance(completion, list | Mapping):
+        kinds = ["turns" if isinstance(value, list | Mapping) else "text" for value in (prompt, completion)]
+        raise InputError(f"{row.where}: prompt is {kinds[0]} and completion {kinds[1]}; give turns or text for both")
     if isinstance(prompt, list) and isinstance(completion, list):
         # TRL's conversational form: what stands in the prompt is context, the completion is a target as a whole.
         context = (*row.history(), *(replace(turn, trained=False) for turn in row.turns("prompt")))
@@ -280,6 +283,8 @@ def _read_text(row: _Parts) -> Example:
 
 def _read_tokens(row: _Parts) -> Example:
     ids = _whole_numbers(row, "input_ids")
+    if (ids < 0).any():
+        raise InputError(f"{row.where}: input_ids has {ids.min()}, and no token has a negative id")
     real = np.ones(len(ids), bool)
     if "attention_mask" in row.parts:
         real = _beside(row, "attention_mask", ids, {0, 1}).astype(bool)

@@ -90,7 +90,8 @@ class Handover:
         if isinstance(settings, Mapping):
             seen.update(settings)
         handed = self._by_some_way(messages, given.get("tools"), seen, where)
-        return self._with_all_shown(handed, [name for name in seen if name not in variables], where)
+        called = {function.get("name") for message in messages for function in _functions(message)}
+        return self._with_all_shown(handed, [name for name in seen if name not in variables], called, where)
 
     def _message(self, turn: Turn) -> Message:
         is_literal = turn.role in self._literal
@@ -152,7 +153,7 @@ class Handover:
                 return f"tool_calls (turn {number + 1 - attempt.added})"
         return ""
 
-    def _with_all_shown(self, handed: Handed, settings: Sequence[str], where: str) -> Handed:
+    def _with_all_shown(self, handed: Handed, settings: Sequence[str], called: Container[object], where: str) -> Handed:
         """Sees that what is left is shown, too. Raises `InputError` for what must be and is not."""
         messages, variables, text = handed.messages, handed.variables, handed.text
         for name in settings:
@@ -179,6 +180,11 @@ class Handover:
             hidden = [
                 number for number in holders if self._is_same(text, _less_in(messages, key, {number}), variables, where)
             ]
+            if key == "name":
+                # What answers a call may repeat its name, as OpenAI's old form must.
+                repeated = [number for number in hidden if messages[number][key] in called]
+                hidden = [number for number in hidden if number not in repeated]
+                passed_over += [key] if repeated else []
             # Templates leave the reasoning of earlier turns out, as the model gets it to see.
             if hidden and (key not in REASONING_KEYS or len(hidden) == len(holders)):
                 raise _not_shown(where, f"{key} (turn {hidden[0] + 1 - handed.added})")
@@ -329,6 +335,7 @@ def _less_in(messages: Sequence[Message], key: str, numbers: Container[int]) -> 
 
 def _not_shown(where: str, what: str) -> InputError:
     key = what.partition(" ")[0].partition(".")[0]
+    key = "tools, functions" if key == "tools" else key
     return InputError(
         f"{where}: has {what}, which the chat template does not show; give a checkpoint whose template does, or pass "
         f"it over with data.ignore_keys: [{key}]"

@@ -19,6 +19,7 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
     "tool": "tool",
     "function": "tool",
     "function_response": "tool",
@@ -104,10 +105,14 @@ def _turn(turn: object, where: str, ignored: Sequence[str]) -> Turn:
     speaker = held.pop(key, None)
     spelled = str(speaker).lower()
     role = ROLES.get(spelled)
+    if speaker is None:
+        raise InputError(f"{where}: unknown role None (its keys: {', '.join(map(str, turn))}); give role or from")
     if role is None:
         raise InputError(f"{where}: unknown role {speaker!r}; expected one of {', '.join(ROLES)}")
     content = held.pop("content", None)
     content = held.pop("value", None) if content is None else content
+    if content is None and not any(held.get(key) for key in CALL_KEYS) and not _is_blank_answer(turn, role):
+        raise InputError(f"{where}: has no content or value, only {', '.join(map(str, turn))}; give its text")
     trained = _trained(held, role, where)
     if is_number(content):
         raise InputError(f"{where}: content is the number {content}, expected text; write it in quotes")
@@ -117,6 +122,11 @@ def _turn(turn: object, where: str, ignored: Sequence[str]) -> Turn:
     if role == "system":
         read_tools(held, where)
     return Turn(role, text_of(content, where, "content"), trained, held, content is not None, spelled)
+
+
+def _is_blank_answer(turn: Mapping[object, object], role: str) -> bool:
+    """Whether it says itself that the assistant says nothing, which is not trained on."""
+    return role == "assistant" and ("content" in turn or "value" in turn)
 
 
 def _trained(held: dict[str, object], role: str, where: str) -> bool:

@@ -50,7 +50,10 @@ def other():
 
 
 def test_phi_4_mini_gets_tools_in_the_system_turn_and_calls_in_the_content(phi4):
-    row = {"messages": [ASK, call('{"a": "<|end|>"}'), {"role": "tool", "content": "1"}, ANSWER], "tools": TOOLS}
+    row = {
+        "messages": [ASK, call('{"a": "<|end|>"}'), {"role": "tool", "content": "1", "name": "f"}, ANSWER],
+        "tools": TOOLS,
+    }
     text, targets, document = render(phi4, row)
     written = '<|tool_call|>[{"name": "f", "arguments": {"a": "<|end|>"}}]<|/tool_call|><|end|>'
     assert text == (
@@ -61,6 +64,7 @@ def test_phi_4_mini_gets_tools_in_the_system_turn_and_calls_in_the_content(phi4)
     assert document.is_literal  # the <|end|> in the call is text
     assert any("system turn" in remark for remark in document.remarks)
     assert any("written as <|tool_call|>" in remark for remark in document.remarks)
+    assert document.passed_over == ("name",)  # which repeats the call's
     own = {"role": "system", "content": "s", "tools": json.dumps(TOOLS)}
     assert render(phi4, {"messages": [own, ASK, ANSWER]})[0].startswith(
         f"<|system|>s<|tool|>{json.dumps(TOOLS)}<|/tool|><|end|>"
@@ -99,7 +103,7 @@ def test_reasoning_names_documents_and_settings_are_shown(other):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [ASK, ANSWER], "tools": TOOLS}, r"has tools, .*data.ignore_keys: \[tools\]"),
+        ({"messages": [ASK, ANSWER], "tools": TOOLS}, r"has tools, .*data.ignore_keys: \[tools, functions\]"),
         ({"messages": [ASK, call({})]}, r"has tool_calls \(turn 2\), .*\[tool_calls\]"),
         ({"messages": [ASK, {**ANSWER, "thinking": "t"}]}, r"has thinking \(turn 2\), .*\[thinking\]"),
         ({"messages": [{**ASK, "name": "n"}, ANSWER]}, r"has name \(turn 1\)"),

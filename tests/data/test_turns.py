@@ -49,6 +49,9 @@ def test_what_a_turn_says(turn, expected):
     ("turn", "message"),
     [
         ({"role": "user", "content": 5}, "content is the number 5, expected text"),
+        ({"role": "user", "contents": "u"}, "has no content or value, only role, contents"),
+        ({"role": "user", "content": None}, "has no content or value"),
+        ({"rol": "user", "content": "u"}, "unknown role None \\(its keys: rol, content\\)"),
         ({"role": "user", "content": "u", "train": True}, "train is True for a turn of the user"),
         ({"role": "assistant", "content": "a", "loss": "no"}, r"the loss weight is 'no' \(loss\)"),
         ({"role": "assistant", "content": "a", "loss": True, "weight": 0}, "loss says to learn from it and weight not"),
