@@ -57,6 +57,7 @@ def parse_sections(raw: Mapping[str, object], classes: Classes) -> tuple[dict[st
     translated, notices = foreign.translate(sections)
     for section, values in translated.items():
         _check_keys(section, values, classes)
+    translated = {section: _with_lists(values, classes[section]) for section, values in translated.items()}
     if not translated.get("model", {}).get("name_or_path"):
         raise InputError("model.name_or_path is not given; give a checkpoint folder or a hub id")
     try:
@@ -107,6 +108,18 @@ def _check_keys(section: str, values: Mapping[str, object], classes: Classes) ->
         raise InputError(f"unknown key {section}.{key}; did you mean {(elsewhere or [f'{section}.{near}'])[0]}?")
 
 
+def _with_lists(values: Mapping[str, object], section: type) -> dict[str, object]:
+    """The values of a section; a name alone, or names with commas between, as the list that is wanted."""
+    hints = get_type_hints(section)
+    return {key: _names(value) if get_origin(hints[key]) is list else value for key, value in values.items()}
+
+
+def _names(value: object) -> object:
+    text = value.strip() if isinstance(value, str) else ""
+    is_names = text != "null" and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*", text)
+    return re.split(r"\s*,\s*", text) if is_names else value
+
+
 def _check_nulls(parsed: Mapping[str, Mapping[str, object]], classes: Classes) -> None:
     # jsonargparse lets null pass for every type.
     for section, cls in classes.items():
@@ -132,6 +145,8 @@ def _describe(hint: object) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(a) for a in arguments)
     if origin in (tuple, list):
+        if get_origin(arguments[0]) is Literal:
+            return f"a list of {_describe(arguments[0]).removeprefix('one of ')}"
         return "a list of whole numbers" if arguments[0] is int else "a list of names"
     if origin is dict:
         return "a mapping of names"

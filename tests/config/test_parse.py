@@ -24,6 +24,12 @@ from tests.helpers.configs import error, parse
         ({"training": {"gradient_checkpointing": "maybe"}}, "expected true or false"),
         ({"data": {"train": 12}}, "data.train is 12, expected text or null"),
         ({"data": {"columns": {"prompt": 3}}}, "data.columns is {'prompt': 3}, expected a mapping"),
+        ({"data": {"ignore_keys": 3}}, "data.ignore_keys is 3, expected a list of names"),
+        ({"data": {"ignore_keys": "null"}}, "data.ignore_keys is 'null', expected a list of names"),
+        (
+            {"data": {"literal_roles": "usr"}},
+            "data.literal_roles is ['usr'], expected a list of system, user, assistant",
+        ),
         ({"peft": {"target_modules": []}}, "peft.target_modules is empty"),
         ({"peft": {"init_lora_weights": "loftq"}}, "model.quantization is none; give nf4"),
         (
@@ -73,6 +79,21 @@ def test_text_of_a_command_line_and_yaml_1_1_floats_are_typed():
     assert run.training.eval_steps is None
     assert run.peft.target_modules == ("o_proj", "down_proj")
     assert run.data.train == "123"
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ("name", ["name"]),
+        ("name, id", ["name", "id"]),
+        ("[name, id]", ["name", "id"]),
+        ("[]", []),
+        (["name"], ["name"]),
+    ],
+)
+def test_names_alone_are_a_list(given, keys):
+    run, _ = parse(data={"ignore_keys": given})
+    assert run.data.ignore_keys == keys
 
 
 def test_a_file_that_is_no_configuration_is_told(tmp_path):
