@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from phi3_jax.cli.generation import add_generation_arguments, given_settings
 from phi3_jax.cli.parser import Parser, add_base_arguments, positive
+from phi3_jax.cli.row_options import add_row_arguments, with_row_options
 from phi3_jax.config.sections import DataSection, ParallelSection
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def run(argv: Sequence[str]) -> None:
         packing=False,
         shuffle=False,
     )
+    data = with_row_options(data, arguments)
     parallel = ParallelSection(**{f.name: getattr(arguments, f"parallel.{f.name}") for f in fields(ParallelSection)})
     # One model and no more said: its figures alone.
     is_plain = not (arguments.metrics or arguments.merged or arguments.output) and len(arguments.adapter) < 2
@@ -138,6 +140,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--max-length", type=positive, default=2048, metavar="N", help="longest row (default: 2048)")
     parser.add_argument("--max-rows", type=positive, metavar="N", help="only the first so many rows")
+    add_row_arguments(parser)
     parser.add_argument(
         "--batch-size", type=positive, default=4, metavar="N", help="rows of a device in a forward pass (default: 4)"
     )
