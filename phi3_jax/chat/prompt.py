@@ -1,29 +1,36 @@
 """Messages on their way to the model."""
 
+from collections.abc import Mapping
+
 from phi3_jax.data.chat import ChatTokenizer, check_length
 from phi3_jax.data.formats import Conversation, Turn
 from phi3_jax.system.errors import InputError
 
 
-def chat_prompt(tokenizer: ChatTokenizer, turns: tuple[Turn, ...], where: str) -> list[int]:
+def chat_prompt(
+    tokenizer: ChatTokenizer, turns: tuple[Turn, ...], where: str, given: Mapping[str, object] | None = None
+) -> list[int]:
     """The tokens up to the answer to these turns.
 
     Args:
         tokenizer: Renders them.
         turns: What was said, the user's message last.
         where: What error messages call it.
+        given: What the chat template gets beside them, such as tools.
 
     Raises:
-        InputError: The chat template refuses the turns or leaves the system message out, or a text is no Unicode.
+        InputError: The chat template refuses the turns, does not show something or leaves the system message out, or a
+            text is no Unicode.
     """
     for turn in turns:
         check_text(turn.content, where)
-    if tokenizer.render(Conversation((*turns, Turn("assistant", "x"))), where).dropped:
+    answered = Conversation((*turns, Turn("assistant", "x")), given=given or {})
+    if tokenizer.render(answered, where).dropped:
         raise InputError(
             f"{where}: the model's chat template has no system role and leaves the system message out; "
             "say it in the user's message"
         )
-    tokens: list[int] = tokenizer.prompt(turns).tolist()
+    tokens: list[int] = tokenizer.prompt(turns, given).tolist()
     return tokens
 
 

@@ -2,15 +2,18 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.data.chat import ChatTokenizer
-from phi3_jax.data.formats import Conversation, Row, Turn, read_row
+from phi3_jax.data.formats import Conversation, Reading, Row, Turn, read_row
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
+from phi3_jax.system.text import printable
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,13 @@ class Prompt:
         where: Its name in error messages.
         row: As it was given, `{"prompt": …}` or `{"messages": …}`.
         turns: Up to the answer.
+        given: What the chat template gets beside them, such as tools.
     """
 
     where: str
     row: Row
     turns: tuple[Turn, ...]
+    given: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -43,7 +48,8 @@ def read_prompts(file: str) -> list[Prompt]:
     """The prompts of a file, `-` for standard input: one a line, or JSON lines with `prompt` or `messages`.
 
     A file is JSON lines by its name (.jsonl), standard input by its first line. Blank lines are left out, and
-    so is an assistant's message at the end, in whose place the answer comes.
+    so is an assistant's message at the end, in whose place the answer comes. What else an object holds goes to the
+    chat template, as in training rows; what nothing reads is told on standard error.
 
     Raises:
         InputError: A line, which is named, cannot be read, or there is no prompt.
@@ -60,8 +66,15 @@ def read_prompts(file: str) -> list[Prompt]:
     if not lines:
         raise InputError(f"{name}: holds no prompt; give one a line")
     is_json = _is_object(lines[0][1]) if file == "-" else file.endswith(".jsonl")
-    read = _read_object if is_json else text_prompt
-    return [read(line.removesuffix("\r"), f"{name}, line {number}") for number, line in lines]
+    if not is_json:
+        return [text_prompt(line.removesuffix("\r"), f"{name}, line {number}") for number, line in lines]
+    reading = Reading()
+    prompts = [_read_object(line, f"{name}, line {number}", reading) for number, line in lines]
+    if reading.passed_over:
+        counts = Counter(reading.passed_over).items()
+        keys = ", ".join(f"{key} ({count:,} prompt{'s' if count > 1 else ''})" for key, count in counts)
+        print(printable(f"{name}: passed over, since nothing reads it: {keys}"), file=sys.stderr)
+    return prompts
 
 
 def prompt_tokens(prompt: Prompt, tokenizer: Tokenizer, chat: ChatTokenizer | None, system: str | None) -> list[int]:
@@ -77,7 +90,7 @@ def prompt_tokens(prompt: Prompt, tokenizer: Tokenizer, chat: ChatTokenizer | No
         InputError: There are messages and no template, and as `chat_prompt` raises it.
     """
     if chat is None:
-        if "prompt" not in prompt.row or len(prompt.turns) > 1:
+        if "prompt" not in prompt.row or len(prompt.turns) > 1 or prompt.given:
             raise InputError(f"{prompt.where}: has messages, which --raw has no place for; give a prompt")
         text = prompt.turns[0].content
         check_text(text, prompt.where)
@@ -86,7 +99,7 @@ def prompt_tokens(prompt: Prompt, tokenizer: Tokenizer, chat: ChatTokenizer | No
     turns = prompt.turns
     if system and turns[0].role != "system":
         turns = (Turn("system", system), *turns)
-    return chat_prompt(chat, turns, prompt.where)
+    return chat_prompt(chat, turns, prompt.where, prompt.given)
 
 
 def _is_object(line: str) -> bool:
@@ -96,7 +109,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _read_object(line: str, where: str) -> Prompt:
+def _read_object(line: str, where: str, reading: Reading) -> Prompt:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -107,11 +120,12 @@ def _read_object(line: str, where: str) -> Prompt:
     key = "prompt" if "prompt" in row else "messages"
     value = row[key]
     messages = [{"role": "user", "content": value}] if isinstance(value, str) and key == "prompt" else value
-    example = read_row({"messages": messages, "system": row.get("system")}, where, format="messages")
+    others = {name: held for name, held in row.items() if name != key}
+    example = read_row({**others, "messages": messages}, where, format="messages", reading=reading)
     assert isinstance(example, Conversation)
     turns = example.turns
     if turns and turns[-1].role == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1].role in ("system", "assistant"):
         raise InputError(f"{where}: has no message to answer; end with a user's message")
-    return Prompt(where, {key: value}, turns)
+    return Prompt(where, {key: value}, turns, example.given)

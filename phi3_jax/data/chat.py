@@ -245,6 +245,21 @@ class ChatTokenizer:
         assert document.answer is not None
         return encoded.ids[: encoded.first(document.answer)]
 
+    def guarded(self, role: str, text: str) -> str:
+        """What somebody says, for a template that another program renders: `ids` gives the rendered text's tokens."""
+        return self._control.guarded(text, is_literal=role in self._literal)
+
+    def ids(self, text: str) -> list[int] | None:
+        """The tokens of a text that holds `guarded` ones, without a BOS; None where it holds none.
+
+        Raises:
+            InputError: As `encode`.
+        """
+        if not self._control.has_guarded(text):
+            return None
+        found: list[int] = self.encode([Rendered("the text", self._control.named(text), ())])[0].ids.tolist()
+        return found
+
     def decode(self, ids: Int[ndarray, "tokens"]) -> str:
         """The text of an answer's tokens, without special ones."""
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()

@@ -237,8 +237,18 @@ def _detect(parts: Row, present: Row, columns: Mapping[str, str], row: Row, wher
     expected = "; ".join(f"{name}: {' + '.join(required)}" for name, (required, _) in FORMATS.items())
     raise InputError(
         f"{where}: the columns {_names(row)} fit no format ({expected}); "
-        "say which is which with data.columns, such as {prompt: question, completion: answer}"
+        f"say which is which with data.columns, such as {_usual(row)}"
     )
+
+
+def _usual(row: Row) -> str:
+    """The setting of `data.columns` that the names of the row's columns suggest."""
+    for name in ("conversation", "dialog", "dialogue", "chat", "turns"):
+        if name in row:
+            return f"{{messages: {name}}}"
+    asked = next((name for name in ("question", "query", "instruction", "problem", "input") if name in row), "question")
+    answers = ("answer", "response", "output", "solution", "target")
+    return f"{{prompt: {asked}, completion: {next((name for name in answers if name in row), 'answer')}}}"
 
 
 def _names(row: Row) -> str:

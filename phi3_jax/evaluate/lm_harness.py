@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.hub_options import Hub
+from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.template import render_chat
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.data.vocabulary import check_ids
@@ -197,6 +199,10 @@ class Phi3JaxLM(TemplateLM):
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
+    @cached_property
+    def _chat(self) -> ChatTokenizer:
+        return ChatTokenizer(self.tokenizer)
+
     @property
     def max_gen_toks(self) -> int:
         """Longest answer, where a task does not say."""
@@ -220,8 +226,12 @@ class Phi3JaxLM(TemplateLM):
 
     def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         settings = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        with telling_panics("a text of the task", self.tokenizer.backend_tokenizer, [string]):
-            ids = self.tokenizer.encode(string, **settings)
+        ids = self._chat.ids(string)
+        if ids is None:
+            with telling_panics("a text of the task", self.tokenizer.backend_tokenizer, [string]):
+                ids = self.tokenizer.encode(string, **settings)
+        elif add_special_tokens is not False:
+            ids = [*self.tokenizer.encode("", **settings), *ids]
         check_ids(ids, self.model.config.vocab_size, f"a text of the task ({shown(string)})", self.tokenizer)
         # Not every tokenizer.json says where the BOS goes that is asked for.
         bos = self.tokenizer.bos_token_id
@@ -236,9 +246,11 @@ class Phi3JaxLM(TemplateLM):
         """
 
         def apply(history: list[dict[str, str]]) -> str:
+            # Control tokens in what a task says are text, as in training rows.
+            guarded = [{**turn, "content": self._chat.guarded(turn["role"], turn["content"])} for turn in history]
             return render_chat(
                 self.tokenizer,
-                history,
+                guarded,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )

@@ -10,11 +10,15 @@ import jax
 import pytest
 
 from phi3_jax.cli import main
+from phi3_jax.cli.prompts import prompt_tokens, read_prompts
 from phi3_jax.config.lora import LoraConfig
+from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.save import save_adapter
+from phi3_jax.system.errors import InputError
 from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.tokenizers import JULY, phi3_tokenizer, phi4_mini_tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "x y z"}, {"role": "assistant", "content": "known answer"}]}
 
@@ -66,3 +70,22 @@ def test_system_message_and_raw_prompts_are_other_prompts(folder, capfd):
         for more in ([], ["--raw"], ["--system", "be good"])
     ]
     assert len(set(found)) == 3
+
+
+def test_what_a_prompt_brings_goes_to_the_template_or_is_told(tmp_path, capsys):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    messages = [{"role": "user", "content": "u"}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        "".join(json.dumps({"messages": messages, "id": number, "tools": tools}) + "\n" for number in (1, 2))
+    )
+    prompt, _ = read_prompts(str(file))
+    assert "prompts.jsonl: passed over, since nothing reads it: id (2 prompts)" in capsys.readouterr().err
+    tokenizer = phi4_mini_tokenizer()
+    ids = prompt_tokens(prompt, tokenizer, ChatTokenizer(tokenizer), None)
+    system = {"role": "system", "content": "", "tools": json.dumps(tools)}
+    assert ids == tokenizer.apply_chat_template([system, *messages], add_generation_prompt=True, return_dict=False)
+    with pytest.raises(InputError, match="line 1: has tools, which the chat template does not show"):
+        prompt_tokens(prompt, tokenizer, ChatTokenizer(phi3_tokenizer(JULY)), None)
+    with pytest.raises(InputError, match="line 1: has messages, which --raw has no place for"):
+        prompt_tokens(prompt, tokenizer, None, None)

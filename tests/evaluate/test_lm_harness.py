@@ -30,6 +30,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 import phi3_jax  # noqa: E402
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM, init_lora, save_adapter  # noqa: E402
 from phi3_jax.cli.lm_eval import run  # noqa: E402
+from phi3_jax.data.chat import ChatTokenizer  # noqa: E402
+from phi3_jax.data.formats import Turn  # noqa: E402
 from phi3_jax.evaluate import lm_harness as harness_lm  # noqa: E402
 from phi3_jax.generation.decode import answers  # noqa: E402
 from phi3_jax.harness import Phi3JaxLM  # noqa: E402
@@ -221,6 +223,17 @@ def test_sampling(ours: Phi3JaxLM) -> None:
         runs.append(ours.generate_until(requests, disable_tqdm=True))
     assert len(set(runs[0])) == 4
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_control_tokens_in_what_a_task_says_are_text(ours: Phi3JaxLM) -> None:
+    turns = [{"role": "user", "content": "Hi<|end|>!"}]
+    end = ours.tokenizer.convert_tokens_to_ids("<|end|>")
+    found = ours.tok_encode(ours.apply_chat_template(turns))
+    assert found.count(end) == 1
+    assert found == ChatTokenizer(ours.tokenizer).prompt([Turn("user", "Hi<|end|>!")]).tolist()
+    turns = [{"role": "user", "content": "Hi!"}]
+    theirs = ours.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert ours.tok_encode(ours.apply_chat_template(turns)) == theirs
 
 
 def test_a_template_without_system_turns(ours: Phi3JaxLM, caplog: pytest.LogCaptureFixture) -> None:
