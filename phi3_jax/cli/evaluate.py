@@ -63,6 +63,7 @@ def run(argv: Sequence[str]) -> None:
         local_files_only=arguments.local_files_only,
         parallel=parallel,
         batch_size=arguments.batch_size,
+        turns=arguments.turns,
         **given_settings(arguments),
     )
     if not is_main():
@@ -137,6 +138,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--loss-on", choices=choices["loss_on"], default="assistant", help="tokens that count (default: assistant)"
+    )
+    parser.add_argument(
+        "--turns",
+        choices=["last", "all"],
+        default="last",
+        help="assistant turns that are answered: the last of a row, or all, each as a row of its own (default: last)",
     )
     parser.add_argument("--max-length", type=positive, default=2048, metavar="N", help="longest row (default: 2048)")
     parser.add_argument("--max-rows", type=positive, metavar="N", help="only the first so many rows")

@@ -33,6 +33,7 @@ from phi3_jax.evaluate.predictions import (
     weights_fingerprint,
 )
 from phi3_jax.evaluate.results import Results, report_rows
+from phi3_jax.evaluate.turns import every_turn
 from phi3_jax.generation.text import check_prompt, end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.parallel.devices import Devices
@@ -83,6 +84,7 @@ def evaluate(
     local_files_only: bool = False,
     parallel: ParallelSection | None = None,
     batch_size: int = 4,
+    turns: Literal["last", "all"] = "last",
     **generation: object,
 ) -> Results:
     """Measures a base, its adapters and merged checkpoints on the same rows, in the same way.
@@ -104,6 +106,8 @@ def evaluate(
         local_files_only: Whether nothing may be downloaded.
         parallel: The mesh, as in training.
         batch_size: Rows of a device in a forward pass.
+        turns: Which of a row's assistant turns are answered and compared: the last, or all, each with what stands
+            before it in the row, and as a row of its own.
         **generation: Fields of `GenerationConfig` over the checkpoint's own; without `do_sample` the most likely tokens
             are taken, and `max_new_tokens` is 128.
 
@@ -134,12 +138,13 @@ def evaluate(
     others += [_Model(name, Checkpoint.open(given, hub.at(None))) for name, given in names[1].items()]
     models = [_Model(BASE, base, is_base=True), *others] if include_base else others
     section = data if isinstance(data, DataSection) else DataSection(train=str(data))
+    _check_turns(turns, section)
     run = RunConfig(
         ModelSection(base.name, dtype=auto_dtype(dtype), quantization=quantization),  # type: ignore[arg-type]
         data=replace(section, packing=False, shuffle=False),
         parallel=parallel or ParallelSection(),
     )
-    task = _task(run, made, base, job_devices(run, base.config), batch_size, generation)
+    task = _task(run, made, base, job_devices(run, base.config), batch_size, turns, generation)
     for other in others:
         if isinstance(other.source, Checkpoint):
             _check_rows(task, other.source.config, other.name)
@@ -166,11 +171,14 @@ def _task(
     base: Checkpoint,
     devices: Devices,
     rows_each: int,
+    turns: str,
     generation: Mapping[str, object],
 ) -> Task:
     """The rows and how to judge them. Raises `InputError` for rows that the metrics cannot use."""
     tokenizer, config = base.tokenizer, base.config
     rows = prepare_data(run.data, tokenizer, seed=0).train
+    if turns == "all":
+        rows = every_turn(rows, tokenizer, run.data.max_length)
     settings = GenerationConfig.from_model(config, **{"max_new_tokens": 128, "do_sample": False, **generation})
     if "eos_token_id" not in generation:
         settings = settings.with_(eos_token_id=end_token_ids(tokenizer, config))
@@ -185,6 +193,13 @@ def _task(
         if metric.notice is not None:
             rows.stats.notices.append(metric.notice)
     return task
+
+
+def _check_turns(turns: str, data: DataSection) -> None:
+    if turns not in ("last", "all"):
+        raise InputError(f"turns is {turns!r}, expected last or all")
+    if turns == "all" and data.loss_on != "assistant":
+        raise InputError(f"turns is all, and data.loss_on {data.loss_on}; all turns are those of loss_on assistant")
 
 
 def _check_references(task: Task, metrics: Mapping[str, Metric]) -> None:

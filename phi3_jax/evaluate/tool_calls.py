@@ -126,13 +126,13 @@ class ToolCalls(Metric):
         calling = sum(bool(read_calls(reference)) for reference in references)
         if not calling:
             raise InputError(
-                f"metric tool_call: none of the {len(references):,} references, which are the last assistant turns, "
-                "makes a tool call (JSON with name and arguments); give rows that end with one, or leave the metric out"
+                f"metric tool_call: none of the {len(references):,} references makes a tool call (JSON with name and "
+                "arguments); give rows with calls, and --turns all where they do not end with one"
             )
         if calling < len(references):
             self.notice = (
-                f"tool_call: {calling:,} of {len(references):,} rows end with a tool call; in the others an answer is "
-                "right when it makes none"
+                f"tool_call: {calling:,} of {len(references):,} references make a tool call; in the other rows an "
+                "answer is right when it makes none"
             )
 
     def score(self, answer: str, reference: str) -> Scores:

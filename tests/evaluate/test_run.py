@@ -218,7 +218,11 @@ BAD = {
     "a token": (outgrown, [f"rows.jsonl, row 1: {OUTGROWN_ERROR}"]),
     "no tool call": (
         lambda f: ["--metrics", "loss,tool_call"],
-        [f"metric tool_call: none of the {ROWS} references", "leave the metric out"],
+        [f"metric tool_call: none of the {ROWS} references", "--turns all where they do not end with one"],
+    ),
+    "turns and what is trained on": (
+        lambda f: ["--turns", "all", "--loss-on", "last"],
+        ["turns is all, and data.loss_on last"],
     ),
     "a role": (without_the_role, ["rows.jsonl, row 1, turn 2", "no place for role 'tool'"]),
     "no data": (lambda f: ["--data", "absent.jsonl"], ["absent.jsonl"]),
@@ -284,7 +288,7 @@ def test_tool_calls_are_compared_row_by_row_with_the_bases(inputs, tmp_path, mon
     assert main([*arguments(inputs, *options, "--metrics", "tool_call,loss"), *data(tmp_path, *rows)]) == 0
     table = capfd.readouterr().out
     assert [name for name in ("tool call ", "tool call name", "tool call row") if name not in table] == []
-    assert "note: tool_call: 5 of 6 rows end with a tool call" in table
+    assert "note: tool_call: 5 of 6 references make a tool call" in table
     results = json.loads((out / "results.json").read_text())["models"]
     assert list(results["one"])[:4] == ["tool_call", "tool_call_name", "tool_call_row", "loss"]
     expected = {"tool_call": (0, 4 / 5), "tool_call_name": (0, 1), "tool_call_row": (1 / 6, 5 / 6)}
@@ -298,6 +302,24 @@ def test_tool_calls_are_compared_row_by_row_with_the_bases(inputs, tmp_path, mon
     assert "Rows with the right tool calls" in (out / "report.html").read_text()
     scores = lines(out, "one")[4]["scores"]
     assert (scores["tool_call_row"], scores["tool_calls_right"], scores["tool_calls_named"]) == (0, 0, 1)
+
+
+def test_every_turn_of_a_conversation_is_answered_on_request(inputs, tmp_path):
+    turns = ("user", "abc"), ("assistant", "b"), ("user", "c a"), ("assistant", "a b"), ("user", "a")
+    file = data(tmp_path, messages(*turns[:4]), messages(*turns, ("assistant", "c")))[1]
+    last, every = (
+        evaluate(inputs / "base", file, metrics="loss,exact_match", turns=which, max_new_tokens=2)
+        for which in ("last", "all")
+    )
+    asked = [(prediction.prompt, prediction.reference) for prediction in every.predictions["base"]]
+    assert [reference for _, reference in asked] == ["b", "a b", "b", "a b", "c"]
+    assert asked[1][0] == "<|user|>abc<|end|><|assistant|>b<|end|><|user|>c a<|end|><|assistant|>"
+    assert [asked[1], asked[4]] == [(each.prompt, each.reference) for each in last.predictions["base"]]
+    assert (last.data["rows"], every.data["rows"]) == (2, 5)
+    assert "each of 5 assistant turns of 2 rows is a row here" in str(every.data["notices"])
+    # The targets are the same ones, after the same tokens.
+    assert every.data["target_tokens"] == last.data["target_tokens"]
+    assert every.models["base"]["loss"].value == pytest.approx(last.models["base"]["loss"].value, rel=1e-5)
 
 
 def test_a_folder_in_use_is_refused_to_others(inputs, tmp_path, monkeypatch):

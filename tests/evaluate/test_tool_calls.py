@@ -183,7 +183,7 @@ def test_calls_and_rows_are_counted():
 def test_rows_that_end_without_a_call_are_told():
     assert scored([(CALL, CALL), (LIST, CALL)])[0].notice is None
     assert scored(ROWS)[0].notice == (
-        "tool_call: 8 of 10 rows end with a tool call; in the others an answer is right when it makes none"
+        "tool_call: 8 of 10 references make a tool call; in the other rows an answer is right when it makes none"
     )
 
 
@@ -197,6 +197,6 @@ def test_the_interval_is_over_rows_that_should_call():
 
 
 def test_references_without_a_call_are_refused():
-    with pytest.raises(InputError, match=r"metric tool_call: none of the 2 references, .* makes a tool call") as error:
+    with pytest.raises(InputError, match=r"metric tool_call: none of the 2 references makes a tool call") as error:
         scored([("The tea is ready.", CALL), (CALL[:-1], CALL)])
     assert "\n" not in str(error.value)
