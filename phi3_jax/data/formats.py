@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from phi3_jax.data.column_names import suggested_columns
 from phi3_jax.data.turns import MEDIA, list_of_objects, parse_json, read_tools, read_turns, text_of
 from phi3_jax.data.turns import Turn as Turn
 from phi3_jax.system.errors import InputError
@@ -235,20 +236,12 @@ def _detect(parts: Row, present: Row, columns: Mapping[str, str], row: Row, wher
             # What the user named decides, before another format's column that happens to be there too.
             return max(fitting, key=lambda name: sum(part in columns for part in FORMATS[name][0]))
     expected = "; ".join(f"{name}: {' + '.join(required)}" for name, (required, _) in FORMATS.items())
+    advised = suggested_columns(row, PARTS) or {"prompt": "question", "completion": "answer"}
+    example = ", ".join(f"{part}: {name}" for part, name in advised.items())
     raise InputError(
         f"{where}: the columns {_names(row)} fit no format ({expected}); "
-        f"say which is which with data.columns, such as {_usual(row)}"
+        f"say which is which with data.columns, such as {{{example}}}"
     )
-
-
-def _usual(row: Row) -> str:
-    """The setting of `data.columns` that the names of the row's columns suggest."""
-    for name in ("conversation", "dialog", "dialogue", "chat", "turns"):
-        if name in row:
-            return f"{{messages: {name}}}"
-    asked = next((name for name in ("question", "query", "instruction", "problem", "input") if name in row), "question")
-    answers = ("answer", "response", "output", "solution", "target")
-    return f"{{prompt: {asked}, completion: {next((name for name in answers if name in row), 'answer')}}}"
 
 
 def _names(row: Row) -> str:

@@ -67,7 +67,7 @@ def test_columns_are_mapped_and_decide_the_format():
             {},
             r"row 1: the columns question, answer fit no format \(messages: messages;",
         ),
-        ({"instruction": "u", "response": "a"}, {}, "{prompt: instruction, completion: response}"),
+        ({"instruction": "u", "response": "a"}, {}, "{output: response}"),
         ({"conversation": []}, {}, "{messages: conversation}"),
         ({"q": "u"}, {"columns": {"promt": "q"}}, "data.columns: 'promt' is no part of a row"),
         ({"q": "u"}, {"columns": {"prompt": "x"}}, "data.columns wants 'x' as prompt, but the columns are q"),
