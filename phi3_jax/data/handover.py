@@ -122,7 +122,7 @@ class Handover:
         ways = list(product(range(len(calls_ways)), range(len(tools_ways))))
         ways.sort(key=lambda way: way != self._last)
         refused: InputError | None = None
-        hidden = ""
+        faults: list[str] = []
         for way in ways:
             to_calls, to_tools = calls_ways[way[0]], tools_ways[way[1]]
             attempt = to_tools(to_calls([dict(message) for message in bare]))
@@ -132,13 +132,17 @@ class Handover:
             except InputError as error:
                 refused = refused or error
                 continue
-            hidden = self._hidden(attempt, text, seen, where)
-            if not hidden and not _is_garbled(attempt.messages, text):
+            fault = self._hidden(attempt, text, seen, where)
+            if not fault and self._is_garbled(attempt.messages, text, seen, where):
+                fault = "tool_calls"
+            if not fault:
                 self._last = way
                 return Handed(attempt.messages, seen, attempt.added, text, generated, (), attempt.remarks)
-        if refused is not None and not hidden:
+            faults.append(fault)
+        if refused is not None and not faults:
             raise refused
-        raise _not_shown(where, hidden or "tool_calls")
+        # Some ways do not show the tools; where one does, it is something else that no way shows.
+        raise _not_shown(where, next((fault for fault in faults if fault != "tools"), "tools"))
 
     def _hidden(self, attempt: "_Attempt", text: str, variables: Mapping[str, object], where: str) -> str:
         """What of tools and calls does not change the text, "" where all does."""
@@ -152,6 +156,29 @@ class Handover:
             ):
                 return f"tool_calls (turn {number + 1 - attempt.added})"
         return ""
+
+    def _is_garbled(self, messages: Sequence[Message], text: str, variables: Mapping[str, object], where: str) -> bool:
+        """Whether a call's arguments stand in the text as JSON of JSON text, or as Python writes an object."""
+        for message in messages:
+            for function in _functions(message):
+                arguments = function.get("arguments")
+                if isinstance(arguments, str) and _is_twice_encoded(arguments, text):
+                    # Of `{}` JSON differs by the quotes alone, which the template may write itself.
+                    if json.dumps(arguments, ensure_ascii=False)[1:-1] != arguments:
+                        return True
+                    if self._encodes_text(messages, variables, where):
+                        return True
+                if isinstance(arguments, Mapping) and arguments:
+                    python = str(arguments)
+                    if python != json.dumps(arguments, ensure_ascii=False) and python in text:
+                        return True
+        return False
+
+    def _encodes_text(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> bool:
+        """Whether the template writes arguments that are JSON text as JSON of that."""
+        probe = json.dumps({self._control.nonce: 0})
+        probed = _with_arguments(messages, lambda _: probe)
+        return _is_twice_encoded(probe, self._render(probed, variables, where)[0])
 
     def _with_all_shown(self, handed: Handed, settings: Sequence[str], called: Container[object], where: str) -> Handed:
         """Sees that what is left is shown, too. Raises `InputError` for what must be and is not."""
@@ -255,12 +282,14 @@ def _ways_of_tools(messages: list[Message], column: object, where: str) -> tuple
 
 
 def _ways_of_calls(messages: Sequence[Message], control: ControlTokens) -> list[_Calls]:
-    """The ways of handing calls over: as given, with the other form of arguments, written into the content."""
+    """The ways of handing calls over: as given, all arguments objects or all text, written into the content."""
     if not any("tool_calls" in message for message in messages):
         return [lambda turns: (turns, ())]
+    remarks = ("arguments of calls change between JSON text and object",)
     ways: list[_Calls] = [
         lambda turns: (turns, ()),
-        lambda turns: (_with_arguments(turns), ("arguments of calls change between JSON text and object",)),
+        lambda turns: (_with_arguments(turns, _object), remarks),
+        lambda turns: (_with_arguments(turns, _text), remarks),
     ]
     if all(token in control and token not in control.of_turns for token in CALL_TOKENS):
         ways.append(_written)
@@ -275,16 +304,13 @@ def _functions(message: Message) -> Iterator[dict[str, object]]:
         yield function if isinstance(function, dict) else call
 
 
-def _with_arguments(turns: list[Message]) -> list[Message]:
-    """The turns with every call's arguments in the other form."""
-    copy: list[Message] = json.loads(json.dumps(turns))
+def _with_arguments(turns: Sequence[Message], form: Callable[[object], object]) -> list[Message]:
+    """The turns with the arguments of every call that has some in another form."""
+    copy: list[Message] = json.loads(json.dumps(list(turns)))
     for turn in copy:
         for function in _functions(turn):
-            arguments = function.get("arguments")
-            if isinstance(arguments, str):
-                function["arguments"] = json.loads(arguments) if arguments.strip() else {}
-            elif arguments is not None:
-                function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+            if function.get("arguments") is not None:
+                function["arguments"] = form(function["arguments"])
     return copy
 
 
@@ -309,20 +335,12 @@ def _object(arguments: object) -> object:
     return {} if arguments is None else arguments
 
 
-def _is_garbled(messages: Sequence[Message], text: str) -> bool:
-    """Whether a call's arguments stand in the text as JSON of JSON text, or as Python writes an object."""
-    for message in messages:
-        for function in _functions(message):
-            arguments = function.get("arguments")
-            if isinstance(arguments, str):
-                twice = json.dumps(arguments, ensure_ascii=False)
-                if twice[1:-1] != arguments and twice in text:
-                    return True
-            elif isinstance(arguments, Mapping) and arguments:
-                python = str(arguments)
-                if python != json.dumps(arguments, ensure_ascii=False) and python in text:
-                    return True
-    return False
+def _text(arguments: object) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _is_twice_encoded(arguments: str, text: str) -> bool:
+    return json.dumps(arguments, ensure_ascii=False) in text
 
 
 def _less(message: Message, key: str) -> Message:

@@ -79,6 +79,19 @@ def test_arguments_are_objects_where_the_template_writes_json(other, arguments):
     assert targets == ['f{"a": 1}<|end|>']
 
 
+def test_arguments_of_both_forms_in_one_row_and_empty_ones(other):
+    messages = [ASK, call('{"a": 1}'), ASK, call({"a": 2}), ASK, call("{}")]
+    text, _, document = render(other, {"messages": messages, "tools": TOOLS})
+    assert text.endswith(
+        'f{"a": 1}<|end|><|user|>u<|end|><|assistant|>f{"a": 2}<|end|><|user|>u<|end|><|assistant|>f{}<|end|>'
+    )
+    assert any("arguments" in remark for remark in document.remarks)
+    quotes = phi4_tokenizer(
+        OTHERS.replace("(c.function.arguments | tojson)", "'\"' + c.function.arguments + '\"'"), markers=PHI_3_TOKENS
+    )
+    assert render(quotes, {"messages": [ASK, call("{}")]})[0].endswith('f"{}"<|end|>')  # the template's own quotes
+
+
 def test_arguments_are_text_where_the_template_adds_them_to_text():
     adds = phi4_tokenizer(
         OTHERS.replace("(c.function.arguments | tojson)", "c.function.arguments"), markers=PHI_3_TOKENS
