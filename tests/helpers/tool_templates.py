@@ -1,14 +1,7 @@
 """Chat templates that show tools, calls and reasoning, and templates that mark the targets themselves."""
 
-from typing import Any
-
 from tests.helpers.tokenizers import (
-    CHATML_TOKENS,
-    JULY,
     PHI_4_MINI,
-    bytes_tokenizer,
-    phi3_tokenizer,
-    phi4_mini_tokenizer,
 )
 
 # As Qwen's and Hermes': tools and calls as JSON in tags, results in a user's turn, reasoning in front.
@@ -78,44 +71,18 @@ UNMARKED_TOOLS = TOOLS.replace("{%- ENDGENERATION %}", "").replace("{%- GENERATI
 # Arguments through `tojson`, whatever they are.
 ENCODING_TOOLS = UNMARKED_TOOLS.replace("tool_call.arguments is string", "false")
 
-_ANSWER = "message['content'] + '<|end|>\n'"
-MARKED = JULY.replace(
-    f"{{{{'<|assistant|>\n' + {_ANSWER}}}}}",
-    f"{{{{'<|assistant|>\n'}}}}{{% generation %}}{{{{{_ANSWER}}}}}{{% endgeneration %}}",
+_ANSWER = "message['content'] + '<|end|>\\n'"
+_TURNS = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}{% if message['role'] == 'assistant'LAST %}"
+    f"{{% generation %}}{{{{ {_ANSWER} }}}}{{% endgeneration %}}{{% else %}}{{{{ {_ANSWER} }}}}{{% endif %}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
-# Of several answers the last one alone.
-MARKED_LAST = MARKED.replace("== 'assistant'", "== 'assistant' and not loop.last").replace(
-    "{% endif %}{% endfor %}",
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n'}}"
-    f"{{% generation %}}{{{{{_ANSWER}}}}}{{% endgeneration %}}{{% endif %}}{{% endfor %}}",
-)
-MARKED_LAST = MARKED_LAST.replace("{% generation %}", "", 1).replace("{% endgeneration %}", "", 1)
+# In Phi-3's layout, every answer or the last alone.
+MARKED = _TURNS.replace("LAST", "")
+MARKED_LAST = _TURNS.replace("LAST", " and loop.last")
 # Reasoning in Phi-4-mini's layout, where `<think>` is no token.
 THINKING = PHI_4_MINI.replace(
     "{% else %}{{ '<|' + message['role'] + '|>' + message['content']",
     "{% else %}{{ '<|' + message['role'] + '|>' + ('<think>' + message['reasoning_content'] + '</think>' "
     "if 'reasoning_content' in message else '') + message['content']",
 )
-
-
-def marking_tokenizers() -> dict[str, Any]:
-    """Tokenizers whose templates mark the targets."""
-    return {
-        "marked": phi3_tokenizer(MARKED),
-        "marked last": phi3_tokenizer(MARKED_LAST),
-        "marked tools": bytes_tokenizer(MARKED_TOOLS, CHATML_TOKENS),
-    }
-
-
-def tool_tokenizers() -> dict[str, Any]:
-    """Tokenizers whose templates show tools, calls, results and reasoning."""
-    return {
-        "tools": bytes_tokenizer(UNMARKED_TOOLS, CHATML_TOKENS),
-        "tools that mark": bytes_tokenizer(MARKED_TOOLS, CHATML_TOKENS),
-        "tools that encode": bytes_tokenizer(ENCODING_TOOLS, CHATML_TOKENS),
-    }
-
-
-def thinking_tokenizer() -> Any:
-    """Phi-4-mini's, with a template that shows reasoning."""
-    return phi4_mini_tokenizer(THINKING)
