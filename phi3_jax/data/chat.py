@@ -4,19 +4,19 @@ A row's ids are those of `apply_chat_template`, but for one thing: control token
 text stay text there, and those that open and close turns in every text (see `control_tokens`).
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy import ndarray
 
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.formats import Conversation, Prerendered
 from phi3_jax.data.handover import Handed, Handover, Message
 from phi3_jax.data.places import Place, Places
+from phi3_jax.data.spans import Encoded, GuardedText, Rendered, Span
 from phi3_jax.data.template import render_marked
 from phi3_jax.data.template_process import Marked
 from phi3_jax.data.tokenizer import Tokenizer
@@ -42,84 +42,6 @@ def check_length(text: str, where: str) -> None:
     """
     if len(text) > MAX_TEXT:
         raise InputError(f"{where}: has {len(text):,} characters, expected {MAX_TEXT:,} at most; cut it into several")
-
-
-@dataclass(frozen=True)
-class Span:
-    """A part of a rendered text that is a target, most often an assistant's turn.
-
-    Attributes:
-        start: Its first character.
-        end: The end of the token that ends it.
-        content: Its words as they decode without special tokens.
-        trained: Whether it is to be learnt from.
-        is_exact: Whether it is the template's own mark, by the rule of transformers' `return_assistant_tokens_mask`.
-    """
-
-    start: int
-    end: int
-    content: str
-    trained: bool
-    is_exact: bool = False
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A document for `ChatTokenizer.encode`.
-
-    Attributes:
-        where: Its name in error messages.
-        text: Its characters, control tokens under their secret names.
-        spans: What may be a target.
-        answer: The last assistant turn; None where there is none.
-        dropped: How many turns the template left out.
-        is_prerendered: Whether the row was text already.
-        is_literal: Whether its ids differ from `apply_chat_template`'s, since texts hold control tokens.
-        wants_bos: Whether a BOS belongs in front, which the text need not hold.
-        passed_over: Keys of turns that nothing reads.
-        remarks: What was taken in another way than a reader may think.
-    """
-
-    where: str
-    text: str
-    spans: tuple[Span, ...]
-    answer: Span | None = None
-    dropped: int = 0
-    is_prerendered: bool = False
-    is_literal: bool = False
-    wants_bos: bool = False
-    passed_over: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokens of a document.
-
-    Attributes:
-        ids: The tokens.
-        starts: The first character that each covers.
-        ends: The end of the last one.
-        special: Which of them are control tokens.
-    """
-
-    ids: Int[ndarray, "tokens"]
-    starts: Int[ndarray, "tokens"]
-    ends: Int[ndarray, "tokens"]
-    special: Bool[ndarray, "tokens"]
-
-    def covered_by(self, span: Span) -> Bool[ndarray, "tokens"]:
-        """Marks the tokens of a span.
-
-        A word that holds also the blank before the span belongs to it. A control token that swallows
-        the line break after itself, as `rstrip` makes Phi-3's do, does not.
-        """
-        touching = (self.starts < span.end) & (self.ends > span.start)
-        return touching if span.is_exact else touching & ~(self.special & (self.starts < span.start))
-
-    def first(self, span: Span) -> int:
-        """Index of a span's first token: so many tokens come before it."""
-        return int(self.covered_by(span).argmax())
 
 
 class ChatTokenizer:
@@ -289,7 +211,7 @@ class ChatTokenizer:
     def _render(self, conversation: Conversation, where: str) -> Rendered:
         handed = self._handover(conversation, where)
         places, dropped = self._turns(conversation, handed, where)
-        text = _Text(self._control, handed.text)
+        text = GuardedText(self._control, handed.text)
         spans = {
             number: text.span(place, conversation.turns[number].trained)
             for number, place in places.items()
@@ -376,7 +298,7 @@ class ChatTokenizer:
         if prompt and not prompt[-1].isspace() and not completion[:1].isspace():
             prompt += "\n"
         whole = prompt + completion + (self._eos)
-        text = _Text(self._control, whole)
+        text = GuardedText(self._control, whole)
         place = Place(len(prompt), len(prompt) + len(completion), len(whole))
         spans = (text.span(place, turns[-1].trained),) if completion.strip() else ()
         return Rendered(
@@ -395,7 +317,7 @@ class ChatTokenizer:
         if self._final_eos:
             ends_itself = bool(self._eos) and pre_rendered.endswith(self._eos)
         whole = pre_rendered if ends_itself else pre_rendered + (self._eos)
-        text = _Text(self._control, whole)
+        text = GuardedText(self._control, whole)
         places = [place for place in self._places.in_text(whole) if whole[place.start : place.content_end].strip()]
         spans = [text.span(place, trained=True) for place in places]
         spans = [replace(span, content=span.content.strip()) for span in spans]
@@ -403,39 +325,3 @@ class ChatTokenizer:
         if self._final_eos and last:
             spans += text.eos(self._eos, last)
         return Rendered(where, text.named, tuple(spans), last, is_prerendered=True, wants_bos=self._begins_with_bos)
-
-
-class _Text:
-    """A guarded text, and the same with control tokens under their names."""
-
-    def __init__(self, control: ControlTokens, guarded: str) -> None:
-        self._control, self._guarded = control, guarded
-        self.named = control.named(guarded)
-        self._ends, self._shifts = control.shifts(guarded)
-
-    def span(self, place: Place, trained: bool) -> Span:
-        start, content_end = self._moved(place.start), self._moved(place.content_end)
-        content = self._control.without_special(self.named[start:content_end])
-        return Span(start, self._moved(place.end), content, trained)
-
-    def between(self, start: int, end: int) -> Span:
-        return self.span(Place(start, end, end), trained=True)
-
-    def marked(self, start: int, end: int, off: Sequence[Place]) -> Span:
-        """A part that the template marks, which is not trained on where it meets a turn that is `off`."""
-        trained = not any(place.start < end and place.end > start for place in off)
-        return Span(self._moved(start), self._moved(end), self._guarded[start:end], trained, is_exact=True)
-
-    def eos(self, eos: str, last: Span) -> list[Span]:
-        """The eos token at the end of the text, where nothing but blanks stands between it and the last turn."""
-        name = self._control.named(eos) if eos else ""
-        stem = self.named.rstrip()
-        start = len(stem) - len(name)
-        if not name or not stem.endswith(name) or start < last.end or self.named[last.end : start].strip():
-            return []
-        return [Span(start, len(stem), "", True)]
-
-    def _moved(self, position: int) -> int:
-        """Where a place of the guarded text lies in the named one."""
-        index = bisect_right(self._ends, position)
-        return position + (self._shifts[index - 1] if index else 0)

@@ -8,10 +8,11 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
 from phi3_jax.config.sections import DataSection
-from phi3_jax.data.chat import ChatTokenizer, Encoded, Rendered, check_length
+from phi3_jax.data.chat import ChatTokenizer, check_length
 from phi3_jax.data.formats import Conversation, Prerendered, Reading, Tokens, read_row
 from phi3_jax.data.rows import MOST_NAMED, DataStats
 from phi3_jax.data.sources import Source
+from phi3_jax.data.spans import Encoded, Rendered
 from phi3_jax.system.errors import InputError
 
 # Rows and characters tokenised in one call: enough to keep every core busy, little memory.

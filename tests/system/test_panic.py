@@ -32,7 +32,8 @@ PRINTING = """
 import os, sys, threading, time
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from phi3_jax.data.chat import ChatTokenizer, Rendered
+from phi3_jax.data.chat import ChatTokenizer
+from phi3_jax.data.spans import Rendered
 
 backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
 backend.pre_tokenizer = pre_tokenizers.Split(Regex(sys.argv[1]), "isolated") if sys.argv[1] else None
