@@ -69,7 +69,10 @@ class DataView:
         self._console.print(text)
 
     def _line(self, text: str = "", style: str = "") -> None:
-        self._console.print(printable(text), style=style)
+        if self._console.is_terminal:
+            self._console.print(printable(text), style=style)
+        else:  # rich would end the process by itself where nobody reads any more
+            print(printable(text))
 
 
 def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> list[tuple[str, str]]:
