@@ -16,6 +16,9 @@ _compiled = tempfile.TemporaryDirectory(prefix="phi3_jax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# What is kept beside the hub's cache, of data sets that tests take long to prepare too, is thrown away as well.
+_hub = tempfile.TemporaryDirectory(prefix="phi3_jax-hub-")
+os.environ["HF_HOME"] = _hub.name
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

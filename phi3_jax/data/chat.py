@@ -13,10 +13,11 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from phi3_jax.data.control_tokens import ControlTokens
+from phi3_jax.data.encoded import Encoded
 from phi3_jax.data.formats import Conversation, Prerendered
 from phi3_jax.data.handover import Handed, Handover, Message
 from phi3_jax.data.places import Place, Places
-from phi3_jax.data.spans import Encoded, GuardedText, Rendered, Span
+from phi3_jax.data.spans import GuardedText, Rendered, Span
 from phi3_jax.data.template import render_marked
 from phi3_jax.data.template_process import Marked
 from phi3_jax.data.tokenizer import Tokenizer
@@ -165,7 +166,7 @@ class ChatTokenizer:
         document = self.render(answered, "the prompt")
         encoded = self.encode([document])[0]
         assert document.answer is not None
-        return encoded.ids[: encoded.first(document.answer)]
+        return encoded.ids[: encoded.covered_by(document.answer)[0]]
 
     def guarded(self, role: str, text: str) -> str:
         """What somebody says, for a template that another program renders: `ids` gives the rendered text's tokens."""
@@ -187,17 +188,16 @@ class ChatTokenizer:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
     def _encoded(self, encoding: "Encoding", document: Rendered) -> Encoded:
-        if (forged := self._control.forged(encoding)) is not None:
+        ids = np.array(encoding.ids, np.int64)
+        if (forged := self._control.forged(ids)) is not None:
             # An error beats a forged turn.
             raise InputError(
                 f"{document.where}: holds the text {forged!r}, which this tokenizer cannot write but as the token"
             )
-        ids, special = self._control.original(np.array(encoding.ids, np.int64))
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        ids, special = self._control.original(ids)
         if document.wants_bos and self._bos is not None and (not ids.size or ids[0] != self._bos):
-            ids, special = np.insert(ids, 0, self._bos), np.insert(special, 0, True)
-            offsets = np.insert(offsets, 0, 0, axis=0)
-        return Encoded(ids.astype(np.int32), offsets[:, 0], offsets[:, 1], special)
+            return Encoded(np.insert(ids, 0, self._bos), np.insert(special, 0, True), encoding, added=1)
+        return Encoded(ids, special, encoding)
 
     def _apply(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> Marked:
         try:

@@ -14,16 +14,13 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from phi3_jax.data.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 Value = TypeVar("Value")
 
@@ -64,7 +61,7 @@ class ControlTokens:
         self.backend.no_truncation()
 
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
-        self._ids = np.arange(max(vocabulary.values()) + 1)
+        self._ids = np.arange(max(vocabulary.values()) + 1, dtype=np.int32)
         self._special = np.zeros(self._ids.shape, bool)
         self._forged = np.zeros(self._ids.shape, bool)
         for content, original in original_ids.items():
@@ -73,6 +70,7 @@ class ControlTokens:
             self._special[vocabulary[name]] = True
             if content in vocabulary and content != spec["model"].get("unk_token"):
                 self._forged[vocabulary[content]] = True
+        self._can_forge = bool(self._forged.any())
         # The longest first, as the tokenizer itself looks for them.
         self._contents = sorted(self._names, key=len, reverse=True)
         self._guards = {content: f"{self.nonce}-{index:06d}" for index, content in enumerate(self._contents)}
@@ -146,12 +144,13 @@ class ControlTokens:
         """The same without special tokens, as a tokenizer decodes with `skip_special_tokens`."""
         return self.shown(self.special.sub("", named)) if self.nonce in named else named
 
-    def forged(self, encoding: "Encoding") -> str | None:
+    def forged(self, ids: Int[ndarray, "tokens"]) -> str | None:
         """The text of a control token that the copy could not write but as the token.
 
         Only a vocabulary that holds them as whole words does this.
         """
-        ids = np.array(encoding.ids, np.int64)
+        if not self._can_forge:
+            return None
         found = ids[self._forged[ids]]
         return self.backend.id_to_token(int(found[0])) if found.size else None
 

@@ -157,7 +157,7 @@ class _TrainingSteps:
         self._length = sys.maxsize if epochs is None else epochs * self.per_epoch
         digest = hashlib.sha256()
         for array in (rows.input_ids, rows.loss_mask, rows.offsets):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
         settings = data.max_length, data.packing, data.shuffle, self._shape, seed, pad_id
         digest.update(repr(settings).encode())
         self.fingerprint = digest.hexdigest()[:16]

@@ -8,15 +8,17 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
 from phi3_jax.config.sections import DataSection
+from phi3_jax.data.ahead import ahead
 from phi3_jax.data.chat import ChatTokenizer, check_length
+from phi3_jax.data.encoded import Encoded
 from phi3_jax.data.formats import Conversation, Prerendered, Reading, Tokens, read_row
 from phi3_jax.data.rows import MOST_NAMED, DataStats
 from phi3_jax.data.sources import Source
-from phi3_jax.data.spans import Encoded, Rendered
+from phi3_jax.data.spans import Rendered
 from phi3_jax.system.errors import InputError
 
-# Rows and characters tokenised in one call: enough to keep every core busy, little memory.
-_CHUNK, _CHUNK_TEXT = 1000, 2**23
+# Rows and characters tokenised in one call: enough to keep every core busy, little memory. Two such are alive.
+_CHUNK, _CHUNK_TEXT = 1000, 2**22
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class TokenizedRow:
     reference: str
 
 
-# A row, what it holds, and what was met in reading it.
-_Read = tuple[Row, Rendered | Tokens, Reading]
+# A row, what it holds or why it cannot be used, and what was met in reading it.
+_Read = tuple[Row, "Rendered | Tokens | InputError | _EmptyError", Reading]
 
 
 class RowTokenizer:
@@ -85,28 +87,32 @@ class RowTokenizer:
         Raises:
             InputError: For the first row that cannot be read or has nothing to train on, unless it may be left out.
         """
+        for chunk, encodings in ahead(self._encoded, self._chunks(rows)):
+            yield from self._tokenized(chunk, encodings)
+
+    def _chunks(self, rows: Iterable[Row]) -> Iterator[list[_Read]]:
+        """Rows that are tokenised together; a fault comes with its row, so that those before it have their turn."""
         chunk: list[_Read] = []
         length = 0
         for row in rows:
-            where = row.where
+            reading = Reading()
+            document: Rendered | Tokens | InputError | _EmptyError
             try:
-                document, reading = self._rendered(row, where)
-            except _EmptyError as error:
-                self._leave_out(where, str(error), is_empty=True)
-                continue
-            except InputError as error:
-                self._leave_out(where, str(error), is_empty=False)
-                continue
+                document = self._rendered(row, reading)
+            except (InputError, _EmptyError) as error:
+                document = error
             size = len(document.text) if isinstance(document, Rendered) else 0
             if chunk and (len(chunk) == _CHUNK or length + size > _CHUNK_TEXT):
-                yield from self._tokenized(chunk)
+                yield chunk
                 chunk, length = [], 0
             chunk.append((row, document, reading))
             length += size
-        yield from self._tokenized(chunk)
+            if isinstance(document, Exception) and not self._is_passed_over(document):
+                break
+        yield chunk
 
-    def _rendered(self, row: Row, where: str) -> tuple[Rendered | Tokens, Reading]:
-        data, reading = self._data, Reading()
+    def _rendered(self, row: Row, reading: Reading) -> Rendered | Tokens:
+        data, where = self._data, row.where
         example = read_row(
             row.columns,
             where,
@@ -116,7 +122,7 @@ class RowTokenizer:
             reading=reading,
         )
         if isinstance(example, Tokens):
-            return example, reading
+            return example
         if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
             raise _EmptyError("has no assistant turn")
         if isinstance(example, Prerendered) and not example.text.strip():
@@ -125,43 +131,44 @@ class RowTokenizer:
         check_length(document.text, where)
         reading.passed_over += document.passed_over
         reading.remarks += document.remarks
-        return document, reading
+        return document
 
-    def _tokenized(self, chunk: Sequence[_Read]) -> Iterator[TokenizedRow]:
-        encodings = iter(self._encode([document for _, document, _ in chunk if isinstance(document, Rendered)]))
+    def _encoded(self, chunk: Sequence[_Read]) -> list[Encoded | InputError]:
+        return self._encode([document for _, document, _ in chunk if isinstance(document, Rendered)])
+
+    def _encode(self, documents: Sequence[Rendered]) -> list[Encoded | InputError]:
+        """Tokens of each, or what is wrong with it; up to the first fault where that ends the run."""
+        try:
+            return list(self._chat.encode(documents))
+        except InputError as error:
+            if len(documents) == 1:
+                return [error]
+            found = self._encode(documents[: len(documents) // 2])
+            if any(isinstance(each, InputError) and not self._is_passed_over(each) for each in found):
+                return found
+            return found + self._encode(documents[len(documents) // 2 :])
+
+    def _tokenized(self, chunk: Sequence[_Read], encodings: Iterable[Encoded | InputError]) -> Iterator[TokenizedRow]:
+        coming = iter(encodings)
         for row, document, reading in chunk:
             try:
+                if isinstance(document, Exception):
+                    raise document
                 if isinstance(document, Tokens):
                     found = self._taken(row, document)
                 else:
-                    encoded = next(encodings)
+                    encoded = next(coming)
                     if isinstance(encoded, InputError):
                         raise encoded
                     found = self._marked(row, document, encoded)
-            except _EmptyError as error:
-                self._leave_out(row.where, str(error), is_empty=True)
-            except InputError as error:
-                self._leave_out(row.where, str(error), is_empty=False)
+            except (InputError, _EmptyError) as error:
+                self._leave_out(row.where, error)
             else:
                 stats = self._stats
                 _count(stats.formats, [reading.format])
                 _count(stats.passed_over, reading.passed_over)
                 _count(stats.remarks, reading.remarks)
                 yield found
-
-    def _encode(self, documents: Sequence[Rendered]) -> Sequence[Encoded | InputError]:
-        try:
-            return self._chat.encode(documents)
-        except InputError:
-            if not self._data.skip_invalid:
-                raise
-        found: list[Encoded | InputError] = []
-        for document in documents:  # one of them is at fault
-            try:
-                found += self._chat.encode([document])
-            except InputError as error:
-                found.append(error)
-        return found
 
     def _marked(self, row: Row, document: Rendered, encoded: Encoded) -> TokenizedRow:
         mask = target_mask(encoded, document, self._data.loss_on)
@@ -171,7 +178,7 @@ class RowTokenizer:
         if document.is_literal:
             stats.literal_rows += 1
             stats.first_literal = stats.first_literal or row.where
-        prompt_length = encoded.first(answer) if answer else 0
+        prompt_length = encoded.covered_by(answer)[0] if answer else 0
         return self._cut(row, encoded.ids, mask, prompt_length, answer.content if answer else "")
 
     def _taken(self, row: Row, tokens: Tokens) -> TokenizedRow:
@@ -211,12 +218,17 @@ class RowTokenizer:
             reference,
         )
 
-    def _leave_out(self, where: str, why: str, *, is_empty: bool) -> None:
-        if is_empty and not self._data.skip_empty and not self._data.skip_invalid:
+    def _is_passed_over(self, fault: Exception) -> bool:
+        return self._data.skip_invalid or (self._data.skip_empty and isinstance(fault, _EmptyError))
+
+    def _leave_out(self, where: str, fault: "InputError | _EmptyError") -> None:
+        is_empty, why = isinstance(fault, _EmptyError), str(fault)
+        if self._is_passed_over(fault):
+            self._stats.leave_out(where, why.removeprefix(where).lstrip(",: "), is_empty=is_empty)
+        elif is_empty:
             raise InputError(f"{where}: {why}; mend the row, or leave such rows out with data.skip_empty: true")
-        if not is_empty and not self._data.skip_invalid:
-            raise InputError(why)
-        self._stats.leave_out(where, why.removeprefix(where).lstrip(",: "), is_empty=is_empty)
+        else:
+            raise fault
 
 
 class _EmptyError(Exception):
@@ -248,7 +260,7 @@ def target_mask(encoded: Encoded, document: Rendered, loss_on: str) -> Bool[ndar
         mask = np.zeros(encoded.ids.shape, bool)
         for span in document.spans:
             if span.trained and (loss_on != "last" or document.answer is None or span.end > document.answer.start):
-                mask |= encoded.covered_by(span)
+                mask[slice(*encoded.covered_by(span))] = True
     mask[:1] = False
     return mask
 

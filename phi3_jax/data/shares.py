@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from phi3_jax.data.rows import DataStats
+from phi3_jax.data.rows import MOST_NAMED, DataStats
 from phi3_jax.parallel.distributed import exchange, joined, together
 from phi3_jax.system.compat_jax import distributed_state
 from phi3_jax.system.errors import InputError
@@ -82,7 +82,7 @@ def _joined(name: str, values: Sequence[object]) -> object:
     if numbers:
         return max(numbers) if name == "longest" else sum(numbers)
     if isinstance(values[0], list):
-        return list(itertools.chain.from_iterable(value for value in values if isinstance(value, list)))
+        return list(itertools.chain.from_iterable(value for value in values if isinstance(value, list)))[:MOST_NAMED]
     if isinstance(values[0], dict):
         counts: Counter[str] = Counter()
         for value in values:

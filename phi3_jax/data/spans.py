@@ -1,11 +1,8 @@
-"""Rendered documents, and the spans of them that are targets: by characters, then by tokens."""
+"""Rendered documents, and the spans of them that are targets, by characters; `encoded` has the tokens."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from jaxtyping import Bool, Int
-from numpy import ndarray
 
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.places import Place
@@ -57,36 +54,6 @@ class Rendered:
     wants_bos: bool = False
     passed_over: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokens of a document.
-
-    Attributes:
-        ids: The tokens.
-        starts: The first character that each covers.
-        ends: The end of the last one.
-        special: Which of them are control tokens.
-    """
-
-    ids: Int[ndarray, "tokens"]
-    starts: Int[ndarray, "tokens"]
-    ends: Int[ndarray, "tokens"]
-    special: Bool[ndarray, "tokens"]
-
-    def covered_by(self, span: Span) -> Bool[ndarray, "tokens"]:
-        """Marks the tokens of a span.
-
-        A word that holds also the blank before the span belongs to it. A control token that swallows
-        the line break after itself, as `rstrip` makes Phi-3's do, does not.
-        """
-        touching = (self.starts < span.end) & (self.ends > span.start)
-        return touching if span.is_exact else touching & ~(self.special & (self.starts < span.start))
-
-    def first(self, span: Span) -> int:
-        """Index of a span's first token: so many tokens come before it."""
-        return int(self.covered_by(span).argmax())
 
 
 class GuardedText:

@@ -56,3 +56,38 @@ def test_how_rows_are_parted_for_the_tokenizer_changes_nothing(chats, monkeypatc
     assert max(length for _, length in lengths) <= 300
     for name in ("input_ids", "loss_mask", "offsets", "prompt_lengths"):
         np.testing.assert_array_equal(getattr(parted, name), getattr(whole, name))
+
+
+def test_the_first_row_that_is_wrong_is_told_and_rows_left_out_are_named_in_order(chats, monkeypatch):
+    """A fault that shows when a row is tokenised comes before that of a later row, which shows when it is read."""
+    far, silent = {"messages": [{"role": "user", "content": "x" * 99}, PAIR[1]]}, {"messages": PAIR[:1]}
+    data = chats({"messages": PAIR}, far, silent, {"messages": PAIR}, {"messages": 5}, far)
+    for size in (2, 1000):
+        monkeypatch.setattr("phi3_jax.data.row_tokenizer._CHUNK", size)
+        with pytest.raises(InputError, match="row 2: all its targets lie beyond"):
+            prepare_data(data, phi3_tokenizer(JULY), seed=0)
+        with pytest.raises(InputError, match="row 5"):
+            prepare_data(dataclasses.replace(data, skip_empty=True), phi3_tokenizer(JULY), seed=0)
+        stats = prepare_data(dataclasses.replace(data, skip_invalid=True), phi3_tokenizer(JULY), seed=0).train.stats
+        assert [where.rpartition("row ")[2] for where, _ in stats.left_out] == ["2", "3", "5", "6"]
+        assert (stats.rows, stats.skipped, stats.invalid) == (2, 3, 1)
+
+
+def test_rows_that_the_tokenizer_refuses_are_found_among_others(chats, monkeypatch):
+    encode, asked = ChatTokenizer.encode, []
+
+    def refusing(self, documents):
+        asked.append(len(documents))
+        for document in documents:
+            if "z" in document.text:
+                raise InputError(f"{document.where}: the tokenizer gives up")
+        return encode(self, documents)
+
+    monkeypatch.setattr(ChatTokenizer, "encode", refusing)
+    rows = [{"prompt": "x", "completion": "z" if index in (5, 40, 41) else "y"} for index in range(64)]
+    data = chats(*rows, skip_invalid=True)
+    stats = prepare_data(data, phi3_tokenizer(JULY), seed=0).train.stats
+    assert [where.rpartition("row ")[2] for where, _ in stats.left_out] == ["6", "41", "42"]
+    assert len(asked) < 32  # not one by one
+    with pytest.raises(InputError, match="row 6: the tokenizer gives up"):
+        prepare_data(dataclasses.replace(data, skip_invalid=False), phi3_tokenizer(JULY), seed=0)
