@@ -12,8 +12,8 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import DataStats, prepare_data
 from phi3_jax.data.preview import mark, runs
 from phi3_jax.system.errors import InputError
-from tests.helpers.tokenizers import PHI_4_MINI, phi4_mini_tokenizer
-from tests.helpers.tool_templates import tool_tokenizers
+from tests.helpers.tokenizers import CHATML_TOKENS, PHI_4_MINI, bytes_tokenizer, phi4_mini_tokenizer
+from tests.helpers.tool_templates import UNMARKED_TOOLS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 # A row, and what is said between it and what comes of it; there may be several such parts.
@@ -25,7 +25,7 @@ TEMPLATE = re.compile(r"<!-- template: (\w+) -->")
 DOCUMENTS = "{% for d in documents or [] %}{{ '<|system|>' + d.title + ': ' + d.text + '<|end|>' }}{% endfor %}"
 TOKENIZERS = {
     "phi-4-mini": phi4_mini_tokenizer,
-    "tools": lambda: tool_tokenizers()["tools"],
+    "tools": lambda: bytes_tokenizer(UNMARKED_TOOLS, CHATML_TOKENS),
     "documents": lambda: phi4_mini_tokenizer(DOCUMENTS + PHI_4_MINI),
 }
 
