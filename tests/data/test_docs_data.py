@@ -12,8 +12,8 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import DataStats, prepare_data
 from phi3_jax.data.preview import mark, runs
 from phi3_jax.system.errors import InputError
-from tests.helpers.tokenizers import CHATML_TOKENS, PHI_4_MINI, bytes_tokenizer, phi4_mini_tokenizer
-from tests.helpers.tool_templates import UNMARKED_TOOLS
+from tests.helpers.tokenizers import CHATML_TOKENS, PHI_4_MINI, bytes_tokenizer, phi3_tokenizer, phi4_mini_tokenizer
+from tests.helpers.tool_templates import MARKED_LAST, UNMARKED_TOOLS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 # A row, and what is said between it and what comes of it; there may be several such parts.
@@ -26,6 +26,7 @@ DOCUMENTS = "{% for d in documents or [] %}{{ '<|system|>' + d.title + ': ' + d.
 TOKENIZERS = {
     "phi-4-mini": phi4_mini_tokenizer,
     "tools": lambda: bytes_tokenizer(UNMARKED_TOOLS, CHATML_TOKENS),
+    "marked": lambda: phi3_tokenizer(MARKED_LAST),
     "documents": lambda: phi4_mini_tokenizer(DOCUMENTS + PHI_4_MINI),
 }
 
