@@ -50,6 +50,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_evaluation(self)
+        _check_streaming(self)
         _check_adapter(self)
 
     @classmethod
@@ -207,6 +208,23 @@ def _check_evaluation(run: RunConfig) -> None:
         raise InputError(
             "training.load_best_model_at_end is true, but training.save_strategy is no; give steps or epoch"
         )
+
+
+def _check_streaming(run: RunConfig) -> None:
+    """Raises `InputError` where something needs to know how many streamed rows there are."""
+    training = run.training
+    if not run.data.streaming:
+        return
+    if training.max_steps < 1:
+        raise InputError(
+            "data.streaming is true, so that nobody knows how many steps an epoch has; give training.max_steps"
+        )
+    for name in ("eval", "save"):
+        if getattr(training, f"{name}_strategy") == "epoch":
+            raise InputError(
+                f"training.{name}_strategy is epoch, but with data.streaming nobody knows where one ends; give steps, "
+                f"and training.{name}_steps"
+            )
 
 
 def _check_adapter(run: RunConfig) -> None:

@@ -110,6 +110,8 @@ class DataSection:
         skip_invalid: Leave out, count and list rows with any fault, instead of stopping at the first.
         max_rows: Use only the first so many rows of each.
         cache: Keep prepared rows beside the hub's cache, for the next run with the same rows and settings.
+        streaming: Read, render and pack training rows while it trains, in constant memory; needs training.max_steps.
+        shuffle_buffer_size: Rows that wait to be drawn from, where data.streaming is true.
     """
 
     train: str | None = None
@@ -134,11 +136,24 @@ class DataSection:
     skip_invalid: bool = False
     max_rows: int | None = None
     cache: bool = True
+    streaming: bool = False
+    shuffle_buffer_size: int = 10_000
 
     def __post_init__(self) -> None:
         _check_range("data", self, "eval_fraction", low=0, below=1)
         _check_range("data", self, "max_length", low=2)
         _check_range("data", self, "max_rows", low=1)
+        _check_range("data", self, "shuffle_buffer_size", low=1)
+        if not (self.streaming and self.shuffle) and self.shuffle_buffer_size != type(self).shuffle_buffer_size:
+            raise InputError(
+                f"data.shuffle_buffer_size is {self.shuffle_buffer_size}, but only rows that are streamed and shuffled "
+                "pass through a buffer; set data.streaming true, or leave it out"
+            )
+        if self.streaming and self.eval_fraction:
+            raise InputError(
+                f"data.eval_fraction is {self.eval_fraction}, but of rows that are streamed no share can be drawn "
+                "beforehand; give data.eval"
+            )
 
     def require_train(self) -> str:
         """`train`. Raises `InputError` where it is not set."""

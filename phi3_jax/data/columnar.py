@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Bytes of a batch of Parquet rows, at most about so many; and rows, however long they could be, where memory allows.
 _BATCH, _FEW = 2**28, 64
+_STREAMED = 1000  # rows of a batch of which only the rows are kept
 _PIECE = 1000  # rows whose content is looked at together
 # Columns that are lists of objects, and the same in a turn; and keys that tell a turn, whatever the column is called.
 _LISTS, _LISTS_OF_TURN, _ROLES = {"tools", "functions", "documents"}, ("tool_calls", "content"), ("role", "from")
@@ -182,8 +183,33 @@ def read_parquet(path: Path) -> "datasets.Dataset":
     return datasets.Dataset(table)
 
 
-def _unpacked(file: "parquet.ParquetFile", nbytes: int) -> "Iterator[pyarrow.RecordBatch]":
-    """The rows of a file of `nbytes` in batches.
+def stream_parquet(path: Path, name: str) -> Iterator[Mapping[str, object]]:
+    """The rows of a Parquet file, of which a batch at a time is in memory.
+
+    Args:
+        path: The file.
+        name: Its name in messages.
+
+    Raises:
+        ValueError: For a batch that takes half of the free memory, or 1,000 times the file's size.
+    """
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    check_file(path)
+    with parquet.ParquetFile(path, memory_map=True) as file:
+        for batch in _unpacked(file, path.stat().st_size, most_rows=_STREAMED, together=False):
+            table = pyarrow.Table.from_batches([batch], file.schema_arrow)
+            table.validate(full=True)
+            rows = Stored(name, datasets.Dataset(table))
+            yield from (rows[index] for index in range(len(rows)))
+
+
+def _unpacked(
+    file: "parquet.ParquetFile", nbytes: int, *, most_rows: int = 2**16, together: bool = True
+) -> "Iterator[pyarrow.RecordBatch]":
+    """The rows of a file of `nbytes` in batches of so many rows at most, which are in memory together or one by one.
 
     Raises:
         ValueError: Where they take half of the free memory, or more than 1 GiB and 1,000 times the file's size: a few
@@ -197,9 +223,9 @@ def _unpacked(file: "parquet.ParquetFile", nbytes: int) -> "Iterator[pyarrow.Rec
         longest = max((columns.column(i).total_uncompressed_size for i in range(columns.num_columns)), default=0)
         # So they seldom are in ordinary files, whose row groups may be large: those want more than a few at once.
         few = min(_FEW, free // 4 // max(1, longest))
-        rows = min(2**16, max(1, few, _BATCH // max(1, longest)))
+        rows = min(most_rows, max(1, few, _BATCH // max(1, longest)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
-            size += batch.nbytes
+            size = batch.nbytes + size * together
             if size > limit:
                 raise ValueError(f"its {nbytes:,} bytes stand for more than {limit / 2**30:.1f} GiB of rows")
             yield batch

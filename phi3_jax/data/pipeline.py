@@ -19,6 +19,11 @@ from phi3_jax.system.errors import InputError
 # Rows are in memory, so that one thread that stays a few batches ahead is all it takes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
+OTHER_ROWS = (
+    "the checkpoint was written with other training rows, batch sizes or seed; "
+    "resume with the same data and settings (of rows in memory, the same in the same order), or start anew"
+)
+
 
 class Batches(Iterator[HostBatch]):
     """Training batches; see `train_batches`.
@@ -27,13 +32,12 @@ class Batches(Iterator[HostBatch]):
         steps_per_epoch: Exact, the same in every epoch. A last partial batch counts.
         fingerprint: Of rows and settings, the same in all processes that share the batches.
         batch_of: The batch of a step, steps counted from 0.
-        rows_of: The rows that each sequence of a step holds, micro-batch after micro-batch.
     """
 
     def __init__(self, steps: "_TrainingSteps") -> None:
         self.steps_per_epoch = steps.per_epoch
         self.fingerprint = steps.fingerprint
-        self.rows_of, self.batch_of = steps.rows_of, steps.__getitem__
+        self._steps, self.batch_of = steps, steps.__getitem__
         self._iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS))
 
     def __next__(self) -> HostBatch:
@@ -52,11 +56,20 @@ class Batches(Iterator[HostBatch]):
         """
         own = dict(state)
         if own.pop("fingerprint", None) != self.fingerprint:
-            raise InputError(
-                "the checkpoint was written with other training rows, batch sizes or seed; "
-                "resume with the same data and settings (of rows in memory, the same in the same order), or start anew"
-            )
+            raise InputError(OTHER_ROWS)
         self._iterator.set_state(own)
+
+    def epochs_at(self, step: int) -> float:
+        """How often the rows have come after so many steps."""
+        return step / self.steps_per_epoch
+
+    def step_rows(self, step: int) -> tuple[TokenizedRows, list[list[int]]]:
+        """All rows, and those that each sequence of a step, counted from 0, holds, micro-batch after micro-batch."""
+        return self._steps.rows, self._steps.rows_of(step)
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        self._iterator.close()
 
 
 def train_batches(
@@ -150,7 +163,7 @@ class _TrainingSteps:
         pad_id: int,
         part: Sequence[int] | None,
     ) -> None:
-        self._rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
+        self.rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
         self._shape, self._part = (accumulation, batch_size), part
         self._planned = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
         self.per_epoch = math.ceil(len(self._planned[1]) / (accumulation * batch_size))
@@ -169,7 +182,7 @@ class _TrainingSteps:
         accumulation, batch_size = self._shape
         sequences = self.rows_of(int(step))
         batch = assemble(
-            self._rows,
+            self.rows,
             sequences,
             self._data,
             batch_size=batch_size,
@@ -184,7 +197,7 @@ class _TrainingSteps:
         # Taken and put back as one: the loop may ask, too, while Grain's thread is ahead in another epoch.
         planned, plan = self._planned
         if epoch != planned:
-            plan = plan_epoch(self._rows.lengths, self._data, seed=self._seed, epoch=epoch)
+            plan = plan_epoch(self.rows.lengths, self._data, seed=self._seed, epoch=epoch)
             self._planned = epoch, plan
         size = math.prod(self._shape)
         return plan[index * size : (index + 1) * size]

@@ -41,6 +41,11 @@ class PreparedData:
     note: str | None = None
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest training row, as it is used."""
+        return int(self.train.lengths.max())
+
+    @property
     def stats(self) -> dict[str, dict[str, object]]:
         """`DataStats` of each, as JSON-able dictionaries."""
         parts = {"train": self.train, "eval": self.eval}
@@ -102,8 +107,8 @@ def prepare_data(
     with together():
         train_rows, eval_rows, note = _read(data, train, eval, seed)
     return PreparedData(
-        _prepared(train_rows, chat, keys, data, seed),
-        _prepared(eval_rows, chat, keys, data, seed) if eval_rows else None,
+        prepare_rows(train_rows, chat, keys, data, seed=seed),
+        prepare_rows(eval_rows, chat, keys, data, seed=seed) if eval_rows else None,
         note,
     )
 
@@ -112,33 +117,47 @@ def _read(
     data: DataSection, train: GivenRows | None, eval: GivenRows | None, seed: int
 ) -> tuple[list[Row], list[Row], str | None]:
     """The training rows, the evaluation rows, and why there are none of these where that may surprise."""
-    train_source = data.require_train()
     if train is None:
-        sources = load_sources(train_source, split=data.split, dataset_config=data.dataset_config)
+        sources = load_sources(data.require_train(), split=data.split, dataset_config=data.dataset_config)
     else:
         sources = [given_source(train, TRAIN)]
     rows = _rows(sources, data)
-    if eval is not None:
-        return rows, _rows([given_source(eval, EVAL)], data), None
-    if data.eval is not None or data.eval_split is not None:
-        eval_sources = load_sources(
-            data.eval or train_source, split=data.eval_split, dataset_config=data.dataset_config
-        )
-        if data.eval is None and [s.name for s in eval_sources] == [s.name for s in sources]:
-            # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
-            note = (
-                f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
-                "with data.eval_split null"
-            )
-            return rows, [], note
-        return rows, _rows(eval_sources, data), None
     if data.eval_fraction > 0:
         return *_split(rows, data, seed), None
-    return rows, [], None
+    return rows, *evaluation_rows(data, eval, [source.name for source in sources])
 
 
-def _prepared(rows: Sequence[Row], chat: ChatTokenizer, keys: RowKeys, data: DataSection, seed: int) -> TokenizedRows:
-    """From the cache, or made by this process, or by several together."""
+def evaluation_rows(
+    data: DataSection, given: GivenRows | None, train_names: Sequence[str]
+) -> tuple[list[Row], str | None]:
+    """The rows of `data.eval` or `data.eval_split`, or those that are given in memory.
+
+    Args:
+        data: Says where they are.
+        given: In their place.
+        train_names: Of the sources that are trained on.
+
+    Returns:
+        The rows, none where there is nothing to evaluate, and why there are none where that may surprise.
+    """
+    if given is not None:
+        return _rows([given_source(given, EVAL)], data), None
+    if data.eval is None and data.eval_split is None:
+        return [], None
+    sources = load_sources(data.eval or data.require_train(), split=data.eval_split, dataset_config=data.dataset_config)
+    if data.eval is None and [source.name for source in sources] == list(train_names):
+        # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
+        return [], (
+            f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
+            "with data.eval_split null"
+        )
+    return _rows(sources, data), None
+
+
+def prepare_rows(
+    rows: Sequence[Row], chat: ChatTokenizer, keys: RowKeys, data: DataSection, *, seed: int
+) -> TokenizedRows:
+    """`tokenize_rows`, from where they are kept, or by this process, or by several together."""
     key = cache(lambda: keys(rows))
     shared = False
     if distributed_state().num_processes > 1:

@@ -13,13 +13,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from phi3_jax.config.hub_options import is_hub_id
 from phi3_jax.data.columnar import Stored, check_arrow, read_arrow, read_parquet
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import check_inside, local_path, read_json
 from phi3_jax.system.text import first_line, shown
+
+if TYPE_CHECKING:
+    import datasets
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".arrow", ".csv")
 _PLAIN = re.compile(r"\w[\w.-]*")
@@ -72,18 +75,22 @@ class JsonLines:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> Mapping[str, object]:
-        where = f"{self._name}, row {index + 1}"
-        try:
-            row = json.loads(self._lines[index])
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: is not JSON ({error}); expected one object a line, or one list") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: is a JSON {type(row).__name__}, expected an object with named columns")
-        return row
+        return parse_line(self._lines[index], f"{self._name}, row {index + 1}")
 
     def content(self) -> Iterator[bytes]:
         """The lines."""
         return iter(self._lines)
+
+
+def parse_line(line: bytes, where: str) -> Mapping[str, object]:
+    """The object in a line of JSON. Raises `InputError` where there is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON ({error}); expected one object a line, or one list") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: is a JSON {type(row).__name__}, expected an object with named columns")
+    return row
 
 
 def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str | None = None) -> list[Source]:
@@ -102,23 +109,35 @@ def load_sources(path_or_hub_id: str, *, split: str | None, dataset_config: str 
     """
     path = local_path(path_or_hub_id)
     if path.is_file():
-        return [_read_file(path, str(path_or_hub_id))]
+        return [read_file(path, str(path_or_hub_id))]
+    if is_saved_folder(path):
+        return [_load_from_disk(path, split)]
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return [_load_from_disk(path, split)]
-        return _read_folder(path, split)
-    if path.suffix.lower() in SUFFIXES or not is_hub_id(path_or_hub_id):
-        raise InputError(f"{path_or_hub_id}: no such data file or folder; check the path")
-    return [_load_from_hub(path_or_hub_id, split, dataset_config)]
+        return [read_file(file, str(file)) for file in folder_files(path, split)]
+    check_hub_id(path_or_hub_id)
+    name, dataset = open_on_hub(path_or_hub_id, split, dataset_config)
+    return [Source(name, Stored(name, dataset))]
 
 
-def _read_file(path: Path, name: str) -> Source:
+def is_saved_folder(path: Path) -> bool:
+    """Whether this is a folder that `save_to_disk` wrote."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def check_hub_id(name: str) -> None:
+    """Raises `InputError` where a name that is no path here is none of the hub's either."""
+    if Path(name).suffix.lower() in SUFFIXES or not is_hub_id(name):
+        raise InputError(f"{name}: no such data file or folder; check the path")
+
+
+def read_file(path: Path, name: str) -> Source:
+    """The rows of a file, under that name. Raises `InputError` where it cannot be read."""
     suffix = path.suffix.lower()
     try:
         if suffix in (".json", ".jsonl"):
             return Source(name, _read_json(path, name))
         if suffix == ".csv":
-            return Source(name, _read_csv(path))
+            return Source(name, list(csv_rows(path)))
         if suffix == ".arrow":
             return Source(name, Stored(name, read_arrow(path)))
         if suffix == ".parquet":
@@ -142,21 +161,22 @@ def _read_json(path: Path, name: str) -> Rows:
     return rows
 
 
-def _read_csv(path: Path) -> Rows:
+def csv_rows(path: Path) -> Iterator[Mapping[str, object]]:
+    """The rows of a CSV file, one after the other. Raises `ValueError` where they do not fit their header."""
     csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, less than a long document
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         names = list(reader.fieldnames or ())
         if twice := [column for column in names if names.count(column) > 1]:
             raise ValueError(f"the header names {twice[0]!r} twice")
-        rows = list(reader)
-    for index, row in enumerate(rows):
-        if None in row:
-            raise ValueError(f"row {index + 1} has more fields than the header; quote fields that hold commas")
-    return rows
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                raise ValueError(f"row {number} has more fields than the header; quote fields that hold commas")
+            yield row
 
 
-def _read_folder(folder: Path, split: str | None) -> list[Source]:
+def folder_files(folder: Path, split: str | None) -> list[Path]:
+    """The data files of a folder, those of the split where their names speak of splits, in order."""
     files = sorted(
         file
         for file in folder.rglob("*")
@@ -178,7 +198,7 @@ def _read_folder(folder: Path, split: str | None) -> list[Source]:
         files = by_split[_choose_split(list(by_split), split, str(folder))]
     for file in files:
         check_inside(file)
-    return [_read_file(file, str(file)) for file in files]
+    return files
 
 
 def _load_from_disk(folder: Path, split: str | None) -> Source:
@@ -207,13 +227,16 @@ def _names_beside(names: object, where: Path) -> list[str]:
     return names
 
 
-def _load_from_hub(hub_id: str, split: str | None, dataset_config: str | None) -> Source:
+def open_on_hub(
+    hub_id: str, split: str | None, dataset_config: str | None, *, streaming: bool = False
+) -> "tuple[str, datasets.Dataset]":
+    """A split of a hub dataset with its name; an `IterableDataset` where it is to be streamed."""
     import datasets
 
     try:
         name = _choose_split(datasets.get_dataset_split_names(hub_id, dataset_config), split, hub_id)
-        rows = datasets.load_dataset(hub_id, dataset_config, split=name)
-        return Source(f"{hub_id}[{name}]", Stored(f"{hub_id}[{name}]", rows))
+        options = {"streaming": True} if streaming else {}
+        return f"{hub_id}[{name}]", datasets.load_dataset(hub_id, dataset_config, split=name, **options)
     except InputError:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:

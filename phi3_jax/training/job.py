@@ -11,11 +11,9 @@ from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data import prepare_data
 from phi3_jax.data.memory import GivenRows
-from phi3_jax.data.prepare import PreparedData
+from phi3_jax.data.run_data import RunData, load_data
 from phi3_jax.data.tokenizer import Tokenizer
-from phi3_jax.data.vocabulary import check_vocabulary
 from phi3_jax.generation import end_token_ids, padding_id
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
@@ -111,7 +109,7 @@ class RunJob(Job):
     """
 
     tokenizer: Tokenizer
-    data: PreparedData
+    data: RunData
     prompts: list[Prompt]
     end_ids: tuple[int, ...]
     pad_id: int
@@ -134,9 +132,8 @@ def load_job(run: RunConfig, *, train: GivenRows | None = None, eval: GivenRows 
     devices = job_devices(run, config)
     tokenizer = checkpoint.tokenizer
     # The data first: what is wrong with it shows in seconds, and a large model takes minutes.
-    data = prepare_data(run.data, tokenizer, seed=run.training.seed, train=train, eval=eval)
-    check_length(int(data.train.lengths.max()), config)
-    check_vocabulary([rows for rows in (data.train, data.eval) if rows is not None], tokenizer, config.vocab_size)
+    data = load_data(run.data, tokenizer, seed=run.training.seed, train=train, eval=eval, table_rows=config.vocab_size)
+    check_length(data.longest, config)
     lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
     model, lora = load_model_and_lora(run, checkpoint, data.train, lora_key, devices.mesh)
     return RunJob(
@@ -169,7 +166,7 @@ def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
     return Devices(mesh)
 
 
-def _prompts(run: RunConfig, data: PreparedData, positions: int) -> list[Prompt]:
+def _prompts(run: RunConfig, data: RunData, positions: int) -> list[Prompt]:
     if data.eval is None or run.training.eval_strategy == "no":
         return []
     longest = positions - run.training.eval_max_new_tokens

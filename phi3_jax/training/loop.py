@@ -8,13 +8,16 @@ from typing import Any, NoReturn
 import jax
 
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data import preview, train_batches
+from phi3_jax.data import preview
 from phi3_jax.data.memory import GivenRows, with_given_rows
+from phi3_jax.data.run_data import first_rows, run_batches
+from phi3_jax.data.streaming import StreamedRows
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.parallel.mesh import describe_mesh
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import endings, results
 from phi3_jax.training.checkpoints import Checkpoints
@@ -114,7 +117,7 @@ class Trainer:
         self.run, self.job = run, job
         self.signals = signals or StopSignals()
         self.batch_size = job.devices.batch_size(training.per_device_train_batch_size)
-        self.batches = train_batches(
+        self.batches = run_batches(
             job.data.train,
             run.data,
             batch_size=self.batch_size,
@@ -164,13 +167,14 @@ class Trainer:
 
     def _tell_plan(self) -> None:
         training, console = self.run.training, self.console
+        epoch = f" ({self.epoch_steps} an epoch)" if self.epoch_steps is not None else ""
         rows = self.batch_size * training.gradient_accumulation_steps
         console.print(format_parameter_table(self.job.table))
         console.print(self.job.data.summary())
-        console.print(f"first row, targets in ⟦⟧: {preview(self.job.data.train, self.job.tokenizer)}")
+        console.print(f"first row, targets in ⟦⟧: {preview(first_rows(self.job.data.train), self.job.tokenizer)}")
         console.print(describe_mesh(self.job.devices.mesh))
         console.print(
-            f"{self.total_steps} steps of {rows} rows ({self.epoch_steps} an epoch), "
+            f"{self.total_steps} steps of {rows} rows{epoch}, "
             f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
         )
         if self.total_steps == 1 and self.schedule(0) == 0 < training.learning_rate:
@@ -187,7 +191,11 @@ class Trainer:
         if self.timetable.evaluation_is_due(progress.step) and progress.evaluated_step < progress.step:
             self._evaluate_and_save()  # it was stopped there
         while not self.timetable.is_last(progress):
-            self._take_step()
+            try:
+                self._take_step()
+            except StopIteration:
+                self._run_out()
+                continue
             self._after_step()
             if self.signals.reached(progress.step):
                 raise Stopped
@@ -206,7 +214,7 @@ class Trainer:
         answers = self.evaluator.answers(self.state.trainable)
         before = self.evaluator.with_answers(progress.evaluations.get("before", {}), progress.answers_before)
         after = self.evaluator.with_answers(progress.evaluations.get("last", {}), answers)
-        figures = progress.results(self.epoch_steps, job.data.train.stats.rows)
+        figures = progress.results(self.batches.epochs_at(progress.step), job.data.train.stats.rows)
         self.written = results.save_weights(folder, self.run, job, self.state.trainable)
         with together():
             if is_main():
@@ -214,6 +222,8 @@ class Trainer:
                     results.write_results(folder, figures, after)
                     samples = results.samples(job, progress.answers_before, answers)
                     results.report(self.run, job, self.files.log.history, before, after, samples, figures)
+        if isinstance(job.data.train, StreamedRows):
+            self.console.print(job.data.train.summary())
         self.console.before_and_after(before, after)
         self.console.print(f"wrote {self.written} and {folder / 'report.html'}")
         return {**figures, **after}
@@ -249,12 +259,18 @@ class Trainer:
     def close(self) -> None:
         """Lets the output folder go."""
         self.console.stop()
+        self.batches.close()
         self.files.close()
 
     # A step, and what is due after it.
 
     def _take_step(self) -> None:
-        batch = self.job.devices.put(next(self.batches), self.batch_size)
+        try:
+            host_batch = next(self.batches)
+        except InputError:  # of a row that was not read before
+            self.save()
+            raise
+        batch = self.job.devices.put(host_batch, self.batch_size)
         if not self.train_step.is_compiled(batch):
             self._pause()
             self._warn_of_compilation(batch["input_ids"].shape[-1])
@@ -278,9 +294,23 @@ class Trainer:
             self._log()
         self._evaluate_and_save()
 
+    def _run_out(self) -> None:
+        """Ends a run whose rows can be had only once, and have been."""
+        progress = self.progress
+        was_saved = self.timetable.checkpoint_is_due(progress)
+        self.timetable = replace(self.timetable, ended_at=progress.step)
+        self.console.print(
+            f"no more rows after step {progress.step} of {self.total_steps}: a generator gives its rows once; give a "
+            "function that makes one, to go through them again"
+        )
+        if progress.logged_step < progress.step:
+            self._log()
+        if progress.evaluated_step < progress.step or not was_saved:
+            self._evaluate_and_save()
+
     def _evaluate_and_save(self) -> None:
         eval_loss, is_best = None, False
-        if self.timetable.evaluation_is_due(self.progress.step):
+        if self.timetable.evaluation_is_due(self.progress.step) and self.progress.evaluated_step < self.progress.step:
             self._pause()
             eval_loss = self._evaluate("last")
             is_best = self.progress.rank()
@@ -307,7 +337,9 @@ class Trainer:
         self.stopwatch.start()
         self.state = replace(self.state, window=self.job.devices.replicate(Window.empty()))
         learning_rate = float(self.schedule(max(0, progress.step - progress.skipped - 1)))
-        row = progress.line(window, self.epoch_steps, learning_rate) | {"compilations": self.train_step.compilations}
+        row = progress.line(window, self.batches.epochs_at(progress.step), learning_rate) | {
+            "compilations": self.train_step.compilations
+        }
         if (peaks := hardware()) is not None:
             trainable, full = self.job.table.trainable, self.run.peft.full_finetuning
             flops = step_flops(self.job.config, trainable, full, int(window.tokens), float(window.attended))
@@ -334,7 +366,7 @@ class Trainer:
             self._stop(f"the evaluation's loss is not finite: {self.evaluator.why_not_finite(trainable)}")
         progress.evaluations[name], progress.evaluated_step = figures, progress.step
         numbers = {key: value for key, value in figures.items() if isinstance(value, float)}
-        self._write({"step": progress.step, "epoch": progress.step / self.epoch_steps, **numbers})
+        self._write({"step": progress.step, "epoch": self.batches.epochs_at(progress.step), **numbers})
         return figures["eval_loss"]
 
     # Numbers that are not finite.

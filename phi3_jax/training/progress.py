@@ -67,9 +67,9 @@ class Progress:
         self.seconds += seconds
         self.window_seconds += seconds
 
-    def line(self, window: Window, epoch_steps: int, learning_rate: float) -> Row:
+    def line(self, window: Window, epoch: float, learning_rate: float) -> Row:
         """The line of metrics for the steps since the last one, whose sums are `window` (on the host)."""
-        row: Row = {"step": self.step, "epoch": self.step / epoch_steps}
+        row: Row = {"step": self.step, "epoch": epoch}
         if window.target_tokens:  # where all steps were skipped there is none
             row["loss"] = float(window.loss) / int(window.target_tokens)
         row["learning_rate"] = learning_rate
@@ -98,16 +98,16 @@ class Progress:
         self.evaluations["best"], self.best_step, self.waited = last, self.step, 0
         return True
 
-    def results(self, epoch_steps: int, rows: int) -> Row:
+    def results(self, epoch: float, rows: int) -> Row:
         """The figures of training for train_results.json, under the names of transformers' example scripts.
 
         Args:
-            epoch_steps: steps of an epoch.
+            epoch: how often the rows have come.
             rows: rows of the training set.
         """
         seconds = max(self.seconds, 1e-9)
         return {
-            "epoch": self.step / epoch_steps,
+            "epoch": epoch,
             "global_step": self.step,
             "train_loss": self.loss / max(1, self.target_tokens),
             "train_runtime": self.seconds,

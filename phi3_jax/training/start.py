@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Hashable
 from functools import partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data import train_batches
 from phi3_jax.data.rows import TokenizedRows
+from phi3_jax.data.run_data import run_batches
+from phi3_jax.data.streaming import StreamedRows
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import LoftqQuantizer, Lora, config_targets, eva_init, init_lora
 from phi3_jax.model import Phi3ForCausalLM
@@ -29,7 +31,7 @@ EVA_EPOCHS = 10
 
 
 def load_model_and_lora(
-    run: RunConfig, checkpoint: Checkpoint, rows: TokenizedRows, key: PRNGKeyArray, mesh: Mesh
+    run: RunConfig, checkpoint: Checkpoint, rows: TokenizedRows | StreamedRows, key: PRNGKeyArray, mesh: Mesh
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
     """The checkpoint's base, and the adapter to train: fresh, or `peft.init_from`'s.
 
@@ -110,11 +112,16 @@ def _load_loftq(run: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> tuple[Phi
     return model, quantizer.lora(model)
 
 
-def _eva_initialiser(run: RunConfig, rows: TokenizedRows) -> Callable[..., Lora]:
+def _eva_initialiser(run: RunConfig, rows: TokenizedRows | StreamedRows) -> Callable[..., Lora]:
     """`eva_init` on the run's own batches, as `init_lora`."""
+    if isinstance(rows, StreamedRows) and rows.once:
+        raise InputError(
+            f"peft.init_lora_weights is eva, which goes through the rows of {', '.join(rows.names)} beforehand, but "
+            "they can be had only once; give a function that makes the generator"
+        )
 
     def initialise(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> Lora:
-        batches = train_batches(
+        batches = run_batches(
             rows,
             run.data,
             batch_size=run.training.per_device_train_batch_size,
@@ -125,7 +132,10 @@ def _eva_initialiser(run: RunConfig, rows: TokenizedRows) -> Callable[..., Lora]
         )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            lora = eva_init(model, config, (jax.tree.map(lambda x: x[0], batch) for batch in batches), key)
+            # As many as there will be, of a stream that may have no end.
+            first = islice(batches, run.training.max_steps) if run.data.streaming else batches
+            lora = eva_init(model, config, (jax.tree.map(lambda x: x[0], batch) for batch in first), key)
+        batches.close()
         for warning in caught:  # on the console, where the command line shows no warnings
             print(warning.message)
         return lora

@@ -13,19 +13,26 @@ class Timetable:
 
     Attributes:
         training: the settings.
-        epoch_steps: steps of an epoch.
+        epoch_steps: steps of an epoch; None where nobody knows, and nothing is to happen by epochs.
         evaluates: whether there is anything to evaluate, and it is wanted.
+        ended_at: the step after which there were no more rows; None where there are.
     """
 
     training: TrainingSection
-    epoch_steps: int
+    epoch_steps: int | None
     evaluates: bool
+    ended_at: int | None = None
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, unless patience ends first."""
         training = self.training
-        return training.max_steps if training.max_steps > 0 else math.ceil(self.epoch_steps * training.num_train_epochs)
+        if self.ended_at is not None:
+            return self.ended_at
+        if training.max_steps > 0:
+            return training.max_steps
+        assert self.epoch_steps is not None
+        return math.ceil(self.epoch_steps * training.num_train_epochs)
 
     def is_last(self, progress: Progress) -> bool:
         """Whether all steps are done, or patience is over."""

@@ -6,6 +6,8 @@ import jax
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.pipeline import Batches
+from phi3_jax.data.rows import TokenizedRows
+from phi3_jax.data.streaming import StreamedBatches
 from phi3_jax.training.debug_nans import find_nonfinite
 from phi3_jax.training.job import RunJob
 from phi3_jax.training.nonfinite import KEPT, Skips
@@ -24,10 +26,17 @@ class Watch:
         say: what takes lines for the console.
     """
 
-    def __init__(self, run: RunConfig, job: RunJob, batches: Batches, eval_step: EvalStep, say: Callable[[str], None]):
+    def __init__(
+        self,
+        run: RunConfig,
+        job: RunJob,
+        batches: Batches | StreamedBatches,
+        eval_step: EvalStep,
+        say: Callable[[str], None],
+    ):
         self._job, self._batches, self._training, self._say = job, batches, run.training, say
         self._batch_size = job.devices.batch_size(run.training.per_device_train_batch_size)
-        self._suspects = Suspects(job, run.data, eval_step, job.data.train, self._batch_size)
+        self._data, self._eval_step = run.data, eval_step
 
     def look(self, state: TrainState, told: int) -> Skips:
         """What was skipped so far, on the host; says a line for each step skipped after the first `told`."""
@@ -35,14 +44,22 @@ class Watch:
         if int(skips.total) - told > KEPT:
             self._say(f"warning: {int(skips.total) - told} steps were skipped; the last {KEPT} of them:")
         for step in skips.since(told):
-            why = self._suspects.describe(state.trainable, self._batches.rows_of(step))
-            layer = f"; the first that is not finite: {self._layer(state, step)}" if self._training.debug_nans else ""
+            why, layer = "its rows are no longer in memory", ""
+            if (found := self._batches.step_rows(step)) is not None:
+                rows, sequences = found
+                why = self._suspects(rows).describe(state.trainable, sequences)
+                if self._training.debug_nans:
+                    layer = f"; the first that is not finite: {self._layer(state, step)}"
             self._say(f"warning: step {step + 1} was skipped, its loss or gradient is not finite; {why}{layer}")
         return skips
 
     def is_good(self, state: TrainState, step: int) -> bool:
         """Whether the rows of that step, counted from 0, have finite losses with the weights as they are."""
-        return not self._suspects.among(state.trainable, self._batches.rows_of(step))
+        found = self._batches.step_rows(step)
+        return found is not None and not self._suspects(found[0]).among(state.trainable, found[1])
+
+    def _suspects(self, rows: TokenizedRows) -> Suspects:
+        return Suspects(self._job, self._data, self._eval_step, rows, self._batch_size)
 
     def _layer(self, state: TrainState, step: int) -> str:
         """The step's micro-batches once more, with the randomness that they had."""
