@@ -21,8 +21,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # as in tests/conftest.py
 import transformers
 
 from phi3_jax.peft import save
-from phi3_jax.system import files
-from phi3_jax.training import checkpoints, loop, manifest, metrics, results
+from phi3_jax.system import files, manifest
+from phi3_jax.training import checkpoints, loop, metrics, results
 from tests.helpers.runs import SETTINGS, run_config, write_inputs
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from phi3_jax import InputError
+from phi3_jax.system import manifest
 from phi3_jax.system.files import StorageError
 from phi3_jax.training import checkpoints as checkpoints_module
-from phi3_jax.training import manifest
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
 from tests.helpers.models import random_lora, tiny_model
