@@ -82,12 +82,29 @@ class JsonLines:
         return iter(self._lines)
 
 
+class _TwiceError(ValueError):
+    """An object that has a key twice, of which JSON's reader would keep the last in silence."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(f"has the key {next(key for key in keys if keys.count(key) > 1)!r} twice; leave one out")
+    return found
+
+
 def parse_line(line: bytes, where: str) -> Mapping[str, object]:
     """The object in a line of JSON. Raises `InputError` where there is none."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
+    except _TwiceError as error:
+        raise InputError(f"{where}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is not JSON ({error}); expected one object a line, or one list") from error
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()):
+            reason = "its line ends before the object does"
+        raise InputError(f"{where}: is not JSON ({reason}); expected one object a line, or one list") from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: is a JSON {type(row).__name__}, expected an object with named columns")
     return row
@@ -154,7 +171,10 @@ def _read_json(path: Path, name: str) -> Rows:
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if not content.lstrip().startswith(b"["):
         return JsonLines(name, content)
-    rows: list[Mapping[str, object]] = json.loads(content)
+    try:
+        rows: list[Mapping[str, object]] = json.loads(content, object_pairs_hook=_object)
+    except _TwiceError as error:
+        raise InputError(f"{name}: an object in it {error}") from error
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise InputError(f"{name}, row {index + 1}: is a JSON {type(row).__name__}, expected an object")

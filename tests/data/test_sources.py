@@ -83,6 +83,13 @@ def test_save_to_disk_folders(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl, row 2: is not JSON"),
         ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl, row 1: is not JSON"),
         ("a.jsonl", b"3\n", "a.jsonl, row 1: is a JSON int"),
+        (
+            "a.json",
+            b'{"data": [\n {"a": 1}\n]}\n',
+            "row 1: is not JSON .its line ends before the object does.; expected one",
+        ),
+        ("a.jsonl", b'{"a": 1}\n{"a": {"b": 1, "c": 2, "b": 3}}\n', "row 2: has the key 'b' twice; leave one out"),
+        ("a.json", b'[{"a": 1, "a": 1}]', "a.json: an object in it has the key 'a' twice"),
         ("a.json", b'[{"a": 1}, 2]', "a.json, row 2: is a JSON int"),
         ("a.json", b'[{"a": 1}, ', "a.json: cannot be read as JSON"),
         ("a.csv", b"a,b\n1,2,3\n", "row 1 has more fields"),
