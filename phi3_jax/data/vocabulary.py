@@ -54,7 +54,7 @@ has 10 (ids 0 to 9); take the ids of the checkpoint's own tokenizer
 
 
 def check_vocabulary(sets: Sequence[TokenizedRows], tokenizer: Tokenizer, table_rows: int) -> None:
-    """`check_row_ids` of all sets. Tokens without a row that no set has are a notice of the first.
+    """`check_row_ids` of all sets. Tokens without a row are a notice of the first set.
 
     Raises:
         InputError: For the first row with such a token.
@@ -79,7 +79,7 @@ def check_row_ids(rows: TokenizedRows, table_rows: int, tokenizer: Tokenizer | N
 
 
 def unused_notice(tokenizer: Tokenizer, table_rows: int) -> str | None:
-    """What the user should know of tokens without a row where `check_row_ids` has found none in the data.
+    """What the user should know of tokens that have no row, where `check_row_ids` has found none of them.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -87,7 +87,8 @@ def unused_notice(tokenizer: Tokenizer, table_rows: int) -> str | None:
         >>> words = {"a": 0, "b": 1, "<call>": 2}
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="a")))
         >>> unused_notice(tokenizer, 2)
-        "the model's embedding has 2 rows, and none for 1 token of the tokenizer: '<call>' (2); no row of data has one"
+        "the model's embedding has 2 rows, and none for 1 token of the tokenizer: '<call>' (2); rows and prompts with \
+one are refused"
     """
     largest = max(len(tokenizer) - 1, max(tokenizer.added_tokens_decoder, default=0))
     if largest < table_rows:  # spares a dictionary of the whole vocabulary
@@ -99,7 +100,7 @@ def unused_notice(tokenizer: Tokenizer, table_rows: int) -> str | None:
     return (
         f"the model's embedding has {table_rows:,} rows, and none for {len(beyond):,} "
         f"token{'s' if len(beyond) > 1 else ''} of the tokenizer: {', '.join(names)}"
-        f"{', …' if len(beyond) > _SHOWN else ''}; no row of data has one"
+        f"{', …' if len(beyond) > _SHOWN else ''}; rows and prompts with one are refused"
     )
 
 

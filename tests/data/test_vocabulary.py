@@ -68,5 +68,5 @@ def test_tokens_beyond_the_table_that_nobody_uses_are_told():
     more = tiny_tokenizer({f"<{index}>": index for index in range(60, 65)})
     assert unused_notice(more, VOCAB) == (
         "the model's embedding has 53 rows, and none for 5 tokens of the tokenizer: '<60>' (60), '<61>' (61), "
-        "'<62>' (62), …; no row of data has one"
+        "'<62>' (62), …; rows and prompts with one are refused"
     )

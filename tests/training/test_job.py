@@ -38,4 +38,4 @@ def test_a_token_without_a_row_that_no_row_uses_is_told(tmp_path):
     for name in ("chats", "eval"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "what", "completion": "tea"}\n')
     loaded = load_job(run_config(tmp_path))
-    assert "none for 1 token of the tokenizer: '<call>' (60); no row of data has one" in loaded.data.summary()
+    assert "none for 1 token of the tokenizer: '<call>' (60); rows and prompts" in loaded.data.summary()
