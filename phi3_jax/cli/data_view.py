@@ -103,9 +103,10 @@ def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> 
     if stats.truncated:
         cut = ", ".join(few([name_in(where, stats.sources) for where in stats.truncated_rows], stats.truncated))
         found.append(("cut", f"{counted(stats.truncated, 'row')} at {data.max_length:,} tokens: {cut}"))
-    # What is wrong with a turn, or with a file's line, is said with the row's name in front.
-    reasons = [why if why.startswith(where) else f"{where}: {why}" for where, why in stats.left_out]
-    left_out = [name_in(reason, stats.sources) for reason in reasons]
+    left_out = [
+        f"{name_in(where, stats.sources)}{',' if why.startswith('turn ') else ':'} {why}"
+        for where, why in stats.left_out
+    ]
     for number, line in enumerate(few(left_out, stats.skipped + stats.invalid)):
         found.append(("" if number else "left out", line))
     return found

@@ -123,9 +123,7 @@ def _list(stats: Stats, name: str) -> list[object]:
 
 
 def _left_out(name: str, stats: Stats) -> LeftOut | None:
-    found = [(str(where), str(why)) for where, why in map(_pair, _list(stats, "left_out")[:NAMED])]
-    # What is wrong with a turn is said with the row's name in front.
-    rows = [(where, why.removeprefix(where).removeprefix(",").removeprefix(":").strip()) for where, why in found]
+    rows = [(str(where), str(why)) for where, why in map(_pair, _list(stats, "left_out")[:NAMED])]
     count = max(len(rows), _count(stats, "skipped") + _count(stats, "invalid"))
     return LeftOut(name, count, rows, count - len(rows)) if rows else None
 

@@ -67,7 +67,7 @@ def test_rows_that_were_cut_or_left_out_are_named(sources, prefix):
     names = [f"x, row {number}" for number in range(1, 31)]
     stats = DataStats(sources=sources, formats={"messages": 7}, truncated=1200, truncated_rows=names)
     stats.skipped, stats.invalid, stats.left_out = 2, 1, [[name, "has no assistant turn"] for name in names[:3]]
-    stats.left_out[2] = [names[2], f"{names[2]}, turn 2: has no content"]
+    stats.left_out[2] = [names[2], "turn 2: has no content"]
     lines = facts(stats, DataSection(train="x"))
     (cut,) = [text for heading, text in lines if heading == "cut"]
     assert cut.startswith(f"1,200 rows at 2,048 tokens: {prefix}row 1, {prefix}row 2, ")

@@ -31,7 +31,7 @@ LEFT_OUT = [[f"folder/chats.jsonl, row {number}", f"turn {number} has no text"] 
 
 
 def test_rows_that_were_left_out_are_listed_with_the_reason(tmp_path):
-    named = [["x, row 9", "x, row 9, turn 2: has no content"]]
+    named = [["x, row 9", "turn 2: has no content"]]
     stats = {**STATS, "skipped": 2, "invalid": 1_200, "left_out": named + LEFT_OUT}
     page = report(tmp_path, data_stats={"train": stats, "eval": STATS})
     assert "Rows left out of train: 1,202" in page.text
