@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.encoded import Encoded
 from phi3_jax.data.formats import Conversation, Prerendered
@@ -89,6 +90,16 @@ class ChatTokenizer:
         # Also where it is the template that writes it: text is rendered like that.
         self._adds_bos = tokenizer("a")["input_ids"][:1] == [self._bos]
         self._begins_with_bos = self._adds_bos or self._places.begins.startswith(tokenizer.bos_token or "\0")
+
+    @classmethod
+    def of_section(cls, tokenizer: Tokenizer, data: DataSection) -> "ChatTokenizer":
+        """One that reads rows as the section says."""
+        return cls(
+            tokenizer,
+            literal_roles=data.literal_roles,
+            takes_strings=data.template == "none",
+            final_eos=data.final_eos,
+        )
 
     @property
     def ends_turns(self) -> bool:

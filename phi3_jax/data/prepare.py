@@ -97,12 +97,7 @@ def prepare_data(
     if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
         raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
     data = with_given_rows(data, train, eval)
-    chat = ChatTokenizer(
-        tokenizer,
-        literal_roles=data.literal_roles,
-        takes_strings=data.template == "none",
-        final_eos=data.final_eos,
-    )
+    chat = ChatTokenizer.of_section(tokenizer, data)
     keys = RowKeys(tokenizer, data)
     with together():
         train_rows, eval_rows, note = _read(data, train, eval, seed)

@@ -93,7 +93,7 @@ def load_data(
             check_vocabulary(_there(prepared.train, prepared.eval), tokenizer, table_rows)
         return prepared
     data = with_given_rows(data, train, eval)
-    chat = ChatTokenizer(tokenizer)
+    chat = ChatTokenizer.of_section(tokenizer, data)
     with together():
         stream = open_stream(data, train)
         rows, note = evaluation_rows(data, eval, stream.names)

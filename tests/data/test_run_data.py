@@ -13,12 +13,15 @@ ROWS = [{"prompt": "a" * (1 + n % 5), "completion": "bc"[n % 2]} for n in range(
 SHAPE = {"batch_size": 2, "accumulation": 1, "epochs": 1, "seed": 0, "pad_id": 0}
 
 
-def test_streamed_rows_are_those_that_are_prepared(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"template": "none", "final_eos": True, "literal_roles": ["tool"]}])
+def test_streamed_rows_are_those_that_are_prepared(tmp_path, settings):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     found = []
     for streaming in (False, True):
-        data = DataSection(train=str(path), eval=str(path), max_length=64, packing=False, streaming=streaming)
+        data = DataSection(
+            train=str(path), eval=str(path), max_length=64, packing=False, streaming=streaming, **settings
+        )
         loaded = load_data(data, tiny_tokenizer(), seed=0)
         batches = run_batches(loaded.train, data, **SHAPE)
         found.append(sorted(ids.tolist() for batch in batches for ids in batch["input_ids"][0]))
