@@ -87,6 +87,10 @@ def test_settings_of_a_run_hold(model, write, capfd):
     assert (held_out["name"], held_out["rows"]) == ("eval", 2)
     (few,) = described(capfd, "--config", "run.yaml", "--data.eval_fraction=0", "--data.max_rows=3")["sets"]
     assert few["rows"] == 3
+    # A recipe's split, which a file has not.
+    without = described(capfd, "--config", "run.yaml", "--data.eval_fraction=0", "--data.eval_split=test_sft")
+    assert [part["name"] for part in without["sets"]] == ["train"]
+    assert "no evaluation: rows.jsonl has no split test_sft" in without["note"]
     # A file that is named takes the place of both.
     (other,) = described(capfd, write("others.jsonl", rows[:4]), "--config", "run.yaml")["sets"]
     assert (other["name"], other["rows"]) == ("others.jsonl", 4)
