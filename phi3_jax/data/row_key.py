@@ -32,6 +32,8 @@ NOT_COUNTED = frozenset(
         "dataset_config",
         "packing",
         "shuffle",
+        "streaming",
+        "shuffle_buffer_size",
         "max_rows",
         "cache",
     }

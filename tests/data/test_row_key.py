@@ -29,6 +29,8 @@ OTHER = {
     "max_length": 7,
     "packing": False,
     "shuffle": False,
+    "streaming": True,
+    "shuffle_buffer_size": 5,
     "template": "none",
     "loss_on": "last",
     "final_eos": True,
@@ -41,7 +43,7 @@ OTHER = {
 }
 # Whose effect is in the rows themselves, in their order, or comes after them.
 FREE = {"train", "eval", "eval_fraction", "split", "eval_split", "dataset_config", "packing", "shuffle", "max_rows"}
-FREE |= {"cache"}
+FREE |= {"streaming", "shuffle_buffer_size", "cache"}
 LINES = [b'{"prompt": "a", "completion": "b"}', b'{"prompt": "c", "completion": "d"}']
 
 
@@ -66,7 +68,8 @@ def test_every_setting_is_decided(tokenizer):
     key = RowKeys(tokenizer, defaults)(lines(*LINES))
     assert len(key) == 32
     for name, value in OTHER.items():
-        changed = RowKeys(tokenizer, dataclasses.replace(defaults, **{name: value}))(lines(*LINES))
+        needed = {"streaming": True} if name == "shuffle_buffer_size" else {}
+        changed = RowKeys(tokenizer, dataclasses.replace(defaults, **needed, **{name: value}))(lines(*LINES))
         assert (changed == key) == (name in FREE), name
 
 
