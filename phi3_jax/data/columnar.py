@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Bytes of a batch of Parquet rows, at most about so many; and rows, however long they could be, where memory allows.
 _BATCH, _FEW = 2**28, 64
-_STREAMED = 1000  # rows of a batch of which only the rows are kept
+_STREAMED, _BUFFER = 1000, 2**20  # rows of a batch of which only the rows are kept, and bytes read at once
 _PIECE = 1000  # rows whose content is looked at together
 # Columns that are lists of objects, and the same in a turn; and keys that tell a turn, whatever the column is called.
 _LISTS, _LISTS_OF_TURN, _ROLES = {"tools", "functions", "documents"}, ("tool_calls", "content"), ("role", "from")
@@ -198,7 +198,8 @@ def stream_parquet(path: Path, name: str) -> Iterator[Mapping[str, object]]:
     from pyarrow import parquet
 
     check_file(path)
-    with parquet.ParquetFile(path, memory_map=True) as file:
+    # Not memory-mapped: pages of the file that have been read would count as memory.
+    with parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
         for batch in _unpacked(file, path.stat().st_size, most_rows=_STREAMED, together=False):
             table = pyarrow.Table.from_batches([batch], file.schema_arrow)
             table.validate(full=True)

@@ -9,7 +9,7 @@ go on from there the source is read again up to that row, without rendering what
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 from grain.experimental import ThreadPrefetchDatasetIterator
@@ -94,9 +94,12 @@ class StreamedRows:
             order = f"shuffled through a buffer of {self._data.shuffle_buffer_size:,} rows"
         return f"train: streamed from {', '.join(self.names)}, {order}"
 
-    def settings(self) -> DataSection:
-        """The section, but for what does not change the training rows."""
-        return replace(self._data, train=None, eval=None, eval_split=None, cache=True)
+    def settings(self) -> dict[str, object]:
+        """Keys of the section that are not at their defaults, but for what does not change the training rows."""
+        data, default = asdict(self._data), asdict(DataSection())
+        for key in ("train", "eval", "eval_split", "cache"):
+            del data[key]
+        return {key: value for key, value in sorted(data.items()) if value != default[key]}
 
     def _look(self) -> TokenizedRows:
         names = ", ".join(self.names)
@@ -238,6 +241,11 @@ class _Steps(Iterator[Step]):
         if self._data.packing and counts["sequences"]:
             stats.packing_efficiency = counts["tokens"] / (counts["sequences"] * self._data.max_length)
         add_notices(stats, self._chat)
+        rendered = sum(stats.formats.values())
+        if rendered > stats.rows:
+            stats.notices.append(
+                f"formats, keys and rows left out are those of {rendered:,} rows, which were rendered so far"
+            )
         return stats
 
     def __next__(self) -> Step:

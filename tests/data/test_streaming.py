@@ -1,10 +1,14 @@
 """Batches of streamed rows."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data.chat import ChatTokenizer
@@ -181,3 +185,40 @@ def test_a_line_says_how_rows_come_and_then_what_became_of_them(open_batches):
     assert streamed.summary() == "train: streamed from train_dataset, shuffled through a buffer of 16 rows"
     next(batches)
     assert streamed.summary().startswith(f"train, streamed: {streamed.stats.rows} rows, ")
+
+
+PEAK = """
+import sys
+from phi3_jax.config.sections import DataSection
+from phi3_jax.data.run_data import load_data
+from phi3_jax.system.memory import resident_peak
+from tests.helpers.tokenizers import tiny_tokenizer
+data = DataSection(train=sys.argv[1], streaming=True, max_length=256, shuffle_buffer_size=100)
+loaded = load_data(data, tiny_tokenizer(), seed=0)
+batches = loaded.train.batches(batch_size=4, accumulation=1, seed=0, pad_id=0, epochs=1)
+for _ in batches:
+    pass
+batches.close()
+print(loaded.train.stats.rows, resident_peak() // 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_file_ten_times_as_large_takes_no_more_memory(tmp_path, suffix):
+    peaks = []
+    for count in (600, 6000):  # 12 and 120 MB
+        notes = [f"{n}" * 5000 for n in range(1000, 1000 + count)]
+        rows = [{"prompt": f"{len(note)} teas", "completion": "c", "note": note} for note in notes]
+        path = tmp_path / f"{count}.{suffix}"
+        if suffix == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            table = pyarrow.Table.from_pylist(rows)
+            parquet.write_table(table, path, row_group_size=300, compression="none", use_dictionary=False)
+        run = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, timeout=600)
+        assert run.returncode == 0, run.stderr
+        seen, peak = map(int, run.stdout.split())
+        assert seen == count
+        peaks.append(peak)
+    assert peaks[1] < peaks[0] + 40, peaks  # MiB
