@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from itertools import product
 
+from phi3_jax.data.anchors import TOOLS, Anchors, find_anchors
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.formats import Conversation
 from phi3_jax.data.template_process import Marked
@@ -40,6 +41,7 @@ class Handed:
         generated: The places that the template marks as the assistant's; None where it marks none.
         passed_over: Keys of turns that neither the template nor this program reads.
         remarks: What was handed over in another way than it was given.
+        anchors: Where the messages' texts lie in the text, where that was asked for and could be told.
     """
 
     messages: Sequence[Message]
@@ -49,6 +51,7 @@ class Handed:
     generated: list[tuple[int, int]] | None
     passed_over: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    anchors: Anchors | None = None
 
 
 class Handover:
@@ -132,29 +135,49 @@ class Handover:
             except InputError as error:
                 refused = refused or error
                 continue
-            fault = self._hidden(attempt, text, seen, where)
+            anchors = self._anchors(attempt.messages, seen, text, where)
+            fault = self._hidden(attempt, text, seen, anchors, where)
             if not fault and self._is_garbled(attempt.messages, text, seen, where):
                 fault = "tool_calls"
             if not fault:
                 self._last = way
-                return Handed(attempt.messages, seen, attempt.added, text, generated, (), attempt.remarks)
+                return Handed(attempt.messages, seen, attempt.added, text, generated, (), attempt.remarks, anchors)
             faults.append(fault)
         if refused is not None and not faults:
             raise refused
         # Some ways do not show the tools; where one does, it is something else that no way shows.
         raise _not_shown(where, next((fault for fault in faults if fault != "tools"), "tools"))
 
-    def _hidden(self, attempt: "_Attempt", text: str, variables: Mapping[str, object], where: str) -> str:
-        """What of tools and calls does not change the text, "" where all does."""
-        if attempt.has_tools:
+    def _anchors(
+        self, messages: Sequence[Message], variables: Mapping[str, object], text: str, where: str
+    ) -> Anchors | None:
+        def render(seen: Sequence[Message], beside: Mapping[str, object]) -> str:
+            return self._render(seen, beside, where)[0]
+
+        return find_anchors(render, messages, variables, text, self._control.nonce)
+
+    def _hidden(
+        self, attempt: "_Attempt", text: str, variables: Mapping[str, object], anchors: Anchors | None, where: str
+    ) -> str:
+        """What of tools and calls is neither seen in the text nor changes it, "" where all is or does."""
+        holders = [TOOLS, *(number for number, message in enumerate(attempt.messages) if "tools" in message)]
+        if attempt.has_tools and not (anchors and any(anchors.shows(number, "tools") for number in holders)):
             without = {name: value for name, value in variables.items() if name != "tools"}
             if self._is_same(text, [_less(message, "tools") for message in attempt.messages], without, where):
                 return "tools"
         for number, message in enumerate(attempt.messages):
-            if "tool_calls" in message and self._is_same(
-                text, _less_in(attempt.messages, "tool_calls", {number}), variables, where
-            ):
-                return f"tool_calls (turn {number + 1 - attempt.added})"
+            turn = f"turn {number + 1 - attempt.added}"
+            calls = message.get("tool_calls")
+            if not isinstance(calls, list):
+                continue
+            for index in range(len(calls)):
+                if anchors and (number, "tool_calls", index) in anchors.shown:
+                    continue
+                rest = calls[:index] + calls[index + 1 :]
+                changed = {**_less(message, "tool_calls"), **({"tool_calls": rest} if rest else {})}
+                others = [*attempt.messages[:number], changed, *attempt.messages[number + 1 :]]
+                if self._is_same(text, others, variables, where):
+                    return f"tool_calls ({turn}, call {index + 1})" if rest else f"tool_calls ({turn})"
         return ""
 
     def _is_garbled(self, messages: Sequence[Message], text: str, variables: Mapping[str, object], where: str) -> bool:
@@ -205,7 +228,10 @@ class Handover:
             if key not in MUST_SHOW:
                 continue
             hidden = [
-                number for number in holders if self._is_same(text, _less_in(messages, key, {number}), variables, where)
+                number
+                for number in holders
+                if not (handed.anchors and handed.anchors.shows(number, key))
+                and self._is_same(text, _less_in(messages, key, {number}), variables, where)
             ]
             if key == "name":
                 # What answers a call may repeat its name, as OpenAI's old form must.
@@ -213,11 +239,24 @@ class Handover:
                 hidden = [number for number in hidden if number not in repeated]
                 passed_over += [key] if repeated else []
             # Templates leave the reasoning of earlier turns out, as the model gets it to see.
-            if hidden and (key not in REASONING_KEYS or len(hidden) == len(holders)):
+            is_read = key in REASONING_KEYS and (
+                len(hidden) < len(holders) or (hidden and self._is_shown_last(handed, key, hidden[-1], where))
+            )
+            if hidden and not is_read:
                 raise _not_shown(where, f"{key} (turn {hidden[0] + 1 - handed.added})")
             if hidden:
                 remarks.append(f"the chat template leaves {key} of earlier turns out")
         return replace(handed, passed_over=tuple(passed_over), remarks=tuple(remarks))
+
+    def _is_shown_last(self, handed: Handed, key: str, number: int, where: str) -> bool:
+        """Whether the template shows a key of a message where the conversation ends with it."""
+        variables = {**handed.variables, "add_generation_prompt": False}
+        said = handed.messages[: number + 1]
+        try:
+            text = self._render(said, variables, where)[0]
+        except InputError:
+            return False
+        return not self._is_same(text, _less_in(said, key, {number}), variables, where)
 
     def _is_same(self, text: str, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> bool:
         try:

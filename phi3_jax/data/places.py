@@ -4,8 +4,9 @@ A turn runs from behind its opening to its own end token, whatever other control
 from a short conversation. Since no content can hold a token that opens or closes a turn (`ControlTokens.guarded`), the
 turns of a text are those between these tokens.
 
-Where a template opens turns with no control token, or not every one alike, the text is taken apart instead: it is
-rendered again with a placeholder for every content, and walking along both says where each content came to lie.
+Conversations of plain turns are taken apart: rendered once with a placeholder for every content, and walking along both
+says where each content came to lie. Where a template does more with a conversation than trim, and where there are
+calls, results and reasoning, anchors in the texts themselves say so (see `anchors`).
 """
 
 import json
@@ -13,8 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from phi3_jax.data.anchors import Anchors, find_anchors
 from phi3_jax.data.control_tokens import ControlTokens, any_of
 from phi3_jax.data.handover import Apply, Handed, Message
+from phi3_jax.data.markers import Markers, common_start, learn_markers, without_pairs
 from phi3_jax.data.turns import Turn
 from phi3_jax.system.errors import InputError
 
@@ -66,19 +69,31 @@ class Places:
     def __init__(self, control: ControlTokens, apply: Apply | None, eos: str) -> None:
         self._control, self._apply, self._eos = control, apply, eos
         self._frames: dict[tuple[tuple[object, object], ...], _Frame] = {}
+        self._ends = re.compile("(?!)")  # until it is known
         once = self._probe("user", "assistant")
         twice = self._probe("user", "assistant", "user", "assistant")
         self.begins = once.literals[0] if once else ""
-        self.opening, self.end = _markers(once, twice) if once else ("", "" if apply else eos)
+        if once:
+            literals = twice.literals if twice else None
+            marks = learn_markers(control, once.literals, literals, once.closings[1], self._cue())
+        else:
+            marks = Markers("", "" if apply else eos)
+        self.opening, self.end = marks.opening, marks.end
         probes = [probe for probe in (once, twice, self._probe("system", "user", "assistant")) if probe]
         # What precedes a last answer may be more than its opening, such as reasoning that is empty.
         written = "".join(text for probe in probes for text in (*probe.literals[:-2], probe.literals[-1]))
-        tokens = control.pattern.findall(written + self.opening + self.end)
-        control.set_of_turns({*tokens, *([eos] if eos in control else [])})
+        written = without_pairs(control, written + self.opening + marks.inner + self.end)
+        tokens = {*control.pattern.findall(written), *([eos] if eos in control else [])}
+        control.set_of_turns(tokens)
         stem = self.opening.rstrip()
         self._opens = re.compile(f"{re.escape(stem)}(?:{re.escape(self.opening[len(stem) :])})?") if stem else None
         self._are_marked = control.pattern.search(self.opening) is not None
-        self._turn_token = any_of(sorted(control.of_turns, key=len, reverse=True))
+        # What stands between an opening and the words, such as a channel, does not end them.
+        inner = set(control.pattern.findall(marks.inner)) - set(control.pattern.findall(self.opening + self.end))
+        self._turn_token = any_of(sorted(tokens - inner, key=len, reverse=True))
+        self._frames.clear()  # which knew no ends
+        # The longest first: one end may be the beginning of another.
+        self._ends = re.compile("|".join(map(re.escape, sorted(marks.ends, key=len, reverse=True))) or "(?!)")
 
     def in_text(self, text: str) -> list[Place]:
         """The assistant's turns of a text in which control tokens are what they seem."""
@@ -86,8 +101,11 @@ class Places:
         for opening in self._opens.finditer(text) if self._opens else ():
             closing = self._turn_token.search(text, opening.end())
             content_end = closing.start() if closing else len(text)
-            closes = closing is not None and (closing.group() == self._eos or self.end.endswith(closing.group()))
-            found.append(Place(opening.end(), content_end, closing.end() if closing and closes else content_end))
+            ended = self._ends.match(text, content_end)
+            end = ended.end() if ended else content_end
+            if closing and not ended and closing.group() == self._eos:
+                end = closing.end()
+            found.append(Place(opening.end(), content_end, end))
         return found
 
     def of_turns(self, turns: Sequence[Turn], handed: Handed, where: str) -> tuple[dict[int, Place], int]:
@@ -105,25 +123,106 @@ class Places:
         Raises:
             InputError: For a template that rewrites contents beyond trimming, or has no place for a role.
         """
-        if all(message.keys() == {"role", "content"} for message in handed.messages):
+        found, dropped = None, 0
+        anchors = handed.anchors
+        is_plain = all(message.keys() == {"role", "content"} for message in handed.messages)
+        if is_plain:
             frame = self._frame(handed.messages, handed.variables, where)
             dropped = _dropped(turns, [number - handed.added for number in frame.order], where)
             found = self._by_frame(turns, handed, frame)
-            if found is None and self._are_marked:
-                found = self._by_markers(turns, handed)
-        else:
+        if found is None and self._are_marked:
+            anchors = anchors or self._anchors(handed, where)
+            if anchors:
+                order = [number - handed.added for number, key, _ in anchors.shown if key == "content"]
+                dropped = _dropped(turns, order, where)
+                found = self._by_anchors(turns, handed, anchors, where)
+        if found is None and not is_plain:
             # A frame of its own for each such conversation would take a rendering for each of its turns.
-            _, order = self._with_placeholders(handed.messages, handed.variables, where)
-            dropped = _dropped(turns, [number - handed.added for number in order], where)
-            found = self._by_markers(turns, handed) if self._are_marked else None
-            if found is None and not any("tool_calls" in turn.extra for turn in turns):
+            _, numbers = self._with_placeholders(handed.messages, handed.variables, where)
+            dropped = _dropped(turns, [number - handed.added for number in numbers], where)
+            if not any("tool_calls" in turn.extra for turn in turns):
                 found = self._by_frame(turns, handed, self._frame(handed.messages, handed.variables, where))
+        if found is None and self._are_marked:
+            found = self._by_markers(turns, handed)
         if found is None:
             raise InputError(
-                f"{where}: the chat template rewrites the text of turns beyond trimming, so that targets cannot be "
-                "placed; give rows of pre-rendered text"
+                f"{where}: the chat template writes the turns in such a way that targets cannot be placed; give rows "
+                "of pre-rendered text"
             )
         return found, dropped
+
+    def _anchors(self, handed: Handed, where: str) -> Anchors | None:
+        apply = self._apply
+        assert apply is not None
+
+        def render(messages: Sequence[Message], variables: Mapping[str, object]) -> str:
+            return apply(messages, variables, where)[0]
+
+        return find_anchors(render, handed.messages, handed.variables, handed.text, self._control.nonce)
+
+    def _by_anchors(
+        self, turns: Sequence[Turn], handed: Handed, anchors: Anchors, where: str
+    ) -> dict[int, Place] | None:
+        """By where each turn's texts stand; None where these do not follow each other."""
+        spans, text = anchors.spans, handed.text
+        assert self._opens is not None
+        openings = [(found.start(), found.end()) for found in self._opens.finditer(text)]
+        found: dict[int, Place] = {}
+        floor, waiting = 0, []
+        for number in range(-handed.added, len(turns) + 1):
+            span = spans.get(number + handed.added)
+            speaks = 0 <= number < len(turns) and turns[number].role == "assistant"
+            if span is None and number < len(turns):
+                waiting += [number] if speaks else []
+                continue
+            first, last = span or (len(text), len(text))
+            if first < floor:
+                if speaks or found or waiting:
+                    return None
+                continue  # such as a system turn further back, which stands before all others
+            within = [opening for opening in openings if floor <= opening[0] and opening[1] <= first]
+            if waiting:
+                # Turns without a text, such as calls without arguments, each with its opening, or left out.
+                theirs = within[:-1] if speaks else within
+                if theirs and len(theirs) != len(waiting):
+                    return None
+                for index, (which, opening) in enumerate(zip(waiting, theirs, strict=False)):
+                    limit = [*theirs, *(within[-1:] if speaks else [])][index + 1 : index + 2] or [(first, first)]
+                    found[which] = self._place(handed, which, opening[1], opening[1], limit[0][0], where)
+                within, waiting = within[len(theirs) :], []
+            if speaks:
+                start = within[0][1] if within else self._behind_tokens(text, floor, first)
+                after = [opening[0] for opening in openings if opening[0] >= last]
+                following = [at for at, _ in spans.values() if at > last]
+                limit_at = min([*following, *after, len(text)])
+                found[number] = self._place(handed, number, start, last, limit_at, where)
+            floor = last
+        return found
+
+    def _behind_tokens(self, text: str, floor: int, first: int) -> int:
+        """Where a turn begins that goes on without an opening, such as behind a tool's result."""
+        tokens = list(self._control.pattern.finditer(text, floor, first))
+        return tokens[-1].end() if tokens else first
+
+    def _place(self, handed: Handed, number: int, start: int, last: int, limit: int, where: str) -> Place:
+        """A turn that begins at `start`, whose words reach to `last` at least, and that ends before `limit`."""
+        text = handed.text
+        ended = self._ends.search(text, last, limit)
+        if ended:
+            return Place(start, ended.start(), ended.end())
+        # It ends otherwise, as calls do in some templates: up to there the conversation reads alike without the rest.
+        try:
+            alone = self._render_alone(handed, number, where)
+        except InputError:
+            alone = ""
+        same = len(common_start([text[:limit], alone]))
+        tokens = list(self._control.pattern.finditer(text, last, max(same, last)))
+        end = tokens[-1].end() if tokens else last
+        return Place(start, end, end)
+
+    def _render_alone(self, handed: Handed, number: int, where: str) -> str:
+        assert self._apply is not None
+        return self._apply(handed.messages[: number + handed.added + 1], handed.variables, where)[0]
 
     def _by_markers(self, turns: Sequence[Turn], handed: Handed) -> dict[int, Place] | None:
         """None where what stands between markers is not plainly the conversation's, turn by turn."""
@@ -138,8 +237,12 @@ class Places:
             # Some templates leave a part of an earlier answer out, such as its reasoning.
             if content not in words and (not words or words not in content):
                 return None
-        others = (_content(handed, number) for number in range(len(turns)) if number not in found)
-        if not all(_as_json(text) in handed.text or text in handed.text for text in others):
+        others = [_content(handed, number) for number in range(len(turns)) if number not in found]
+        outside = "".join(
+            handed.text[end.end : start.start]
+            for end, start in zip([Place(0, 0, 0), *places], [*places, Place(len(handed.text), 0, 0)], strict=True)
+        )
+        if not all(_as_json(text) in outside or text in outside for text in others):
             return None
         return found
 
@@ -171,6 +274,16 @@ class Places:
             return None
         return frame if len(frame.order) == len(roles) else None
 
+    def _cue(self) -> str:
+        """What stands behind a question where an answer is to follow, "" where the template knows no such thing."""
+        asked: list[Message] = [{"role": "user", "content": "u"}]
+        try:
+            literals, order = self._with_placeholders(asked, {"add_generation_prompt": True}, "")
+            bare, _ = self._with_placeholders(asked, {}, "")
+        except InputError:
+            return ""
+        return literals[1] if len(order) == 1 and literals != bare else ""
+
     def _frame(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> _Frame:
         is_plain = not variables and all(message.keys() == {"role", "content"} for message in messages)
         key = tuple((m["role"], None if str(m.get("content", "")).strip() else m.get("content")) for m in messages)
@@ -181,6 +294,9 @@ class Places:
         for literal, number in zip(literals[1:], order, strict=True):
             speaks = messages[number]["role"] == "assistant"
             closing = self._closing(messages[: number + 1], variables, where) if speaks else ""
+            ended = self._ends.match(literal) if speaks else None
+            if ended and (not literal.startswith(closing) or len(ended.group()) > len(closing)):
+                closing = ended.group()
             closings.append(closing if literal.startswith(closing) else "")
         frame = _Frame(literals, order, tuple(closings))
         if is_plain:
@@ -224,7 +340,8 @@ def _dropped(turns: Sequence[Turn], order: Sequence[int], where: str) -> int:
     for number, turn in enumerate(turns):
         if turn.content.strip() and number not in order:
             if turn.role != "system":
-                raise InputError(f"{where}, turn {number + 1}: the chat template has no place for role {turn.role!r}")
+                what = "the text of a turn with tool_calls" if "tool_calls" in turn.extra else f"role {turn.role!r}"
+                raise InputError(f"{where}, turn {number + 1}: the chat template has no place for {what}")
             dropped += 1
     return dropped
 
@@ -251,13 +368,3 @@ def _as_written(contents: Sequence[str], full: str, literals: Sequence[str]) -> 
         else:
             return None
     return found if position == len(full) else None
-
-
-def _markers(once: _Frame, twice: _Frame | None) -> tuple[str, str]:
-    """What opens and what ends an assistant's turn, in conversations of one and of two rounds."""
-    end = once.closings[1].lstrip()
-    openings = [once.literals[1], *([twice.literals[1], twice.literals[3]] if twice else [])]
-    # Some templates write more before the last answer than before others, such as reasoning that is empty.
-    openings = [text.lstrip().removeprefix(end).lstrip() for text in openings]
-    first, last = min(openings), max(openings)  # all others lie between them
-    return first[: next((i for i, letter in enumerate(first) if letter != last[i]), len(first))], end

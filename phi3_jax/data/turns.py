@@ -51,7 +51,6 @@ class Turn:
         trained: False for an assistant's turn that the data says not to learn from.
         extra: What else the template may show, by key, such as `tool_calls`; nothing that is null.
         is_given: False where the row has no content, which templates may tell from an empty one.
-        spelled: The role in the row's own word, for templates that know that.
     """
 
     role: str
@@ -59,7 +58,6 @@ class Turn:
     trained: bool = True
     extra: Mapping[str, object] = field(default_factory=dict)
     is_given: bool = field(default=True, repr=False)
-    spelled: str | None = field(default=None, repr=False, compare=False)
 
 
 def read_turns(value: object, where: str, ignored: Sequence[str] = ()) -> tuple[Turn, ...]:
@@ -121,7 +119,7 @@ def _turn(turn: object, where: str, ignored: Sequence[str]) -> Turn:
     _read_calls(held, role, where)
     if role == "system":
         read_tools(held, where)
-    return Turn(role, text_of(content, where, "content"), trained, held, content is not None, spelled)
+    return Turn(role, text_of(content, where, "content"), trained, held, content is not None)
 
 
 def _is_blank_answer(turn: Mapping[object, object], role: str) -> bool:

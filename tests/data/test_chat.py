@@ -146,10 +146,14 @@ def test_what_a_template_refuses_is_told_with_the_row():
         encode("trimming", [Turn("user", "u"), Turn("user", "u"), Turn("assistant", "a")])
 
 
-def test_a_template_that_rewrites_contents_is_an_error():
-    chat = ChatTokenizer(phi3_tokenizer(JULY.replace("message['content']", "(message['content'] | upper)")))
-    with pytest.raises(InputError, match="row 1: the chat template rewrites"):
-        chat.render(Conversation((Turn("user", "u"), Turn("assistant", "a"))), "row 1")
+def test_a_template_that_rewrites_contents_is_an_error_where_these_cannot_be_found():
+    turns = (Turn("user", "u"), Turn("assistant", "a"))
+    capitals = ChatTokenizer(phi3_tokenizer(JULY.replace("message['content']", "(message['content'] | upper)")))
+    assert capitals.render(Conversation(turns), "row 1").answer.content == "A"
+    counts = "(message['content'] | replace('n', message['content'] | length | string))"
+    chat = ChatTokenizer(phi3_tokenizer(JULY.replace("message['content']", counts)))
+    with pytest.raises(InputError, match="row 1: the chat template writes the turns in such a way"):
+        chat.render(Conversation((Turn("user", "up"), Turn("assistant", "an answer"))), "row 1")
 
 
 def test_weight_zero_and_blank_answers_are_no_targets():

@@ -1,0 +1,149 @@
+"""Anchors: numbers put around the texts of a conversation, which say where a template wrote them, and that it did.
+
+A conversation is rendered once more with anchors in its texts. Where the text is the same but for the anchors, these
+say whose each part of it is, whatever the template did to trim, escape, move or leave out.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from phi3_jax.data.turns import REASONING_KEYS
+from phi3_jax.system.errors import InputError
+
+Message = dict[str, object]
+# What an anchor stands around: a turn's content, its reasoning, the arguments of one of its calls, or the tools.
+Part = tuple[int, str, int]
+TOOLS = -1  # stands for a turn's number where tools are the template's argument
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Where the texts of a conversation came to lie.
+
+    Attributes:
+        spans: The first and last place of each turn's texts, by the turn's number; not of turns that show none.
+        shown: What was written.
+        sought: What has an anchor, and is not shown where it is not in `shown`.
+    """
+
+    spans: Mapping[int, tuple[int, int]]
+    shown: frozenset[Part]
+    sought: frozenset[Part]
+
+    def shows(self, number: int, key: str) -> bool:
+        """Whether every text under a turn's key, of which there is one, was written."""
+        parts = [part for part in self.sought if part[:2] == (number, key)]
+        return bool(parts) and self.shown.issuperset(parts)
+
+
+def find_anchors(
+    render: Callable[[Sequence[Message], Mapping[str, object]], str],
+    messages: Sequence[Message],
+    variables: Mapping[str, object],
+    text: str,
+    nonce: str,
+) -> Anchors | None:
+    """Renders once more.
+
+    Args:
+        render: Writes messages, with what the template sees beside them.
+        messages: As they were written.
+        variables: What the template saw beside them.
+        text: What it made of both.
+        nonce: Digits that no text holds.
+
+    Returns:
+        None where the template writes another text for the anchors.
+    """
+    parts: list[Part] = []
+
+    def marked(value: str, number: int, key: str, index: int = 0) -> str:
+        core = value.strip()
+        if not core:
+            return value
+        anchor = f"{nonce}{len(parts):06d}"
+        parts.append((number, key, index))
+        start = value.index(core)
+        return value[:start] + anchor + core + anchor + value[start + len(core) :]
+
+    seen = [_with_anchors(message, number, marked) for number, message in enumerate(messages)]
+    tools = variables.get("tools")
+    if isinstance(tools, list):
+        variables = {**variables, "tools": _in_tools(tools, TOOLS, marked)}
+    try:
+        found = re.split(rf"{nonce}(\d{{6}})", render(seen, variables))
+    except InputError:  # such as for arguments that it wants to be a certain text
+        return None
+    if "".join(found[::2]) != text:
+        return None
+    spans: dict[int, tuple[int, int]] = {}
+    shown, position = set(), 0
+    for piece, index in zip(found[::2], found[1::2], strict=False):
+        position += len(piece)
+        part = parts[int(index)]
+        shown.add(part)
+        if part[0] != TOOLS and part[1] != "tools":
+            first, _ = spans.get(part[0], (position, position))
+            spans[part[0]] = first, position
+    return Anchors(spans, frozenset(shown), frozenset(parts))
+
+
+def _with_anchors(message: Message, number: int, marked: Callable[..., str]) -> Message:
+    seen = dict(message)
+    for key in ("content", *REASONING_KEYS):
+        value = message.get(key)
+        if isinstance(value, str):
+            seen[key] = marked(value, number, key)
+    tools, calls = message.get("tools"), message.get("tool_calls")
+    if isinstance(tools, str):
+        seen["tools"] = marked(tools, number, "tools")
+    elif isinstance(tools, list):
+        seen["tools"] = _in_tools(tools, number, marked)
+    if isinstance(calls, list):
+        seen["tool_calls"] = [_in_call(call, number, index, marked) for index, call in enumerate(calls)]
+    return seen
+
+
+def _in_call(call: Mapping[str, object], number: int, index: int, marked: Callable[..., str]) -> Mapping[str, object]:
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        return {**call, "function": _in_call(function, number, index, marked)}
+    if "arguments" not in call:
+        return call
+    return {
+        **call,
+        "arguments": _in_first(call["arguments"], lambda text: marked(text, number, "tool_calls", index))[0],
+    }
+
+
+def _in_tools(tools: list[object], number: int, marked: Callable[..., str]) -> list[object]:
+    return [_in_tool(tool, number, index, marked) for index, tool in enumerate(tools)]
+
+
+def _in_tool(tool: object, number: int, index: int, marked: Callable[..., str]) -> object:
+    """With anchors around its name, which every template that shows tools writes."""
+    if not isinstance(tool, Mapping):
+        return tool
+    if isinstance(tool.get("function"), Mapping):
+        return {**tool, "function": _in_tool(tool["function"], number, index, marked)}
+    name = tool.get("name")
+    return {**tool, "name": marked(name, number, "tools", index)} if isinstance(name, str) else tool
+
+
+def _in_first(value: object, marked: Callable[[str], str]) -> tuple[object, bool]:
+    """The value with anchors around its first text that is not blank, and whether there is one."""
+    if isinstance(value, str):
+        return marked(value), bool(value.strip())
+    if isinstance(value, Mapping):
+        entries = dict(value)
+        for key, item in value.items():
+            entries[key], is_done = _in_first(item, marked)
+            if is_done:
+                return entries, True
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            found, is_done = _in_first(item, marked)
+            if is_done:
+                return [*value[:index], found, *value[index + 1 :]], True
+    return value, False
