@@ -142,8 +142,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--turns",
         choices=["last", "all"],
-        default="last",
-        help="assistant turns that are answered: the last of a row, or all, each as a row of its own (default: last)",
+        help="assistant turns that are answered: the last of a row, or all, each as a row of its own (default: all "
+        "with tool_call, else last)",
     )
     parser.add_argument("--max-length", type=positive, default=2048, metavar="N", help="longest row (default: 2048)")
     parser.add_argument("--max-rows", type=positive, metavar="N", help="only the first so many rows")

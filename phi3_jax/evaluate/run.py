@@ -84,7 +84,7 @@ def evaluate(
     local_files_only: bool = False,
     parallel: ParallelSection | None = None,
     batch_size: int = 4,
-    turns: Literal["last", "all"] = "last",
+    turns: Literal["last", "all"] | None = None,
     **generation: object,
 ) -> Results:
     """Measures a base, its adapters and merged checkpoints on the same rows, in the same way.
@@ -107,7 +107,8 @@ def evaluate(
         parallel: The mesh, as in training.
         batch_size: Rows of a device in a forward pass.
         turns: Which of a row's assistant turns are answered and compared: the last, or all, each with what stands
-            before it in the row, and as a row of its own.
+            before it in the row, and as a row of its own. Default: all where `tool_call` is measured, since calls stand
+            before a row's end, and otherwise the last.
         **generation: Fields of `GenerationConfig` over the checkpoint's own; without `do_sample` the most likely tokens
             are taken, and `max_new_tokens` is 128.
 
@@ -138,6 +139,7 @@ def evaluate(
     others += [_Model(name, Checkpoint.open(given, hub.at(None))) for name, given in names[1].items()]
     models = [_Model(BASE, base, is_base=True), *others] if include_base else others
     section = data if isinstance(data, DataSection) else DataSection(train=str(data))
+    turns = turns or _usual_turns(made, section)
     _check_turns(turns, section)
     run = RunConfig(
         ModelSection(base.name, dtype=auto_dtype(dtype), quantization=quantization),  # type: ignore[arg-type]
@@ -193,6 +195,10 @@ def _task(
         if metric.notice is not None:
             rows.stats.notices.append(metric.notice)
     return task
+
+
+def _usual_turns(metrics: Mapping[str, Metric], data: DataSection) -> Literal["last", "all"]:
+    return "all" if "tool_call" in metrics and data.loss_on == "assistant" else "last"
 
 
 def _check_turns(turns: str, data: DataSection) -> None:

@@ -127,7 +127,7 @@ class ToolCalls(Metric):
         if not calling:
             raise InputError(
                 f"metric tool_call: none of the {len(references):,} references makes a tool call (JSON with name and "
-                "arguments); give rows with calls, and --turns all where they do not end with one"
+                "arguments); give rows with calls (turns last looks at the last turn alone), or leave the metric out"
             )
         if calling < len(references):
             self.notice = (

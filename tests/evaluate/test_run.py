@@ -218,7 +218,7 @@ BAD = {
     "a token": (outgrown, [f"rows.jsonl, row 1: {OUTGROWN_ERROR}"]),
     "no tool call": (
         lambda f: ["--metrics", "loss,tool_call"],
-        [f"metric tool_call: none of the {ROWS} references", "--turns all where they do not end with one"],
+        [f"metric tool_call: none of the {ROWS} references", "give rows with calls"],
     ),
     "turns and what is trained on": (
         lambda f: ["--turns", "all", "--loss-on", "last"],
@@ -320,6 +320,14 @@ def test_every_turn_of_a_conversation_is_answered_on_request(inputs, tmp_path):
     # The targets are the same ones, after the same tokens.
     assert every.data["target_tokens"] == last.data["target_tokens"]
     assert every.models["base"]["loss"].value == pytest.approx(last.models["base"]["loss"].value, rel=1e-5)
+
+
+def test_tool_calls_are_looked_for_in_every_turn(inputs, tmp_path):
+    call = '{"name": "b", "arguments": {}}'
+    file = data(tmp_path, messages(("user", "a"), ("assistant", "a b"), ("user", "c"), ("assistant", call)))[1]
+    for turns, expected in ((None, ["a b", call]), ("last", [call])):
+        found = evaluate(inputs / "base", file, metrics="tool_call", turns=turns, max_new_tokens=2)
+        assert [prediction.reference for prediction in found.predictions["base"]] == expected
 
 
 def test_a_folder_in_use_is_refused_to_others(inputs, tmp_path, monkeypatch):
