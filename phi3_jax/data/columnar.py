@@ -150,9 +150,14 @@ def _without_nulls(value: object, feature: object) -> object:
         return value
     if isinstance(value, Mapping):
         inner = feature if isinstance(feature, Mapping) else {}
-        return {key: _without_nulls(part, inner.get(key)) for key, part in value.items() if part is not None}
+        return {
+            key: part if isinstance(part, str) else _without_nulls(part, inner.get(key))
+            for key, part in value.items()
+            if part is not None
+        }
     if isinstance(value, list):
-        return [_without_nulls(part, _entry(feature)) for part in value]
+        entry = _entry(feature)
+        return [part if isinstance(part, str) else _without_nulls(part, entry) for part in value]
     return value
 
 

@@ -200,8 +200,9 @@ class StreamedBatches(Iterator[HostBatch]):
         return self._steps.assembled(*found)
 
     def close(self) -> None:
-        """Ends what reads ahead."""
-        self._iterator.close()
+        """Ends what reads ahead, and gives it up: Grain's iterator complains where it outlives its module."""
+        if (iterator := vars(self).pop("_iterator", None)) is not None:
+            iterator.close()
 
 
 class _Steps(Iterator[Step]):
