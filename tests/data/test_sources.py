@@ -158,6 +158,9 @@ for name, split in asked:
         print(source.where(0), dict(source.rows[0]))
     except InputError as error:
         print(error)
+from phi3_jax.config.sections import DataSection
+from phi3_jax.data.row_streams import open_stream
+print([(row.row.where, row.row.columns) for row in open_stream(DataSection(train="owner/chats", streaming=True))])
 """
 
 
@@ -180,4 +183,5 @@ def test_a_hub_that_speaks_its_protocol(tmp_path):
         "(RuntimeError: Dataset scripts are no longer supported, but found script.py)",
         "owner/none: no such file or folder here, and no dataset on the hub that you may read; check the name, "
         "or log in (`hf auth login`) if it is private",
+        "[('owner/chats[train], row 1', {'prompt': 'a', 'completion': 'b'})]",
     ], run.stderr
