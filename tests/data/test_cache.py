@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -185,6 +186,10 @@ def test_arrays_of_objects_are_not_read(chats, folder):
     np.save(entry / "input_ids.npy", np.array([print], object), allow_pickle=True)
     write_forged(entry)
     with pytest.raises(ValueError, match="Python objects in dtype"):
+        cache.read_entry(entry)
+    (entry / "input_ids.npy").write_bytes(pickle.dumps(np.zeros(3, np.int32)))
+    write_forged(entry)
+    with pytest.raises(ValueError, match="pickled"):
         cache.read_entry(entry)
 
 

@@ -5,6 +5,13 @@ import pytest
 from phi3_jax.data import progress
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Everything is shown, however soon."""
+    monkeypatch.setattr(progress, "SECONDS", -1)
+    monkeypatch.setattr(progress, "_EVERY", -1)
+
+
 def run(rows: int = 3) -> None:
     with progress.watched("rendering", 3) as advance:
         for _ in range(rows):
@@ -16,8 +23,7 @@ def test_what_is_done_at_once_is_not_spoken_of(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_takes_longer_is_two_lines_where_nobody_watches(capfd, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", -1)
+def test_what_takes_longer_is_two_lines_where_nobody_watches(capfd, at_once):
     run()
     out, said = capfd.readouterr()
     first, last = said.splitlines()
@@ -25,8 +31,7 @@ def test_what_takes_longer_is_two_lines_where_nobody_watches(capfd, monkeypatch)
     assert last.startswith("rendering 3 rows took 0.")
 
 
-def test_a_terminal_gets_a_bar(capfd, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", -1)
+def test_a_terminal_gets_a_bar(capfd, monkeypatch, at_once):
     monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes any file for a terminal
 
     def fail() -> None:
@@ -42,8 +47,7 @@ def test_a_terminal_gets_a_bar(capfd, monkeypatch):
     assert said.count("\x1b[?25h") == 1  # the cursor is shown again
 
 
-def test_other_processes_say_nothing(capfd, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", -1)
+def test_other_processes_say_nothing(capfd, monkeypatch, at_once):
     monkeypatch.setattr(progress, "is_main", lambda: False)
     run()
     progress.tell("something")
