@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import ArrayLike, Int
 from numpy import ndarray
-from numpy.typing import ArrayLike
 
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.data.tokenizer import Tokenizer
@@ -20,7 +19,9 @@ from phi3_jax.system.text import shown
 _SHOWN = 3  # tokens, and runs of ids, that a message lists
 
 
-def check_ids(ids: Int[ArrayLike, "..."], table_rows: int, where: str, tokenizer: Tokenizer | None = None) -> None:
+def check_ids(
+    ids: Int[ArrayLike, "..."] | Sequence[int], table_rows: int, where: str, tokenizer: Tokenizer | None = None
+) -> None:
     """Looks whether the model's embedding has a row for every token.
 
     Args:
