@@ -1,15 +1,21 @@
 """Tables that datasets wrote, read as the rows that they were made of."""
 
+import json
+
 import datasets
 import pyarrow
 import pytest
 from datasets import Features, List, Value
 from pyarrow import feather
 
+from phi3_jax.config.sections import DataSection
+from phi3_jax.data import prepare_data
 from phi3_jax.data.columnar import Stored, plain_row
 from phi3_jax.data.formats import read_row
 from phi3_jax.data.sources import load_sources
 from phi3_jax.system.errors import InputError
+from tests.helpers.tokenizers import CHATML_TOKENS, bytes_tokenizer
+from tests.helpers.tool_templates import UNMARKED_TOOLS
 
 CALLS = [
     {"type": "function", "function": {"name": "add", "arguments": {"item": "tea", "count": 2}}},
@@ -51,6 +57,31 @@ def test_rows_are_those_that_were_written(tmp_path, kind):
     # Each row is read by its own format; the columns of the others, which are null in it, do not count.
     assert [turn.role for turn in read_row(source.rows[1], "row 2").turns] == ["user", "assistant"]
     assert [turn.role for turn in read_row(source.rows[2], "row 3").turns] == ["user", "assistant"]
+
+
+def test_tool_rows_of_a_table_have_the_ids_of_those_of_a_json_file(tmp_path):
+    """Calls with other arguments, null content, a schema's keys, reasoning, no tools at all."""
+    schema = {"type": "object", "properties": {"item": {"type": "string"}, "count": {"enum": [1, 2]}}, "required": []}
+    tools = [
+        {"type": "function", "function": {"name": "add", "description": "adds", "parameters": schema}},
+        {"type": "function", "function": {"name": "pay", "parameters": {"type": "object", "properties": {}}}},
+    ]
+    answer = {"role": "assistant", "content": "done", "reasoning_content": "both are in"}
+    calling = {**CALLING, "content": None}
+    rows = [
+        {"messages": [ASKS, calling, {"role": "tool", "content": "ok", "tool_call_id": "1"}, answer], "tools": tools},
+        {"messages": [{"role": "system", "content": "briefly"}, ASKS, {**answer, "reasoning_content": None}]},
+        {"messages": [ASKS, {"role": "assistant", "content": "tea x2"}], "tools": tools[1:]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table(rows).to_parquet(str(tmp_path / "a.parquet"))
+    tokenizer = bytes_tokenizer(UNMARKED_TOOLS, CHATML_TOKENS)
+    found = [
+        prepare_data(DataSection(train=str(tmp_path / name), cache=False), tokenizer, seed=0).train
+        for name in ("a.jsonl", "a.parquet")
+    ]
+    assert found[0].input_ids.tolist() == found[1].input_ids.tolist()
+    assert found[0].loss_mask.tolist() == found[1].loss_mask.tolist()
 
 
 def test_a_column_that_is_null_in_a_row_may_be_named_all_the_same():
