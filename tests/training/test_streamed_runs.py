@@ -90,6 +90,7 @@ def test_settings_that_do_not_go_with_streaming(inputs, sections, message):
         train(run_config(inputs, "bad settings", **{**sections, "data": {**DATA, **sections.get("data", {})}}))
 
 
+@pytest.mark.slow
 def test_eva_looks_at_the_first_batches(inputs):
     settings = {**QUIET, "max_steps": 1}
     run = run_config(inputs, "eva", data={**DATA, "eval": None}, peft={"init_lora_weights": "eva"}, training=settings)
