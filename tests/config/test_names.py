@@ -10,4 +10,4 @@ from phi3_jax.config.names import nearest
     [("lr", "learning_rate"), ("learning_rat", "learning_rate"), ("batch_size", "per_device_batch_size")],
 )
 def test_by_letters_by_initials_and_by_a_part(name, expected):
-    assert nearest(name, ["seed", "learning_rate", "per_device_batch_size"]) == expected
+    assert nearest(name, ["seed", "literal_roles", "learning_rate", "per_device_batch_size"]) == expected
