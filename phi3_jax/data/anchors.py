@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from phi3_jax.data.turns import REASONING_KEYS
-from phi3_jax.system.errors import InputError
 
 Message = dict[str, object]
 # What an anchor stands around: a turn's content, its reasoning, the arguments of one of its calls, or the tools.
@@ -37,56 +36,60 @@ class Anchors:
         return bool(parts) and self.shown.issuperset(parts)
 
 
-def find_anchors(
-    render: Callable[[Sequence[Message], Mapping[str, object]], str],
-    messages: Sequence[Message],
-    variables: Mapping[str, object],
-    text: str,
-    nonce: str,
-) -> Anchors | None:
-    """Renders once more.
+class Anchored:
+    """A conversation with anchors.
 
     Args:
-        render: Writes messages, with what the template sees beside them.
-        messages: As they were written.
-        variables: What the template saw beside them.
-        text: What it made of both.
+        messages: The conversation.
+        variables: What the template sees beside it.
         nonce: Digits that no text holds.
 
-    Returns:
-        None where the template writes another text for the anchors.
+    Attributes:
+        messages: With anchors in their texts.
+        variables: With anchors in the tools.
     """
-    parts: list[Part] = []
 
-    def marked(value: str, number: int, key: str, index: int = 0) -> str:
+    def __init__(self, messages: Sequence[Message], variables: Mapping[str, object], nonce: str) -> None:
+        self._nonce = nonce
+        self._parts: list[Part] = []
+        self.messages = [_with_anchors(message, number, self._marked) for number, message in enumerate(messages)]
+        tools = variables.get("tools")
+        self.variables = dict(variables)
+        if isinstance(tools, list):
+            self.variables["tools"] = _in_tools(tools, TOOLS, self._marked)
+
+    def _marked(self, value: str, number: int, key: str, index: int = 0) -> str:
         core = value.strip()
         if not core:
             return value
-        anchor = f"{nonce}{len(parts):06d}"
-        parts.append((number, key, index))
+        anchor = f"{self._nonce}{len(self._parts):06d}"
+        self._parts.append((number, key, index))
         start = value.index(core)
         return value[:start] + anchor + core + anchor + value[start + len(core) :]
 
-    seen = [_with_anchors(message, number, marked) for number, message in enumerate(messages)]
-    tools = variables.get("tools")
-    if isinstance(tools, list):
-        variables = {**variables, "tools": _in_tools(tools, TOOLS, marked)}
-    try:
-        found = re.split(rf"{nonce}(\d{{6}})", render(seen, variables))
-    except InputError:  # such as for arguments that it wants to be a certain text
-        return None
-    if "".join(found[::2]) != text:
-        return None
-    spans: dict[int, tuple[int, int]] = {}
-    shown, position = set(), 0
-    for piece, index in zip(found[::2], found[1::2], strict=False):
-        position += len(piece)
-        part = parts[int(index)]
-        shown.add(part)
-        if part[0] != TOOLS and part[1] != "tools":
-            first, _ = spans.get(part[0], (position, position))
-            spans[part[0]] = first, position
-    return Anchors(spans, frozenset(shown), frozenset(parts))
+    def found_in(self, rendered: str, text: str) -> Anchors | None:
+        """Where the anchors are.
+
+        Args:
+            rendered: What the template made of the conversation with them.
+            text: What it made of that without.
+
+        Returns:
+            None where the template writes another text for the anchors.
+        """
+        found = re.split(rf"{self._nonce}(\d{{6}})", rendered)
+        if "".join(found[::2]) != text:
+            return None
+        spans: dict[int, tuple[int, int]] = {}
+        shown, position = set(), 0
+        for piece, index in zip(found[::2], found[1::2], strict=False):
+            position += len(piece)
+            part = self._parts[int(index)]
+            shown.add(part)
+            if part[0] != TOOLS and part[1] != "tools":
+                first, _ = spans.get(part[0], (position, position))
+                spans[part[0]] = first, position
+        return Anchors(spans, frozenset(shown), frozenset(self._parts))
 
 
 def _with_anchors(message: Message, number: int, marked: Callable[..., str]) -> Message:

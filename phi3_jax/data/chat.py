@@ -5,6 +5,7 @@ text stay text there, and those that open and close turns in every text (see `co
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from phi3_jax.config.sections import DataSection
+from phi3_jax.data.anchors import Message
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.encoded import Encoded
-from phi3_jax.data.formats import Conversation, Prerendered
-from phi3_jax.data.handover import Handed, Handover, Message
+from phi3_jax.data.formats import Conversation, Prerendered, Tokens
+from phi3_jax.data.handover import Handed, Handover
 from phi3_jax.data.places import Place, Places
 from phi3_jax.data.spans import GuardedText, Rendered, Span
-from phi3_jax.data.template import render_marked
+from phi3_jax.data.template import has_process, look_ahead, render_marked
 from phi3_jax.data.template_process import Marked
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.data.turns import Turn
@@ -86,6 +88,7 @@ class ChatTokenizer:
         self._places = Places(self._control, self._apply if self.has_template else None, self._eos)
         self._handover = Handover(self._control, self._apply, tokenizer.special_tokens_map, self._literal)
         self._prompts = self.has_template and "add_generation_prompt" in str(tokenizer.chat_template)
+        self._looks_ahead = self.has_template and has_process(tokenizer)
         self._bos = tokenizer.bos_token_id
         # Also where it is the template that writes it: text is rendered like that.
         self._adds_bos = tokenizer("a")["input_ids"][:1] == [self._bos]
@@ -141,6 +144,13 @@ class ChatTokenizer:
             f"{where}: the tokenizer has no chat template to write messages with; give prompt/completion or "
             "text rows, or a checkpoint with a chat template"
         )
+
+    def look_ahead(self, examples: Sequence[Conversation | Prerendered | Tokens]) -> None:
+        """Begins with rows that `render` is about to be given, since many at once take less time than each alone."""
+        if self._looks_ahead:
+            chats = [example for example in examples if isinstance(example, Conversation)]
+            with suppress(InputError):  # which `render` raises again, for its row
+                look_ahead(self._tokenizer, [asked for chat in chats for asked in self._handover.first_asked(chat)])
 
     def encode(self, documents: Sequence[Rendered]) -> list[Encoded]:
         """Tokenises, with one BOS in front of text that did not come from the template where one belongs there.

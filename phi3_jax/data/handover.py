@@ -10,14 +10,14 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from itertools import product
 
-from phi3_jax.data.anchors import TOOLS, Anchors, find_anchors
+from phi3_jax.data.anchors import TOOLS, Anchored, Anchors, Message
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.formats import Conversation
 from phi3_jax.data.template_process import Marked
-from phi3_jax.data.turns import MUST_SHOW, REASONING_KEYS, Turn, list_of_objects
+from phi3_jax.data.turns import MUST_SHOW, REASONING_KEYS, Turn
+from phi3_jax.data.ways import Attempt, functions, less, ways_of_calls, ways_of_tools, with_arguments
 from phi3_jax.system.errors import InputError
 
-Message = dict[str, object]
 # Renders messages, with what the template sees beside them.
 Apply = Callable[[Sequence[Message], Mapping[str, object], str], Marked]
 
@@ -25,8 +25,6 @@ _HANDED = ("role", "content", "tools", "tool_calls")
 # What a row cannot decide: they belong to the program, or would put another template in place of the checkpoint's.
 _RESERVED = {"messages", "conversation", "conversations", "chat_template", "add_generation_prompt", "tools"}
 _RESERVED |= {"continue_final_message", "return_assistant_tokens_mask", "documents", "tokenize", "return_dict"}
-# Phi-4-mini's tokens around calls, which its own template leaves to whoever writes the content.
-CALL_TOKENS = ("<|tool_call|>", "<|/tool_call|>")
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,26 @@ class Handover:
             InputError: For what the template refuses, and for what it is given and does not show.
         """
         messages = [self._message(turn) for turn in conversation.turns]
-        if not conversation.given and not any(turn.extra for turn in conversation.turns):
+        if _is_plain(conversation):
             return Handed(messages, variables, 0, *self._apply(messages, variables, where))
-        given = self._given(conversation, where)
-        seen = dict(variables)
-        if "documents" in given:
-            seen["documents"] = given["documents"]
-        settings = given.get("chat_template_kwargs")
-        if isinstance(settings, Mapping):
-            seen.update(settings)
+        given, seen = self._given(conversation, variables, where)
         handed = self._by_some_way(messages, given.get("tools"), seen, where)
-        called = {function.get("name") for message in messages for function in _functions(message)}
+        called = {function.get("name") for message in messages for function in functions(message)}
         return self._with_all_shown(handed, [name for name in seen if name not in variables], called, where)
+
+    def first_asked(self, conversation: Conversation) -> list[tuple[Sequence[Message], Mapping[str, object]]]:
+        """What is going to be rendered of a conversation first: messages, and what the template sees beside them."""
+        messages = [self._message(turn) for turn in conversation.turns]
+        if _is_plain(conversation):
+            return [(messages, {})]
+        try:
+            given, seen = self._given(conversation, {}, "")
+            _, attempt = next(self._attempts(messages, given.get("tools"), ""))
+        except InputError:
+            return []
+        seen |= attempt.variables
+        anchored = Anchored(attempt.messages, seen, self._control.nonce)
+        return [(attempt.messages, seen), (anchored.messages, anchored.variables)]
 
     def _message(self, turn: Turn) -> Message:
         is_literal = turn.role in self._literal
@@ -105,30 +111,46 @@ class Handover:
             held[key] = self._control.guarded(value, is_literal=is_literal)
         return held
 
-    def _given(self, conversation: Conversation, where: str) -> dict[str, object]:
+    def _given(
+        self, conversation: Conversation, variables: Mapping[str, object], where: str
+    ) -> tuple[Mapping[str, object], dict[str, object]]:
+        """What a row holds beside the turns, and what of it the template sees as variables."""
         settings = conversation.given.get("chat_template_kwargs", {})
         assert isinstance(settings, Mapping)
         if reserved := sorted(self._reserved.intersection(settings)):
             raise InputError(f"{where}: chat_template_kwargs sets {reserved[0]}, which no row can; take it out")
         role_of = {"tools": "system", "documents": "tool"}
-        return {
+        given = {
             name: self._control.guarded(value, is_literal=role_of.get(name) in self._literal)
             for name, value in conversation.given.items()
         }
+        seen = dict(variables)
+        if "documents" in given:
+            seen["documents"] = given["documents"]
+        settings = given.get("chat_template_kwargs")
+        if isinstance(settings, Mapping):
+            seen.update(settings)
+        return given, seen
+
+    def _attempts(
+        self, messages: list[Message], tools: object, where: str
+    ) -> Iterator[tuple[tuple[int, int], Attempt]]:
+        """The ways of handing tools and calls over, beginning with how the last conversation's were."""
+        calls_ways = ways_of_calls(messages, self._control)
+        bare, tools_ways = ways_of_tools(messages, tools, where)
+        ways = list(product(range(len(calls_ways)), range(len(tools_ways))))
+        ways.sort(key=lambda way: way != self._last)
+        for way in ways:
+            to_calls, to_tools = calls_ways[way[0]], tools_ways[way[1]]
+            yield way, to_tools(to_calls([dict(message) for message in bare]))
 
     def _by_some_way(
         self, messages: list[Message], tools: object, variables: Mapping[str, object], where: str
     ) -> Handed:
-        """Tries how tools and calls can be handed over, beginning with how the last conversation's were."""
-        calls_ways = _ways_of_calls(messages, self._control)
-        bare, tools_ways = _ways_of_tools(messages, tools, where)
-        ways = list(product(range(len(calls_ways)), range(len(tools_ways))))
-        ways.sort(key=lambda way: way != self._last)
+        """Tries how tools and calls can be handed over."""
         refused: InputError | None = None
         faults: list[str] = []
-        for way in ways:
-            to_calls, to_tools = calls_ways[way[0]], tools_ways[way[1]]
-            attempt = to_tools(to_calls([dict(message) for message in bare]))
+        for way, attempt in self._attempts(messages, tools, where):
             seen = {**variables, **attempt.variables}
             try:
                 text, generated = self._render(attempt.messages, seen, where)
@@ -151,19 +173,21 @@ class Handover:
     def _anchors(
         self, messages: Sequence[Message], variables: Mapping[str, object], text: str, where: str
     ) -> Anchors | None:
-        def render(seen: Sequence[Message], beside: Mapping[str, object]) -> str:
-            return self._render(seen, beside, where)[0]
-
-        return find_anchors(render, messages, variables, text, self._control.nonce)
+        anchored = Anchored(messages, variables, self._control.nonce)
+        try:
+            rendered = self._render(anchored.messages, anchored.variables, where)[0]
+        except InputError:  # such as for arguments that the template wants to be a certain text
+            return None
+        return anchored.found_in(rendered, text)
 
     def _hidden(
-        self, attempt: "_Attempt", text: str, variables: Mapping[str, object], anchors: Anchors | None, where: str
+        self, attempt: Attempt, text: str, variables: Mapping[str, object], anchors: Anchors | None, where: str
     ) -> str:
         """What of tools and calls is neither seen in the text nor changes it, "" where all is or does."""
         holders = [TOOLS, *(number for number, message in enumerate(attempt.messages) if "tools" in message)]
         if attempt.has_tools and not (anchors and any(anchors.shows(number, "tools") for number in holders)):
             without = {name: value for name, value in variables.items() if name != "tools"}
-            if self._is_same(text, [_less(message, "tools") for message in attempt.messages], without, where):
+            if self._is_same(text, [less(message, "tools") for message in attempt.messages], without, where):
                 return "tools"
         for number, message in enumerate(attempt.messages):
             turn = f"turn {number + 1 - attempt.added}"
@@ -174,7 +198,7 @@ class Handover:
                 if anchors and (number, "tool_calls", index) in anchors.shown:
                     continue
                 rest = calls[:index] + calls[index + 1 :]
-                changed = {**_less(message, "tool_calls"), **({"tool_calls": rest} if rest else {})}
+                changed = {**less(message, "tool_calls"), **({"tool_calls": rest} if rest else {})}
                 others = [*attempt.messages[:number], changed, *attempt.messages[number + 1 :]]
                 if self._is_same(text, others, variables, where):
                     return f"tool_calls ({turn}, call {index + 1})" if rest else f"tool_calls ({turn})"
@@ -183,7 +207,7 @@ class Handover:
     def _is_garbled(self, messages: Sequence[Message], text: str, variables: Mapping[str, object], where: str) -> bool:
         """Whether a call's arguments stand in the text as JSON of JSON text, or as Python writes an object."""
         for message in messages:
-            for function in _functions(message):
+            for function in functions(message):
                 arguments = function.get("arguments")
                 if isinstance(arguments, str) and _is_twice_encoded(arguments, text):
                     # Of `{}` JSON differs by the quotes alone, which the template may write itself.
@@ -200,7 +224,7 @@ class Handover:
     def _encodes_text(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> bool:
         """Whether the template writes arguments that are JSON text as JSON of that."""
         probe = json.dumps({self._control.nonce: 0})
-        probed = _with_arguments(messages, lambda _: probe)
+        probed = with_arguments(messages, lambda _: probe)
         return _is_twice_encoded(probe, self._render(probed, variables, where)[0])
 
     def _with_all_shown(self, handed: Handed, settings: Sequence[str], called: Container[object], where: str) -> Handed:
@@ -274,120 +298,16 @@ class Handover:
             return self._apply([{"content": "", **message} for message in messages], variables, where)
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """One way of handing tools over."""
-
-    messages: Sequence[Message]
-    variables: Mapping[str, object]
-    added: int
-    has_tools: bool
-    remarks: tuple[str, ...]
-
-
-_Calls = Callable[[list[Message]], tuple[list[Message], tuple[str, ...]]]
-_Tools = Callable[[tuple[list[Message], tuple[str, ...]]], _Attempt]
-
-
-def _ways_of_tools(messages: list[Message], column: object, where: str) -> tuple[list[Message], list[_Tools]]:
-    """The messages without tools, and the ways of handing these over, the one they were given in first."""
-    holder = next((number for number, message in enumerate(messages) if "tools" in message), None)
-    if holder is not None and column is not None:
-        raise InputError(f"{where}: has tools in a column and in turn {holder + 1}; leave one out")
-    if holder is None and column is None:
-        return messages, [lambda found: _Attempt(found[0], {}, 0, False, found[1])]
-    given = column if holder is None else messages[holder]["tools"]
-    as_text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-    system = next((number for number, message in enumerate(messages) if message["role"] == "system"), None)
-
-    def as_argument(found: tuple[list[Message], tuple[str, ...]]) -> _Attempt:
-        remarks = () if holder is None else ("tools of a turn are handed to the chat template as its argument tools",)
-        tools = list_of_objects(given, where, "tools")
-        return _Attempt(found[0], {"tools": tools}, 0, True, (*found[1], *remarks))
-
-    def in_turn(value: object) -> _Tools:
-        def hand(found: tuple[list[Message], tuple[str, ...]]) -> _Attempt:
-            remarks = () if holder is not None else ("tools are handed over in the system turn",)
-            added = int(system is None)
-            turns: list[Message] = [{"role": "system", "content": ""}, *found[0]] if added else list(found[0])
-            index = holder if holder is not None else system or 0
-            turns[index] = {**turns[index], "tools": value}
-            return _Attempt(turns, {}, added, True, (*found[1], *remarks))
-
-        return hand
-
-    ways = [as_argument, in_turn(as_text)] if holder is None else [in_turn(given), in_turn(as_text), as_argument]
-    return [_less(message, "tools") for message in messages], ways
-
-
-def _ways_of_calls(messages: Sequence[Message], control: ControlTokens) -> list[_Calls]:
-    """The ways of handing calls over: as given, all arguments objects or all text, written into the content."""
-    if not any("tool_calls" in message for message in messages):
-        return [lambda turns: (turns, ())]
-    remarks = ("arguments of calls change between JSON text and object",)
-    ways: list[_Calls] = [
-        lambda turns: (turns, ()),
-        lambda turns: (_with_arguments(turns, _object), remarks),
-        lambda turns: (_with_arguments(turns, _text), remarks),
-    ]
-    if all(token in control and token not in control.of_turns for token in CALL_TOKENS):
-        ways.append(_written)
-    return ways
-
-
-def _functions(message: Message) -> Iterator[dict[str, object]]:
-    calls = message.get("tool_calls", [])
-    assert isinstance(calls, list)
-    for call in calls:
-        function = call.get("function")
-        yield function if isinstance(function, dict) else call
-
-
-def _with_arguments(turns: Sequence[Message], form: Callable[[object], object]) -> list[Message]:
-    """The turns with the arguments of every call that has some in another form."""
-    copy: list[Message] = json.loads(json.dumps(list(turns)))
-    for turn in copy:
-        for function in _functions(turn):
-            if function.get("arguments") is not None:
-                function["arguments"] = form(function["arguments"])
-    return copy
-
-
-def _written(turns: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
-    """The turns with calls behind their content, as Phi-4-mini writes them."""
-    found = []
-    for turn in turns:
-        if "tool_calls" in turn:
-            calls = [
-                {"name": function["name"], "arguments": _object(function.get("arguments"))}
-                for function in _functions(turn)
-            ]
-            text = json.dumps(calls, ensure_ascii=False).join(CALL_TOKENS)
-            turn = {**_less(turn, "tool_calls"), "content": f"{turn.get('content', '')}{text}"}
-        found.append(turn)
-    return found, (f"tool_calls are written as {'[...]'.join(CALL_TOKENS)}, which the template leaves to the row",)
-
-
-def _object(arguments: object) -> object:
-    if isinstance(arguments, str):
-        return json.loads(arguments) if arguments.strip() else {}
-    return {} if arguments is None else arguments
-
-
-def _text(arguments: object) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+def _is_plain(conversation: Conversation) -> bool:
+    return not conversation.given and not any(turn.extra for turn in conversation.turns)
 
 
 def _is_twice_encoded(arguments: str, text: str) -> bool:
     return json.dumps(arguments, ensure_ascii=False) in text
 
 
-def _less(message: Message, key: str) -> Message:
-    return {name: value for name, value in message.items() if name != key}
-
-
 def _less_in(messages: Sequence[Message], key: str, numbers: Container[int]) -> list[Message]:
-    return [_less(message, key) if number in numbers else message for number, message in enumerate(messages)]
+    return [less(message, key) if number in numbers else message for number, message in enumerate(messages)]
 
 
 def _not_shown(where: str, what: str) -> InputError:

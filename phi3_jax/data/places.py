@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from phi3_jax.data.anchors import Anchors, find_anchors
+from phi3_jax.data.anchors import Anchored, Anchors, Message
 from phi3_jax.data.control_tokens import ControlTokens, any_of
-from phi3_jax.data.handover import Apply, Handed, Message
+from phi3_jax.data.handover import Apply, Handed
 from phi3_jax.data.markers import Markers, common_start, learn_markers, without_pairs
 from phi3_jax.data.turns import Turn
 from phi3_jax.system.errors import InputError
@@ -152,13 +152,13 @@ class Places:
         return found, dropped
 
     def _anchors(self, handed: Handed, where: str) -> Anchors | None:
-        apply = self._apply
-        assert apply is not None
-
-        def render(messages: Sequence[Message], variables: Mapping[str, object]) -> str:
-            return apply(messages, variables, where)[0]
-
-        return find_anchors(render, handed.messages, handed.variables, handed.text, self._control.nonce)
+        assert self._apply is not None
+        anchored = Anchored(handed.messages, handed.variables, self._control.nonce)
+        try:
+            rendered = self._apply(anchored.messages, anchored.variables, where)[0]
+        except InputError:
+            return None
+        return anchored.found_in(rendered, handed.text)
 
     def _by_anchors(
         self, turns: Sequence[Turn], handed: Handed, anchors: Anchors, where: str

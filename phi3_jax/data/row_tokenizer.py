@@ -11,7 +11,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data.ahead import ahead
 from phi3_jax.data.chat import ChatTokenizer, check_length
 from phi3_jax.data.encoded import Encoded
-from phi3_jax.data.formats import Conversation, Prerendered, Reading, Tokens, read_row
+from phi3_jax.data.formats import Conversation, Example, Prerendered, Reading, Tokens, read_row
 from phi3_jax.data.rows import MOST_NAMED, DataStats
 from phi3_jax.data.sources import Source
 from phi3_jax.data.spans import Rendered
@@ -19,6 +19,8 @@ from phi3_jax.system.errors import InputError
 
 # Rows and characters tokenised in one call: enough to keep every core busy, little memory. Two such are alive.
 _CHUNK, _CHUNK_TEXT = 1000, 2**22
+# Rows and characters that are rendered in one request, where a process renders.
+_GROUP, _GROUP_TEXT = 32, 2**20
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,12 @@ class RowTokenizer:
         """Rows that are tokenised together; a fault comes with its row, so that those before it have their turn."""
         chunk: list[_Read] = []
         length = 0
-        for row in rows:
-            reading = Reading()
+        for row, example, reading in self._read(rows):
             document: Rendered | Tokens | InputError | _EmptyError
             try:
-                document = self._rendered(row, reading)
+                if isinstance(example, Exception):
+                    raise example
+                document = self._rendered(example, reading, row.where)
             except (InputError, _EmptyError) as error:
                 document = error
             size = len(document.text) if isinstance(document, Rendered) else 0
@@ -111,16 +114,38 @@ class RowTokenizer:
                 break
         yield chunk
 
-    def _rendered(self, row: Row, reading: Reading) -> Rendered | Tokens:
-        data, where = self._data, row.where
-        example = read_row(
-            row.columns,
-            where,
-            format=data.format,
-            columns=data.columns,
-            ignored=data.ignore_keys,
-            reading=reading,
+    def _read(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Example | InputError, Reading]]:
+        """The rows as they are read, some before the first of them is rendered."""
+        group: list[tuple[Row, Example | InputError, Reading]] = []
+        length = 0
+        for row in rows:
+            reading = Reading()
+            example: Example | InputError
+            try:
+                example = self._example(row, reading)
+            except InputError as error:
+                example = error
+            group.append((row, example, reading))
+            if isinstance(example, Conversation):
+                length += sum(len(turn.content) for turn in example.turns)
+            if len(group) == _GROUP or length > _GROUP_TEXT:
+                yield from self._looked_at(group)
+                group, length = [], 0
+        yield from self._looked_at(group)
+
+    def _looked_at(
+        self, group: list[tuple[Row, Example | InputError, Reading]]
+    ) -> list[tuple[Row, Example | InputError, Reading]]:
+        self._chat.look_ahead([example for _, example, _ in group if not isinstance(example, InputError)])
+        return group
+
+    def _example(self, row: Row, reading: Reading) -> Example:
+        data = self._data
+        return read_row(
+            row.columns, row.where, format=data.format, columns=data.columns, ignored=data.ignore_keys, reading=reading
         )
+
+    def _rendered(self, example: Example, reading: Reading, where: str) -> Rendered | Tokens:
         if isinstance(example, Tokens):
             return example
         if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):

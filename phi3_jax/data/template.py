@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -19,7 +20,7 @@ from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from phi3_jax.data.template_process import Marked, render
+from phi3_jax.data.template_process import NOT_ANSWERED, Marked, render
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 
@@ -114,15 +115,51 @@ def render_marked(
         InputError: For a template that takes too long, or too much memory.
         Exception: Whatever the template raises.
     """
+    template, conversation, seen = _request(tokenizer, messages, variables)
+    if is_plain(template):
+        return render(conversation=conversation, chat_template=template, **seen)
+    return _WORKER.render(template, {"conversation": conversation, **seen})
+
+
+def has_process(tokenizer: Tokenizer) -> bool:
+    """Whether a process renders, since the template's form does not bound time and memory."""
+    try:
+        return not is_plain(tokenizer.get_chat_template(None, None))
+    except ValueError:  # it has several templates, and none for conversations without tools
+        return False
+
+
+def look_ahead(
+    tokenizer: Tokenizer, requests: Sequence[tuple[Sequence[Mapping[str, object]], Mapping[str, object]]]
+) -> None:
+    """Renders what `render_marked` is about to be asked for, where all at once takes less time than each alone.
+
+    Args:
+        tokenizer: Whose template.
+        requests: Messages, and what the template sees beside them.
+
+    Raises:
+        InputError: As `render_marked`.
+    """
+    asked: dict[str, list[dict[str, object]]] = {}
+    for messages, variables in requests:
+        template, conversation, seen = _request(tokenizer, messages, variables)
+        if not is_plain(template):
+            asked.setdefault(template, []).append({"conversation": conversation, **seen})
+    if len(asked) == 1:  # a tokenizer with a template of its own for tools has two
+        [(template, found)] = asked.items()
+        _WORKER.look_ahead(template, found)
+
+
+def _request(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object]
+) -> tuple[str, list[dict[str, object]], dict[str, object]]:
     tools = variables.get("tools")
     template = tokenizer.get_chat_template(None, tools)
     if len(template) > MAX_TEMPLATE:
         raise InputError(f"the chat template has {len(template):,} characters, expected {MAX_TEMPLATE:,} at most")
     conversation = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
-    seen = {**tokenizer.special_tokens_map, **variables}
-    if is_plain(template):
-        return render(conversation=conversation, chat_template=template, **seen)
-    return _WORKER.render(template, {"conversation": conversation, **seen})
+    return template, conversation, {**tokenizer.special_tokens_map, **variables}
 
 
 @cache
@@ -176,23 +213,65 @@ def _is_harmless(node: nodes.Call) -> bool:
     return isinstance(called, nodes.Getattr) and called.attr in _METHODS
 
 
+class _Watchdog:
+    """Ends processes that take too long: one thread for all requests, which only looks when a time has run out."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._until: float | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_idle = True  # whether the thread waits for a request, and not for the end of one
+        self._thread: threading.Thread | None = None
+
+    def watch(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        """Ends the process in so many seconds, unless `calm` is called before."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+            until = time.monotonic() + seconds
+            is_sooner = self._until is None or until < self._until
+            self._process, self._until = process, until
+            if self._is_idle or is_sooner:
+                self._changed.notify()
+
+    def calm(self) -> None:
+        with self._changed:
+            self._process = None
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                self._is_idle = self._process is None
+                left = None if self._until is None or self._is_idle else self._until - time.monotonic()
+                if left is not None and left <= 0 and self._process is not None:
+                    self._process.kill()
+                    self._process = None
+                else:
+                    self._changed.wait(left)
+
+
 class _Worker:
     """The process, begun when it is first needed; a new one after each that had to be ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._watchdog = _Watchdog()
         self._process: subprocess.Popen[bytes] | None = None
+        self._sent: dict[str, int] = {}  # templates that the process has, by their numbers
         self._endless: set[str] = set()  # templates that the process had to be ended for
+        self._alone: set[str] = set()  # templates that took too long or too much for several conversations
+        self._ahead: dict[tuple[str, str], bytes] = {}  # answers to what was not asked yet
 
     def render(self, template: str, request: Mapping[str, object]) -> Marked:
+        asked = json.dumps(request)
         with self._lock:
-            answer = None
-            if template not in self._endless:
-                if self._process is None or self._process.poll() is not None:
-                    self._begin()
-                answer = self._ask(json.dumps({"chat_template": template, **request}).encode() + b"\n", SECONDS)
+            answer = self._ahead.get((template, asked))
+            if answer is None and template not in self._endless:
+                answer = next(iter(self._answers(template, [asked])), None)
+                if answer is None:
+                    self._endless.add(template)
         if answer is None:
-            self._endless.add(template)
             raise InputError(
                 f"the chat template takes longer than {SECONDS:g} s, or more than {MEMORY / 2**30:g} GiB, for one "
                 "conversation; give a checkpoint with another"
@@ -202,37 +281,60 @@ class _Worker:
             raise TemplateError(text)
         return str(text), [(start, end) for start, end in places[0]] if places else None
 
+    def look_ahead(self, template: str, requests: Sequence[Mapping[str, object]]) -> None:
+        """Asks for all at once what `render` will be asked for; what of it is not answered in time is asked again."""
+        asked = list(dict.fromkeys(json.dumps(request) for request in requests))
+        with self._lock:
+            self._ahead.clear()
+            if asked and template not in self._alone:
+                answers = self._answers(template, asked)
+                if len(answers) < len(asked):
+                    self._alone.add(template)
+                self._ahead = {(template, text): answer for text, answer in zip(asked, answers, strict=False)}
+
+    def _answers(self, template: str, asked: Sequence[str]) -> list[bytes]:
+        """An answer for each, or for the first of them, where the others took too long or too much."""
+        if self._process is None or self._process.poll() is not None:
+            self._begin()
+        number = self._sent.get(template)
+        known = "null" if number is not None else json.dumps(template)
+        number = self._sent.setdefault(template, len(self._sent))
+        return self._ask(f"[{number}, {known}, [{', '.join(asked)}]]\n".encode(), len(asked), SECONDS)
+
     def _begin(self) -> None:
         # -P: not the folder of the script, whose modules have other names than what it imports.
         program = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py")), str(MEMORY)]
         self._process = subprocess.Popen(
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
+        self._sent.clear()
         atexit.register(self._end, self._process)
-        if self._ask(b"{}\n", START_SECONDS) is None:
+        if not self._ask(b'[0, "", [{"conversation": []}]]\n', 1, START_SECONDS):
             raise InputError("the chat template cannot be rendered: its process did not begin; try again")
 
-    def _ask(self, line: bytes, seconds: float) -> bytes | None:
-        """The line that answers, None where none comes in time; then the process is ended."""
+    def _ask(self, line: bytes, count: int, seconds: float) -> list[bytes]:
+        """The lines that answer; the process is ended where not all come in time."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
+        answers: list[bytes] = []
+        self._watchdog.watch(process, seconds)
         try:
             process.stdin.write(line)
             process.stdin.flush()
-            answer = process.stdout.readline()
+            while len(answers) < count and (answer := process.stdout.readline()).endswith(b"\n"):
+                answers.append(answer)
         except OSError:  # it has ended
-            answer = b""
+            pass
         finally:
-            timer.cancel()
-        if answer.endswith(b"\n"):
-            return answer
-        self._end(process)
-        self._process = None
-        return None
+            self._watchdog.calm()
+        if len(answers) < count:
+            self._end(process)
+            self._process = None
+        while answers and answers[-1] == NOT_ANSWERED:
+            answers.pop()
+        return answers
 
     @staticmethod
     def _end(process: "subprocess.Popen[bytes]") -> None:

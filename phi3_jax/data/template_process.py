@@ -1,6 +1,7 @@
 """Chat templates to text, and the process in which `template` renders those that it does not trust.
 
-The process reads requests and writes answers, a JSON line each.
+The process reads lines of JSON: a template's number, the template where it is new, and requests. It writes a line for
+each request.
 """
 
 import json
@@ -10,7 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-MAX_TEXT = 2**26  # characters of an answer
+MAX_TEXT = 2**26  # characters of an answer, and of several answers to one line
+NOT_ANSWERED = b"null\n"  # where the answers before it are that long
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # The text, and the places in it that stand between {% generation %} and {% endgeneration %}; none without the tag.
@@ -45,10 +47,19 @@ def main() -> None:
     # Imports what rendering takes, before the memory is limited.
     render(conversation=[], chat_template="")
     _limit_memory(int(sys.argv[1]))
+    templates: dict[int, str] = {}
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        answer = _rendered(render, request) if request else ("text", "")
-        answers.write(json.dumps(answer) + "\n")
+        number, template, requests = json.loads(line)
+        if template is not None:
+            templates[number] = template
+        written = 0
+        for request in requests:
+            line_of_answer = NOT_ANSWERED.decode()
+            if written < MAX_TEXT:
+                answer = _rendered(render, {**request, "chat_template": templates[number]})
+                line_of_answer = json.dumps(answer) + "\n"
+            answers.write(line_of_answer)
+            written += len(line_of_answer)
         answers.flush()
 
 

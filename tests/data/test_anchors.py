@@ -2,14 +2,15 @@
 
 import json
 
-from phi3_jax.data.anchors import TOOLS, find_anchors
+from phi3_jax.data.anchors import TOOLS, Anchored
 
 NONCE = "31415926535"
 
 
 def anchors(write, messages, variables=None):
     variables = variables or {}
-    return find_anchors(write, messages, variables, write(messages, variables), NONCE)
+    anchored = Anchored(messages, variables, NONCE)
+    return anchored.found_in(write(anchored.messages, anchored.variables), write(messages, variables))
 
 
 def test_texts_are_found_where_they_are_trimmed_escaped_and_moved():

@@ -76,6 +76,29 @@ def test_a_row_is_named_and_a_template_that_never_ends_is_tried_once(tokenizer, 
     assert template._WORKER._process is began is None  # ended at the first try, and begun no more
 
 
+def test_many_are_asked_for_at_once_and_what_fails_or_hangs_among_them_alone(tokenizer, soon, monkeypatch):
+    tokenizer.chat_template = "{% if messages[0].content == 'no' %}{{ raise_exception('not so') }}{% endif %}" + (
+        "{% if messages[0].content == 'never' %}" + ROUNDS + "{% endif %}" + NAMESPACE
+    )
+    asked = [([{"role": "user", "content": text}], {"add_generation_prompt": True}) for text in ("a", "no", "b")]
+    lines = []
+    ask = template._WORKER._ask
+    monkeypatch.setattr(template._WORKER, "_ask", lambda line, *more: (lines.append(line), ask(line, *more))[1])
+    template.look_ahead(tokenizer, asked * 2)
+    before = len(lines)
+    assert [template.render_marked(tokenizer, *asked[at])[0].count("|>") for at in (2, 0)] == [3, 3]
+    with pytest.raises(TemplateError, match="not so"):
+        template.render_marked(tokenizer, *asked[1])
+    assert len(lines) == before
+    assert max(line.count(b"conversation") for line in lines) == 3  # each once
+
+    hangs = [asked[0], ([{"role": "user", "content": "never"}], {})]
+    template.look_ahead(tokenizer, hangs)
+    assert template.render_marked(tokenizer, *hangs[0])[0].count("|>") == 3
+    with pytest.raises(InputError, match="takes longer"):
+        template.render_marked(tokenizer, *hangs[1])
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -7,16 +7,18 @@ import sys
 
 def test_texts_and_errors_come_back_as_lines():
     messages = [{"role": "user", "content": "hi"}]
-    requests = [
-        {},
-        {"conversation": messages, "chat_template": "{% for m in messages %}<{{ m.content }}>{% endfor %}"},
-        {"conversation": messages, "chat_template": "{{ raise_exception('not so') }}"},
+    text = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    asked = [
+        [0, text, [{"conversation": []}, {"conversation": messages}]],
+        [1, "{{ raise_exception('not so') }}", [{"conversation": messages}]],
+        [0, None, [{"conversation": messages}]],
     ]
-    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    lines = "".join(json.dumps(line) + "\n" for line in asked)
     command = [sys.executable, "-m", "phi3_jax.data.template_process", str(2**33)]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         ["text", ""],
         ["text", "<hi>"],
         ["error", "not so"],
+        ["text", "<hi>"],
     ]
