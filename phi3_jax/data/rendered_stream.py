@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
@@ -170,7 +170,11 @@ class RenderedStream(Iterator[Rendered]):
 
     def _begin_epoch(self, rows: Iterable[StreamedRow]) -> None:
         rng = np.random.default_rng([self._seed, self.position["epoch"]])
-        self._rows = shuffled(rows, self._data.shuffle_buffer_size, rng) if self._data.shuffle else iter(rows)
+        # Rows that can be had only once are asked for with the first one.
+        order = (
+            shuffled(rows, self._data.shuffle_buffer_size, rng) if self._data.shuffle else chain.from_iterable([rows])
+        )
+        self._rows: Iterator[StreamedRow] = order
         self._hash = hashlib.sha256()
 
     def _read_chunk(self) -> bool:

@@ -110,3 +110,16 @@ def test_rows_with_nothing_to_train_on_are_counted_and_the_same_after_resuming()
 def test_a_generator_gives_one_epoch_and_a_function_as_many_as_are_asked_for():
     assert Counter(row.number for row in rendered(row for row in ROWS)) == Counter(range(90))
     assert len(list(itertools.islice(rendered(lambda: iter(ROWS)), 300))) == 300
+
+
+@pytest.mark.parametrize("data", [{}, {"buffer": None, "shuffle": False}])
+def test_a_generator_is_gone_on_with_when_it_is_given_anew(data):
+    whole = rendered((row for row in ROWS), **data)
+    before = [next(whole).number for _ in range(40)]
+    again = rendered((row for row in ROWS), **data)
+    again.restore(whole.position, before[-2:])
+    assert [row.number for row in again] == [row.number for row in whole]
+    used = rendered(generator := (row for row in ROWS), **data)
+    next(used)
+    with pytest.raises(InputError, match="other training rows"):
+        rendered(generator, **data).restore(whole.position, [])
