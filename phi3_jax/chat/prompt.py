@@ -25,13 +25,21 @@ def chat_prompt(
     for turn in turns:
         check_text(turn.content, where)
     answered = Conversation((*turns, Turn("assistant", "x")), given=given or {})
-    if tokenizer.render(answered, where).dropped:
+    tokens: list[int] = tokenizer.prompt(turns, given).tolist()
+    if tokenizer.render(answered, where).dropped and not _shows_system(tokenizer, turns, given, tokens):
         raise InputError(
             f"{where}: the model's chat template has no system role and leaves the system message out; "
             "say it in the user's message"
         )
-    tokens: list[int] = tokenizer.prompt(turns, given).tolist()
     return tokens
+
+
+def _shows_system(
+    tokenizer: ChatTokenizer, turns: tuple[Turn, ...], given: Mapping[str, object] | None, tokens: list[int]
+) -> bool:
+    """Whether the prompt differs without the system message, which some templates write in the last question alone."""
+    others = tuple(turn for turn in turns if turn.role != "system")
+    return bool(tokenizer.prompt(others, given).tolist() != tokens)
 
 
 def check_text(text: str, where: str) -> None:

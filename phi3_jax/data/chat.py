@@ -179,15 +179,18 @@ class ChatTokenizer:
         Raises:
             InputError: As `render`.
         """
-        if self._prompts:
-            conversation = Conversation(tuple(turns), given=given or {})
-            handed = self._handover(conversation, "the prompt", add_generation_prompt=True)
-            return self.encode([Rendered("the prompt", self._control.named(handed.text), ())])[0].ids
-        answered = Conversation((*turns, Turn("assistant", "x")), given=given or {})
-        document = self.render(answered, "the prompt")
+        given = given or {}
+        handed = self._handover(Conversation(tuple(turns), given=given), "the prompt", add_generation_prompt=True)
+        prompt = self.encode([Rendered("the prompt", self._control.named(handed.text), ())])[0].ids
+        stem = self._places.opening.rstrip()
+        # Some templates know no cue: either a question ends with what opens the answer, or the answer brings it along.
+        if self._prompts or (stem and handed.text.rstrip().endswith(stem)):
+            return prompt
+        document = self.render(Conversation((*turns, Turn("assistant", "x")), given=given), "the prompt")
         encoded = self.encode([document])[0]
         assert document.answer is not None
-        return encoded.ids[: encoded.covered_by(document.answer)[0]]
+        is_all = document.text[: document.answer.start].rstrip() == self._control.named(handed.text).rstrip()
+        return prompt if is_all else encoded.ids[: encoded.covered_by(document.answer)[0]]
 
     def guarded(self, role: str, text: str) -> str:
         """What somebody says, for a template that another program renders: `ids` gives the rendered text's tokens."""
