@@ -341,6 +341,8 @@ def _dropped(turns: Sequence[Turn], order: Sequence[int], where: str) -> int:
         if turn.content.strip() and number not in order:
             if turn.role != "system":
                 what = "the text of a turn with tool_calls" if "tool_calls" in turn.extra else f"role {turn.role!r}"
+                if not order:  # as templates of models that see
+                    what = "any content that is text (it may want lists of parts)"
                 raise InputError(f"{where}, turn {number + 1}: the chat template has no place for {what}")
             dropped += 1
     return dropped

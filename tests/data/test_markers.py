@@ -107,6 +107,14 @@ def test_what_stands_beside_a_call_and_is_dropped_is_named(message, fault):
         targets(CHANNELS, ASK, message, RESULT, ANSWER)
 
 
+def test_a_template_that_takes_contents_in_parts_alone_is_told():
+    parts = (
+        "{% for m in messages %}{{ m.role }}{% for p in m.content %}{{ p.text }}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    )
+    with pytest.raises(InputError, match="row 1, turn 1: the chat template has no place for any content that is text"):
+        targets(parts, ASK, ANSWER)
+
+
 def test_reasoning_of_an_earlier_turn_alone_is_left_out_and_told():
     thought = {**ANSWER, "reasoning_content": "r"}
     said, document = targets(CHANNELS, ASK, thought, ASK, ANSWER)
