@@ -16,6 +16,7 @@ from numpy import ndarray
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data.anchors import Message
 from phi3_jax.data.control_tokens import ControlTokens
+from phi3_jax.data.delimiters import Delimiters, delimiters
 from phi3_jax.data.encoded import Encoded
 from phi3_jax.data.formats import Conversation, Prerendered, Tokens
 from phi3_jax.data.handover import Handed, Handover
@@ -163,11 +164,19 @@ class ChatTokenizer:
             return []
         for document in documents:
             check_length(document.text, document.where)
-        texts = [document.text for document in documents]
         where = documents[0].where if len(documents) == 1 else f"{documents[0].where} and following"
-        with telling_panics(where, self._control.backend, texts):
-            encodings = self._control.backend.encode_batch(texts, add_special_tokens=False)
-        return [self._encoded(encoding, document) for encoding, document in zip(encodings, documents, strict=True)]
+        found: list[Encoded | None] = [None] * len(documents)
+        known = [delimiters(document, self._control) for document in documents]
+        backend = self._control.backend
+        with telling_panics(where, backend, [document.text for document in documents]):
+            for encode, numbers in (
+                (backend.encode_batch_fast, [number for number, each in enumerate(known) if each is not None]),
+                (backend.encode_batch, [number for number, each in enumerate(known) if each is None]),
+            ):
+                encodings = encode([documents[number].text for number in numbers], add_special_tokens=False)
+                for number, encoding in zip(numbers, encodings, strict=True):
+                    found[number] = self._encoded(encoding, documents[number], known[number])
+        return [encoded for encoded in found if encoded is not None]
 
     def prompt(self, turns: Sequence[Turn], given: Mapping[str, object] | None = None) -> Int[ndarray, "tokens"]:
         """The tokens up to the answer to these turns: just what precedes it in a training row.
@@ -211,7 +220,7 @@ class ChatTokenizer:
         """The text of an answer's tokens, without special ones."""
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
-    def _encoded(self, encoding: "Encoding", document: Rendered) -> Encoded:
+    def _encoded(self, encoding: "Encoding", document: Rendered, known: Delimiters | None) -> Encoded:
         ids = np.array(encoding.ids, np.int64)
         if (forged := self._control.forged(ids)) is not None:
             # An error beats a forged turn.
@@ -220,8 +229,8 @@ class ChatTokenizer:
             )
         ids, special = self._control.original(ids)
         if document.wants_bos and self._bos is not None and (not ids.size or ids[0] != self._bos):
-            return Encoded(np.insert(ids, 0, self._bos), np.insert(special, 0, True), encoding, added=1)
-        return Encoded(ids, special, encoding)
+            return Encoded(np.insert(ids, 0, self._bos), np.insert(special, 0, True), encoding, 1, known)
+        return Encoded(ids, special, encoding, 0, known)
 
     def _apply(self, messages: Sequence[Message], variables: Mapping[str, object], where: str) -> Marked:
         try:

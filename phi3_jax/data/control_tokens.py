@@ -35,6 +35,7 @@ class ControlTokens:
         nonce: Digits, which no template changes and no text holds, since nobody knows them beforehand.
         backend: The copy.
         pattern: Finds every control token in a text.
+        can_be_counted: Whether a name is always the token, and never a part of a word.
         of_turns: Those that open and close turns, which no content may hold.
     """
 
@@ -45,6 +46,8 @@ class ControlTokens:
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         self._names: dict[str, str] = {}
         self._dropped: list[str] = []
+        self._swallows: dict[str, bool] = {}  # by name, whether it takes the blanks behind itself
+        self.can_be_counted = True
         original_ids: dict[str, int] = {}
         for index, token in enumerate(spec["added_tokens"]):
             # Words that a user added with `add_tokens` are normalized, and stay words in any text.
@@ -54,6 +57,8 @@ class ControlTokens:
                 self._names[token["content"]] = name
                 if token["special"]:
                     self._dropped.append(name)
+                self._swallows[name] = token["rstrip"]
+                self.can_be_counted &= not token["single_word"]
                 token["content"] = name
             original_ids[token["content"]] = token["id"]
         self.backend = Backend.from_str(json.dumps(spec))
@@ -76,6 +81,7 @@ class ControlTokens:
         self._guards = {content: f"{self.nonce}-{index:06d}" for index, content in enumerate(self._contents)}
         self._guard = re.compile(rf"{self.nonce}-\d{{6}}")
         self.pattern = any_of(self._contents)
+        self._any_name = re.compile(rf"<{self.nonce}:\d+>")
         self._either = re.compile(f"{self.pattern.pattern}|{self._guard.pattern}")
         self.special = any_of(self._dropped)
         self.of_turns: frozenset[str] = frozenset()
@@ -128,6 +134,11 @@ class ControlTokens:
             ends.append(match.end())
             shifts.append(total)
         return ends, shifts
+
+    def ends(self, named: str) -> tuple[list[int], list[bool]]:
+        """Where the control tokens of `named`'s text end, and whether each takes the blanks behind itself."""
+        found = list(self._any_name.finditer(named))
+        return [match.end() for match in found], [self._swallows[match[0]] for match in found]
 
     def _translation(self, found: str) -> str:
         name = self._names.get(found)

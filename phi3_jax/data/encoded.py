@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from phi3_jax.data.delimiters import Delimiters
 from phi3_jax.data.spans import Span
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ class Encoded:
         special: Which of them are control tokens.
         encoding: What the tokenizers library says of them: the characters that each covers.
         added: How many tokens stand in front of those that it knows.
+        delimiters: The control tokens around each span, where `encoding` knows no characters.
     """
 
     ids: Int[ndarray, "tokens"]
     special: Bool[ndarray, "tokens"]
     encoding: "Encoding"
     added: int = 0
+    delimiters: Delimiters | None = None
 
     def covered_by(self, span: Span) -> tuple[int, int]:
         """The first token of a span, and the one behind its last.
@@ -36,6 +39,9 @@ class Encoded:
         A word that holds also the blank before the span belongs to it. A control token that swallows
         the line break after itself, as `rstrip` makes Phi-3's do, does not.
         """
+        if self.delimiters is not None:
+            before, end = self.delimiters[span.start, span.end]
+            return int(self._control[before + self.added]) + 1, int(self._control[end + self.added]) + 1
         first, last = self._touched(span)
         if not span.is_exact:
             special = self.special[self.added :]
@@ -66,6 +72,11 @@ class Encoded:
         found = self.encoding.token_to_chars(token)
         assert found is not None, "a token that nothing in the text stands for"
         return found
+
+    @cached_property
+    def _control(self) -> Int[ndarray, "control"]:
+        """Which tokens are control tokens; one that is added in front is, too."""
+        return np.flatnonzero(self.special)
 
     @cached_property
     def _offsets(self) -> Int[ndarray, "2 tokens"]:

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from phi3_jax.data import chat as chats
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.encoded import Encoded
 from phi3_jax.data.spans import Rendered, Span
@@ -26,6 +27,12 @@ PIECES = [
     "</s>",
     "ﬁ",
 ]
+
+
+@pytest.fixture(autouse=True)
+def by_characters(monkeypatch):
+    """Spans are looked up by their characters, whatever control tokens stand around them."""
+    monkeypatch.setattr(chats, "delimiters", lambda *_: None)
 
 
 def by_offsets(encoded: Encoded, span: Span) -> list[int]:
