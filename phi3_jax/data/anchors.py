@@ -5,6 +5,7 @@ say whose each part of it is, whatever the template did to trim, escape, move or
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from phi3_jax.data.turns import REASONING_KEYS
 Message = dict[str, object]
 # What an anchor stands around: a turn's content, its reasoning, the arguments of one of its calls, or the tools.
 Part = tuple[int, str, int]
+CALLED = "called"  # the name of a call whose arguments hold no text
 TOOLS = -1  # stands for a turn's number where tools are the template's argument
 
 
@@ -82,11 +84,15 @@ class Anchored:
             return None
         spans: dict[int, tuple[int, int]] = {}
         shown, position = set(), 0
+        counts: Counter[Part] = Counter()
         for piece, index in zip(found[::2], found[1::2], strict=False):
             position += len(piece)
             part = self._parts[int(index)]
+            # Results may repeat the name of what was called.
+            is_repeated = part[1] == CALLED and counts[part] >= 2
+            counts[part] += 1
             shown.add(part)
-            if part[0] != TOOLS and part[1] != "tools":
+            if part[0] != TOOLS and part[1] != "tools" and not is_repeated:
                 first, _ = spans.get(part[0], (position, position))
                 spans[part[0]] = first, position
         return Anchors(spans, frozenset(shown), frozenset(self._parts))
@@ -112,12 +118,11 @@ def _in_call(call: Mapping[str, object], number: int, index: int, marked: Callab
     function = call.get("function")
     if isinstance(function, Mapping):
         return {**call, "function": _in_call(function, number, index, marked)}
-    if "arguments" not in call:
-        return call
-    return {
-        **call,
-        "arguments": _in_first(call["arguments"], lambda text: marked(text, number, "tool_calls", index))[0],
-    }
+    arguments, is_done = _in_first(call.get("arguments"), lambda text: marked(text, number, "tool_calls", index))
+    if is_done:
+        return {**call, "arguments": arguments}
+    name = call.get("name")
+    return {**call, "name": marked(name, number, CALLED, index)} if isinstance(name, str) else call
 
 
 def _in_tools(tools: list[object], number: int, marked: Callable[..., str]) -> list[object]:

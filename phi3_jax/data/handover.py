@@ -248,7 +248,9 @@ class Handover:
                     key for key in unknown if self._is_same(text, _less_in(messages, key, everywhere), variables, where)
                 ]
         for key in others:
-            holders = [number for number, message in enumerate(messages) if key in message]
+            # An empty one says nothing that could be lost.
+            holders = [number for number, message in enumerate(messages) if message.get(key) not in ("", [], {})]
+            holders = [number for number in holders if key in messages[number]]
             if key not in MUST_SHOW:
                 continue
             hidden = [

@@ -184,14 +184,21 @@ class Places:
             if waiting:
                 # Turns without a text, such as calls without arguments, each with its opening, or left out.
                 theirs = within[:-1] if speaks else within
-                if theirs and len(theirs) != len(waiting):
+                is_called = any("tool_calls" in turns[which].extra for which in waiting)
+                if len(theirs) != len(waiting) and (theirs or is_called):
                     return None
                 for index, (which, opening) in enumerate(zip(waiting, theirs, strict=False)):
                     limit = [*theirs, *(within[-1:] if speaks else [])][index + 1 : index + 2] or [(first, first)]
                     found[which] = self._place(handed, which, opening[1], opening[1], limit[0][0], where)
                 within, waiting = within[len(theirs) :], []
             if speaks:
-                start = within[0][1] if within else self._behind_tokens(text, floor, first)
+                before = found.get(number - 1)
+                if within:
+                    start = within[0][1]
+                elif before and floor <= before.end <= first:
+                    start = before.end
+                else:
+                    start = self._continued(handed, number, floor, first, where)
                 after = [opening[0] for opening in openings if opening[0] >= last]
                 following = [at for at, _ in spans.values() if at > last]
                 limit_at = min([*following, *after, len(text)])
@@ -199,24 +206,38 @@ class Places:
             floor = last
         return found
 
-    def _behind_tokens(self, text: str, floor: int, first: int) -> int:
-        """Where a turn begins that goes on without an opening, such as behind a tool's result."""
-        tokens = list(self._control.pattern.finditer(text, floor, first))
+    def _continued(self, handed: Handed, number: int, floor: int, first: int, where: str) -> int:
+        """Where a turn without an opening begins, such as behind a tool's result: where its prompt ends."""
+        assert self._apply is not None
+        try:
+            before = handed.messages[: number + handed.added]
+            prompt = self._apply(before, {**handed.variables, "add_generation_prompt": True}, where)[0]
+        except InputError:
+            prompt = ""
+        same = len(common_start([handed.text[:first], prompt]))
+        if same >= floor and same == len(prompt):
+            return same
+        tokens = list(self._control.pattern.finditer(handed.text, floor, first))
         return tokens[-1].end() if tokens else first
 
     def _place(self, handed: Handed, number: int, start: int, last: int, limit: int, where: str) -> Place:
         """A turn that begins at `start`, whose words reach to `last` at least, and that ends before `limit`."""
         text = handed.text
         ended = self._ends.search(text, last, limit)
-        if ended:
+        behind = number + handed.added + 1
+        is_followed = handed.messages[behind : behind + 1] and not _content(handed, number + 1)
+        if ended and not is_followed:
             return Place(start, ended.start(), ended.end())
-        # It ends otherwise, as calls do in some templates: up to there the conversation reads alike without the rest.
+        # It may end otherwise, as calls do in some templates, or the end be that of a blank turn behind it: up to its
+        # own end the conversation reads alike without the rest.
         try:
             alone = self._render_alone(handed, number, where)
         except InputError:
             alone = ""
         same = len(common_start([text[:limit], alone]))
         tokens = list(self._control.pattern.finditer(text, last, max(same, last)))
+        if ended and (not tokens or ended.end() <= tokens[-1].end()):
+            return Place(start, ended.start(), ended.end())
         end = tokens[-1].end() if tokens else last
         return Place(start, end, end)
 

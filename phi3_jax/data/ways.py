@@ -92,15 +92,30 @@ def ways_of_calls(messages: Sequence[Message], control: ControlTokens) -> list[C
     """The ways of handing calls over: as given, all arguments objects or all text, written into the content."""
     if not any("tool_calls" in message for message in messages):
         return [lambda turns: (turns, ())]
-    remarks = ("arguments of calls change between JSON text and object",)
     ways: list[Calls] = [
         lambda turns: (turns, ()),
-        lambda turns: (with_arguments(turns, _object), remarks),
-        lambda turns: (with_arguments(turns, _text), remarks),
+        lambda turns: _told(turns, with_arguments(turns, _object)),
+        lambda turns: _told(turns, with_arguments(turns, _text)),
     ]
     if all(token in control and token not in control.of_turns for token in CALL_TOKENS):
         ways.append(_written)
     return ways
+
+
+def _told(given: list[Message], turns: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """The turns, with calls in OpenAI's form, and what changed."""
+    remarks: tuple[str, ...] = ()
+    if given != turns:
+        remarks = ("arguments of calls change between JSON text and object",)
+    for turn in turns:
+        calls = turn.get("tool_calls", [])
+        assert isinstance(calls, list)
+        if any("function" not in call for call in calls):
+            turn["tool_calls"] = [
+                call if "function" in call else {"type": "function", "function": call} for call in calls
+            ]
+            remarks += ("calls are handed over as {type: function, function: {name: ..., arguments: ...}}",)
+    return turns, tuple(dict.fromkeys(remarks))
 
 
 def functions(message: Message) -> Iterator[dict[str, object]]:

@@ -30,9 +30,10 @@ CHANNELS = (
 WITHIN = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ '<result>' + m.content + '</result>' }}"
     "{% else %}{% if m.role == 'user' or messages[loop.index0 - 1].role != 'tool' %}{{ '<|start|>' + m.role }}"
-    "{% endif %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function.name + "
+    "{% endif %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ '<|channel|>' + c.function.name + "
     "(c.function.arguments | tojson) + '<|call|>' }}{% endfor %}"
-    "{% if not m.tool_calls %}{{ '<|end|>' }}{% endif %}{% endif %}{% endfor %}" + CUE
+    "{% if not m.tool_calls %}{{ '<|end|>' }}{% endif %}{% endif %}{% endfor %}"
+    + CUE.replace("prompt %}", "prompt and messages[-1].role != 'tool' %}")
 )
 # Two tokens end every turn, and a third the document.
 TWO_ENDS = (
@@ -85,8 +86,28 @@ def test_calls_end_as_the_template_ends_them(arguments):
 
 def test_no_result_of_a_tool_is_a_target_within_the_assistants_turn():
     said, document = targets(WITHIN, ASK, call({"x": 1}), RESULT, {**RESULT, "content": "a"}, ANSWER)
-    assert said == ['f{"x": 1}<|call|>', "a<|end|>"]
+    assert said == ['<|channel|>f{"x": 1}<|call|>', "a<|end|>"]
     assert document.answer.content == "a"
+
+
+@pytest.mark.parametrize("arguments", [{"x": 1}, {}])
+def test_turns_without_a_text_are_told_apart(arguments):
+    blank, written = {**RESULT, "content": " "}, json.dumps(arguments)
+    said, _ = targets(CHANNELS, ASK, call(arguments), blank, call(arguments), RESULT, ANSWER)
+    assert said[:2] == [f" to=f<|channel|>calls<|message|>{written}<|call|>"] * 2
+    said, _ = targets(WITHIN, ASK, call(arguments), blank, call(arguments), RESULT, ANSWER)
+    assert said == [f"<|channel|>f{written}<|call|>"] * 2 + ["a<|end|>"]
+
+
+def test_calls_without_a_function_around_them_get_one_where_the_template_wants_it():
+    flat = {**call({}), "tool_calls": [{"name": "f", "arguments": {"x": "1"}}]}
+    said, document = targets(CHANNELS, ASK, flat)
+    assert said == [' to=f<|channel|>calls<|message|>{"x": "1"}<|call|>']
+    assert any("handed over as {type: function" in remark for remark in document.remarks)
+
+
+def test_reasoning_that_is_blank_need_not_be_shown():
+    assert targets(CHANNELS, ASK, {**ANSWER, "reasoning_content": ""}, ASK, ANSWER)[0][0].endswith("a<|end|>")
 
 
 def test_reasoning_that_is_empty_opens_no_turn():
