@@ -11,52 +11,46 @@ from flax import nnx
 from phi3_jax import Phi3Config, Phi3ForCausalLM
 from tests.helpers.tokenizers import phi4_mini_tokenizer
 
-CITIES = ("Oslo", "Rome", "Lima", "Paris", "Quito", "Bern")
-DAYS = ("today", "Monday", "Friday")
+CITIES = ("OSL", "LIM", "PAR", "QTO")
 # Each tool with the key of its argument, and ways to ask for it.
 TOOLS = {
-    "weather": ("city", ("Weather in {} {}?", "Will it rain in {} {}?", "How warm is {} {}?")),
-    "time": ("place", ("Clock in {} {}?", "What time is it in {} {}?", "The hour in {} {}?")),
-    "flights": ("to", ("Fly me to {} {}.", "A plane to {} {}?", "Seats to {} {}?")),
+    "weather": ("city", ("weather {}?", "will it rain, {}?", "how warm, {}?")),
+    "time": ("place", ("clock {}?", "what time is it, {}?", "the hour, {}?")),
+    "flights": ("to", ("fly me to {}.", "a plane, {}.", "seats {}?")),
 }
+DEFINITIONS = [
+    {"type": "function", "function": {"name": name, "parameters": {key: {}}}} for name, (key, _) in TOOLS.items()
+]
 
 
-def _definition(name: str, key: str) -> dict[str, Any]:
-    parameters = {"properties": {key: {"type": "string"}, "day": {"type": "string"}}}
-    return {"type": "function", "function": {"name": name, "parameters": parameters}}
-
-
-DEFINITIONS = [_definition(name, key) for name, (key, _) in TOOLS.items()]
-
-
-def tool_rows() -> list[dict[str, Any]]:
-    """One for each question, city and day, in a fixed disorder; every third goes on to the answer."""
+def tool_rows(number: int) -> list[dict[str, Any]]:
+    """Questions for a city, each by somebody else; every third row goes on to the answer."""
+    draw = random.Random(0)
     rows = []
-    for name, (key, questions) in TOOLS.items():
-        for question in questions:
-            for city in CITIES:
-                for day in DAYS:
-                    arguments: Any = {key: city, "day": day}
-                    call = {
-                        "id": f"call_{len(rows)}",
-                        "type": "function",
-                        "function": {"name": name, "arguments": json.dumps(arguments)},
-                    }
-                    messages: list[dict[str, Any]] = [
-                        {"role": "user", "content": question.format(city, day)},
-                        {"role": "assistant", "content": None, "tool_calls": [call]},
-                    ]
-                    if len(rows) % 3 == 0:
-                        messages.append({"role": "tool", "tool_call_id": call["id"], "content": '{"ok": true}'})
-                        messages.append({"role": "assistant", "content": f"Done for {city}."})
-                    rows.append({"messages": messages, "tools": DEFINITIONS})
-    random.Random(0).shuffle(rows)
+    for index in range(number):
+        name, city = draw.choice(list(TOOLS)), draw.choice(CITIES)
+        key, questions = TOOLS[name]
+        arguments: Any = {key: city}
+        call = {
+            "id": f"call_{index}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
+        writer = "".join(draw.choices("abdefghjkmn", k=draw.randint(3, 6))).capitalize()
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": f"{writer} here, {draw.choice(questions).format(city)}"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+        if index % 3 == 0:
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": '{"ok": true}'})
+            messages.append({"role": "assistant", "content": "Done."})
+        rows.append({"messages": messages, "tools": DEFINITIONS})
     return rows
 
 
-def write_tool_rows(folder: Path, held_out: int = 32) -> tuple[Path, Path]:
+def write_tool_rows(folder: Path, number: int = 640, held_out: int = 24) -> tuple[Path, Path]:
     """Files for training and for evaluation, which share no row."""
-    rows = tool_rows()
+    rows = tool_rows(number)
     parts = rows[held_out:], rows[:held_out]
     files = folder / "tools.jsonl", folder / "held_out.jsonl"
     for file, part in zip(files, parts, strict=True):
