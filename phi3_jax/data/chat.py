@@ -87,7 +87,9 @@ class ChatTokenizer:
         self._control = ControlTokens(tokenizer)
         self._eos = tokenizer.eos_token if tokenizer.eos_token and tokenizer.eos_token in self._control else ""
         self._places = Places(self._control, self._apply if self.has_template else None, self._eos)
-        self._handover = Handover(self._control, self._apply, tokenizer.special_tokens_map, self._literal)
+        template = tokenizer.chat_template or ""
+        whole = template if isinstance(template, str) else "".join(template.values())
+        self._handover = Handover(self._control, self._apply, tokenizer.special_tokens_map, self._literal, whole)
         self._prompts = self.has_template and "add_generation_prompt" in str(tokenizer.chat_template)
         self._looks_ahead = self.has_template and has_process(tokenizer)
         self._bos = tokenizer.bos_token_id

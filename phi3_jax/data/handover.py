@@ -13,6 +13,7 @@ from itertools import product
 from phi3_jax.data.anchors import TOOLS, Anchored, Anchors, Message
 from phi3_jax.data.control_tokens import ControlTokens
 from phi3_jax.data.formats import Conversation
+from phi3_jax.data.template import may_read
 from phi3_jax.data.template_process import Marked
 from phi3_jax.data.turns import MUST_SHOW, REASONING_KEYS, Turn
 from phi3_jax.data.ways import Attempt, functions, less, ways_of_calls, ways_of_tools, with_arguments
@@ -60,14 +61,21 @@ class Handover:
         apply: Renders.
         special: Names of the special tokens that the template sees, which no row may replace.
         literal_roles: Whose texts hold no control tokens.
+        template: The template, of which there may be several one behind the other.
     """
 
     def __init__(
-        self, control: ControlTokens, apply: Apply, special: Iterable[str], literal_roles: Iterable[str]
+        self,
+        control: ControlTokens,
+        apply: Apply,
+        special: Iterable[str],
+        literal_roles: Iterable[str],
+        template: str,
     ) -> None:
         self._control, self._apply, self._literal = control, apply, frozenset(literal_roles)
         self._reserved = _RESERVED.union(special)
-        self._last = 0, 0  # the ways that the last conversation with tools or calls went
+        self._tools_as_variable = may_read(template, "tools", is_variable=True)
+        self._calls_as_key = may_read(template, "tool_calls")
 
     def __call__(self, conversation: Conversation, where: str, **variables: object) -> Handed:
         """Renders a conversation.
@@ -95,7 +103,7 @@ class Handover:
             return [(messages, {})]
         try:
             given, seen = self._given(conversation, {}, "")
-            _, attempt = next(self._attempts(messages, given.get("tools"), ""))
+            attempt = next(self._attempts(messages, given.get("tools"), ""))
         except InputError:
             return []
         seen |= attempt.variables
@@ -132,17 +140,12 @@ class Handover:
             seen.update(settings)
         return given, seen
 
-    def _attempts(
-        self, messages: list[Message], tools: object, where: str
-    ) -> Iterator[tuple[tuple[int, int], Attempt]]:
-        """The ways of handing tools and calls over, beginning with how the last conversation's were."""
-        calls_ways = ways_of_calls(messages, self._control)
-        bare, tools_ways = ways_of_tools(messages, tools, where)
-        ways = list(product(range(len(calls_ways)), range(len(tools_ways))))
-        ways.sort(key=lambda way: way != self._last)
-        for way in ways:
-            to_calls, to_tools = calls_ways[way[0]], tools_ways[way[1]]
-            yield way, to_tools(to_calls([dict(message) for message in bare]))
+    def _attempts(self, messages: list[Message], tools: object, where: str) -> Iterator[Attempt]:
+        """The ways of handing tools and calls over; always in this order, so that no row depends on another."""
+        calls_ways = ways_of_calls(messages, self._control, as_key=self._calls_as_key)
+        bare, tools_ways = ways_of_tools(messages, tools, where, as_variable=self._tools_as_variable)
+        for to_calls, to_tools in product(calls_ways, tools_ways):
+            yield to_tools(to_calls([dict(message) for message in bare]))
 
     def _by_some_way(
         self, messages: list[Message], tools: object, variables: Mapping[str, object], where: str
@@ -150,7 +153,7 @@ class Handover:
         """Tries how tools and calls can be handed over."""
         refused: InputError | None = None
         faults: list[str] = []
-        for way, attempt in self._attempts(messages, tools, where):
+        for attempt in self._attempts(messages, tools, where):
             seen = {**variables, **attempt.variables}
             try:
                 text, generated = self._render(attempt.messages, seen, where)
@@ -162,7 +165,6 @@ class Handover:
             if not fault and self._is_garbled(attempt.messages, text, seen, where):
                 fault = "tool_calls"
             if not fault:
-                self._last = way
                 return Handed(attempt.messages, seen, attempt.added, text, generated, (), attempt.remarks, anchors)
             faults.append(fault)
         if refused is not None and not faults:

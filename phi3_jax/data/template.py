@@ -7,6 +7,7 @@ All others are rendered in a process of their own, which may take so much memory
 
 import atexit
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 
 from phi3_jax.data.template_process import NOT_ANSWERED, Marked, render
@@ -162,13 +164,42 @@ def _request(
     return template, conversation, {**tokenizer.special_tokens_map, **variables}
 
 
+# Words by which a template may write a message whole, whatever its keys.
+_WHOLE = re.compile("tojson|pprint|items|values|dict|string|format|join|map|~ *messages?|[{][{]-? *messages?( *[|}]|-)")
+
+
+@cache
+def may_read(template: str, name: str, *, is_variable: bool = False) -> bool:
+    """Whether a template could show what stands under a name; True where its form does not tell.
+
+    Args:
+        template: The template.
+        name: A key of messages.
+        is_variable: Whether it is a variable of the template instead, such as `tools`.
+
+    Example:
+        >>> template = "{% for m in messages %}{{ m.content + m['tools'] }}{% endfor %}"
+        >>> may_read(template, "tools"), may_read(template, "tool_calls"), may_read(template, "tools", is_variable=True)
+        (True, False, False)
+    """
+    if not is_variable:
+        return name in template or _WHOLE.search(template) is not None
+    try:
+        return name in find_undeclared_variables(_environment().parse(template))
+    except (TemplateError, RecursionError):
+        return True
+
+
+def _environment() -> Environment:
+    return Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+
+
 @cache
 def is_plain(template: str) -> bool:
     """Whether time and memory of rendering are bounded by the template's form: loops over the messages, none
     within another, and texts that are put one behind the other."""
-    environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
     try:
-        return _is_plain(environment.parse(template), in_loop=False)
+        return _is_plain(_environment().parse(template), in_loop=False)
     except (TemplateError, RecursionError):
         return False
 

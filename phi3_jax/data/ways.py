@@ -40,13 +40,16 @@ Calls = Callable[[list[Message]], tuple[list[Message], tuple[str, ...]]]
 Tools = Callable[[tuple[list[Message], tuple[str, ...]]], Attempt]
 
 
-def ways_of_tools(messages: list[Message], column: object, where: str) -> tuple[list[Message], list[Tools]]:
+def ways_of_tools(
+    messages: list[Message], column: object, where: str, *, as_variable: bool = True
+) -> tuple[list[Message], list[Tools]]:
     """The ways of handing tools over.
 
     Args:
         messages: May hold tools.
         column: The row's own tools, None where it has none.
         where: What error messages call the row.
+        as_variable: Whether the template may read the variable `tools`.
 
     Returns:
         The messages without tools, and the ways, the one they were given in first.
@@ -84,22 +87,31 @@ def ways_of_tools(messages: list[Message], column: object, where: str) -> tuple[
 
         return hand
 
-    ways = [as_argument, in_turn(as_text)] if holder is None else [in_turn(given), in_turn(as_text), as_argument]
+    ways = [in_turn(as_text)] if holder is None else [in_turn(given), in_turn(as_text)]
+    if as_variable:
+        ways.insert(0 if holder is None else 2, as_argument)
     return [less(message, "tools") for message in messages], ways
 
 
-def ways_of_calls(messages: Sequence[Message], control: ControlTokens) -> list[Calls]:
-    """The ways of handing calls over: as given, all arguments objects or all text, written into the content."""
+def ways_of_calls(messages: Sequence[Message], control: ControlTokens, *, as_key: bool = True) -> list[Calls]:
+    """The ways of handing calls over: as given, all arguments objects or all text, written into the content.
+
+    Args:
+        messages: May hold calls.
+        control: The tokenizer's control tokens.
+        as_key: Whether the template may read the key `tool_calls`.
+    """
     if not any("tool_calls" in message for message in messages):
         return [lambda turns: (turns, ())]
+    can_be_written = all(token in control and token not in control.of_turns for token in CALL_TOKENS)
+    if can_be_written and not as_key:
+        return [_written]
     ways: list[Calls] = [
         lambda turns: (turns, ()),
         lambda turns: _told(turns, with_arguments(turns, _object)),
         lambda turns: _told(turns, with_arguments(turns, _text)),
     ]
-    if all(token in control and token not in control.of_turns for token in CALL_TOKENS):
-        ways.append(_written)
-    return ways
+    return [*ways, _written] if can_be_written else ways
 
 
 def _told(given: list[Message], turns: list[Message]) -> tuple[list[Message], tuple[str, ...]]:

@@ -147,3 +147,18 @@ def test_keys_that_nothing_reads_are_told(other):
     text, _, document = render(shows, {"messages": [ASK, {**ANSWER, "id": 7, "source": "s"}]})
     assert text.endswith("a7<|end|>")
     assert document.passed_over == ("source",)
+
+
+def test_no_row_depends_on_the_rows_before_it(other, phi4):
+    rows = [
+        {"messages": [ASK, call(arguments)], "tools": tools}
+        for arguments in ("{}", {}, '{"a": 1}', {"a": 1})
+        for tools in (TOOLS, json.dumps(TOOLS))
+    ]
+    for tokenizer in (other, phi4):
+        alone = [render(tokenizer, row)[0] for row in rows]
+        for order in (rows, rows[::-1]):
+            chat = ChatTokenizer(tokenizer)
+            documents = [chat.render(read_row(row, "row"), "row") for row in order]
+            found = [tokenizer.decode(encoded.ids) for encoded in chat.encode(documents)]
+            assert found == (alone if order is rows else alone[::-1])

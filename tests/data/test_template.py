@@ -6,9 +6,9 @@ from jinja2 import TemplateError
 from phi3_jax.data import template
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Conversation, Turn
-from phi3_jax.data.template import is_plain, render_chat
+from phi3_jax.data.template import is_plain, may_read, render_chat
 from phi3_jax.system.errors import InputError
-from tests.helpers.tokenizers import JULY, phi3_tokenizer, templates
+from tests.helpers.tokenizers import JULY, PHI_4_MINI, phi3_tokenizer, templates
 
 MESSAGES = [{"role": "user", "content": "é\n<|end|>"}, {"role": "assistant", "content": " b"}]
 NAMESPACE = (
@@ -122,3 +122,14 @@ def test_a_template_of_a_megabyte_is_refused(tokenizer):
     tokenizer.chat_template = "x" * 10**6
     with pytest.raises(InputError, match="1,000,000 characters"):
         render_chat(tokenizer, MESSAGES)
+
+
+def test_what_a_template_may_read():
+    assert may_read(PHI_4_MINI, "tools")
+    assert not may_read(PHI_4_MINI, "tools", is_variable=True)
+    assert not may_read(PHI_4_MINI, "tool_calls")
+    assert may_read("{% if tools %}{{ tools }}{% endif %}", "tools", is_variable=True)
+    for whole in ("{{ messages | tojson }}", "{% for m in messages %}{% for k, v in m.items() %}{{ v }}{% endfor %}"):
+        assert may_read(whole, "tool_calls")
+    assert may_read("{% for m in messages %}{{ m }}{% endfor %}{{ messages }}", "tool_calls")
+    assert may_read("{% broken", "tools", is_variable=True)
