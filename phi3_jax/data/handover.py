@@ -74,6 +74,7 @@ class Handover:
     ) -> None:
         self._control, self._apply, self._literal = control, apply, frozenset(literal_roles)
         self._reserved = _RESERVED.union(special)
+        self._template = template
         self._tools_as_variable = may_read(template, "tools", is_variable=True)
         self._calls_as_key = may_read(template, "tool_calls")
 
@@ -231,39 +232,19 @@ class Handover:
 
     def _with_all_shown(self, handed: Handed, settings: Sequence[str], called: Container[object], where: str) -> Handed:
         """Sees that what is left is shown, too. Raises `InputError` for what must be and is not."""
-        messages, variables, text = handed.messages, handed.variables, handed.text
-        for name in settings:
-            if self._is_same(text, messages, {key: variables[key] for key in variables if key != name}, where):
-                raise _not_shown(where, "documents" if name == "documents" else f"chat_template_kwargs.{name}")
-        passed_over, remarks = [], list(handed.remarks)
-        others = {key: None for message in messages for key in message if key not in _HANDED}
-        unknown = [key for key in others if key not in MUST_SHOW]
-        everywhere = set(range(len(messages)))
-        if unknown:
-            plain: Sequence[Message] = messages
-            for key in unknown:
-                plain = _less_in(plain, key, everywhere)
-            if self._is_same(text, plain, variables, where):
-                passed_over = unknown
-            else:
-                passed_over = [
-                    key for key in unknown if self._is_same(text, _less_in(messages, key, everywhere), variables, where)
-                ]
-        for key in others:
-            # An empty one says nothing that could be lost.
-            holders = [number for number, message in enumerate(messages) if message.get(key) not in ("", [], {})]
-            holders = [number for number in holders if key in messages[number]]
+        self._check_settings(handed, settings, where)
+        keys = list(dict.fromkeys(key for message in handed.messages for key in message if key not in _HANDED))
+        passed_over = self._unread(handed, [key for key in keys if key not in MUST_SHOW], where)
+        remarks = list(handed.remarks)
+        for key in keys:
             if key not in MUST_SHOW:
                 continue
-            hidden = [
-                number
-                for number in holders
-                if not (handed.anchors and handed.anchors.shows(number, key))
-                and self._is_same(text, _less_in(messages, key, {number}), variables, where)
-            ]
+            # An empty one says nothing that could be lost.
+            holders = [number for number, held in enumerate(handed.messages) if held.get(key) not in (None, "", [], {})]
+            hidden = [number for number in holders if self._is_hidden(handed, key, number, where)]
             if key == "name":
                 # What answers a call may repeat its name, as OpenAI's old form must.
-                repeated = [number for number in hidden if messages[number][key] in called]
+                repeated = [number for number in hidden if handed.messages[number][key] in called]
                 hidden = [number for number in hidden if number not in repeated]
                 passed_over += [key] if repeated else []
             # Templates leave the reasoning of earlier turns out, as the model gets it to see.
@@ -275,6 +256,35 @@ class Handover:
             if hidden:
                 remarks.append(f"the chat template leaves {key} of earlier turns out")
         return replace(handed, passed_over=tuple(passed_over), remarks=tuple(remarks))
+
+    def _check_settings(self, handed: Handed, settings: Sequence[str], where: str) -> None:
+        """Raises `InputError` for documents that are not shown, and settings that the template knows nothing of."""
+        for name in settings:
+            # A setting may say what the template does anyway.
+            if name != "documents" and may_read(self._template, name, is_variable=True):
+                continue
+            without = {key: value for key, value in handed.variables.items() if key != name}
+            if self._is_same(handed.text, handed.messages, without, where):
+                raise _not_shown(where, "documents" if name == "documents" else f"chat_template_kwargs.{name}")
+
+    def _unread(self, handed: Handed, keys: Sequence[str], where: str) -> list[str]:
+        """Those of the keys without which the text is the same."""
+        everywhere = range(len(handed.messages))
+        plain = handed.messages
+        for key in keys:
+            plain = _less_in(plain, key, everywhere)
+        if not keys or self._is_same(handed.text, plain, handed.variables, where):
+            return list(keys)
+        return [
+            key
+            for key in keys
+            if self._is_same(handed.text, _less_in(handed.messages, key, everywhere), handed.variables, where)
+        ]
+
+    def _is_hidden(self, handed: Handed, key: str, number: int, where: str) -> bool:
+        if handed.anchors and handed.anchors.shows(number, key):
+            return False
+        return self._is_same(handed.text, _less_in(handed.messages, key, {number}), handed.variables, where)
 
     def _is_shown_last(self, handed: Handed, key: str, number: int, where: str) -> bool:
         """Whether the template shows a key of a message where the conversation ends with it."""

@@ -149,6 +149,11 @@ def test_keys_that_nothing_reads_are_told(other):
     assert document.passed_over == ("source",)
 
 
+def test_a_setting_may_say_what_the_template_does_anyway(other):
+    row = {"messages": [ASK, ANSWER], "chat_template_kwargs": {"loud": False}}
+    assert render(other, row)[0] == "<|user|>u<|end|><|assistant|>a<|end|>"
+
+
 def test_no_row_depends_on_the_rows_before_it(other, phi4):
     rows = [
         {"messages": [ASK, call(arguments)], "tools": tools}
