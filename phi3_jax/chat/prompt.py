@@ -25,7 +25,7 @@ def chat_prompt(
     for turn in turns:
         check_text(turn.content, where)
     answered = Conversation((*turns, Turn("assistant", "x")), given=given or {})
-    tokens: list[int] = tokenizer.prompt(turns, given).tolist()
+    tokens: list[int] = tokenizer.prompt(turns, given, where).tolist()
     if tokenizer.render(answered, where).dropped and not _shows_system(tokenizer, turns, given, tokens):
         raise InputError(
             f"{where}: the model's chat template has no system role and leaves the system message out; "

@@ -87,10 +87,9 @@ class ChatTokenizer:
         self._control = ControlTokens(tokenizer)
         self._eos = tokenizer.eos_token if tokenizer.eos_token and tokenizer.eos_token in self._control else ""
         self._places = Places(self._control, self._apply if self.has_template else None, self._eos)
-        template = tokenizer.chat_template or ""
-        whole = template if isinstance(template, str) else "".join(template.values())
+        whole = str(tokenizer.chat_template or "")  # of several, all
         self._handover = Handover(self._control, self._apply, tokenizer.special_tokens_map, self._literal, whole)
-        self._prompts = self.has_template and "add_generation_prompt" in str(tokenizer.chat_template)
+        self._prompts = "add_generation_prompt" in whole
         self._looks_ahead = self.has_template and has_process(tokenizer)
         self._bos = tokenizer.bos_token_id
         # Also where it is the template that writes it: text is rendered like that.
@@ -180,24 +179,27 @@ class ChatTokenizer:
                     found[number] = self._encoded(encoding, documents[number], known[number])
         return [encoded for encoded in found if encoded is not None]
 
-    def prompt(self, turns: Sequence[Turn], given: Mapping[str, object] | None = None) -> Int[ndarray, "tokens"]:
+    def prompt(
+        self, turns: Sequence[Turn], given: Mapping[str, object] | None = None, where: str = "the prompt"
+    ) -> Int[ndarray, "tokens"]:
         """The tokens up to the answer to these turns: just what precedes it in a training row.
 
         Args:
             turns: What was said.
             given: What the template gets beside them, as in `Conversation`.
+            where: What error messages call it.
 
         Raises:
             InputError: As `render`.
         """
         given = given or {}
-        handed = self._handover(Conversation(tuple(turns), given=given), "the prompt", add_generation_prompt=True)
-        prompt = self.encode([Rendered("the prompt", self._control.named(handed.text), ())])[0].ids
+        handed = self._handover(Conversation(tuple(turns), given=given), where, add_generation_prompt=True)
+        prompt = self.encode([Rendered(where, self._control.named(handed.text), ())])[0].ids
         stem = self._places.opening.rstrip()
         # Some templates know no cue: either a question ends with what opens the answer, or the answer brings it along.
         if self._prompts or (stem and handed.text.rstrip().endswith(stem)):
             return prompt
-        document = self.render(Conversation((*turns, Turn("assistant", "x")), given=given), "the prompt")
+        document = self.render(Conversation((*turns, Turn("assistant", "x")), given=given), where)
         encoded = self.encode([document])[0]
         assert document.answer is not None
         is_all = document.text[: document.answer.start].rstrip() == self._control.named(handed.text).rstrip()
