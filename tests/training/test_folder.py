@@ -52,11 +52,11 @@ def test_a_run_that_comes_while_another_loads_is_refused(inputs, monkeypatch):
     """Both find an empty folder; the one that loads longer finds the other's run."""
     load = loop.load_job
 
-    def load_slowly(run):
+    def load_slowly(run, **given):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "load_job", load)
             train(run)
-        return load(run)
+        return load(run, **given)
 
     monkeypatch.setattr(loop, "load_job", load_slowly)
     with pytest.raises(InputError, match="already holds a run"):
