@@ -7,7 +7,6 @@ All others are rendered in a process of their own, which may take so much memory
 
 import atexit
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -164,10 +163,6 @@ def _request(
     return template, conversation, {**tokenizer.special_tokens_map, **variables}
 
 
-# Words by which a template may write a message whole, whatever its keys.
-_WHOLE = re.compile("tojson|pprint|items|values|dict|string|format|join|map|~ *messages?|[{][{]-? *messages?( *[|}]|-)")
-
-
 @cache
 def may_read(template: str, name: str, *, is_variable: bool = False) -> bool:
     """Whether a template could show what stands under a name; True where its form does not tell.
@@ -182,12 +177,38 @@ def may_read(template: str, name: str, *, is_variable: bool = False) -> bool:
         >>> may_read(template, "tools"), may_read(template, "tool_calls"), may_read(template, "tools", is_variable=True)
         (True, False, False)
     """
-    if not is_variable:
-        return name in template or _WHOLE.search(template) is not None
     try:
-        return name in find_undeclared_variables(_environment().parse(template))
+        parsed = _environment().parse(template)
+        if is_variable:
+            return name in find_undeclared_variables(parsed)
+        return name in template or _uses_whole(parsed, _messages_names(parsed))
     except (TemplateError, RecursionError):
         return True
+
+
+def _messages_names(parsed: nodes.Template) -> set[str]:
+    """The names that the messages, each of them, and whatever is set or gone through may have."""
+    bound = [loop.target for loop in parsed.find_all(nodes.For)]
+    bound += [assignment.target for assignment in parsed.find_all(nodes.Assign)]
+    names = (name for target in bound for name in (target, *target.find_all(nodes.Name)))
+    return {"messages", *(name.name for name in names if isinstance(name, nodes.Name))}
+
+
+def _uses_whole(node: nodes.Node, names: set[str]) -> bool:
+    """Whether a value with one of the names is used but for a key of it that the template spells out."""
+    for child in node.iter_child_nodes():
+        is_value = isinstance(child, nodes.Name) and child.ctx == "load" and child.name in names
+        if (is_value and not _is_spelt_out(node, child)) or _uses_whole(child, names):
+            return True
+    return False
+
+
+def _is_spelt_out(node: nodes.Node, value: nodes.Node) -> bool:
+    if isinstance(node, nodes.Getattr):
+        return node.attr not in ("items", "values", "get")
+    if isinstance(node, nodes.Getitem):
+        return value is node.node and isinstance(node.arg, nodes.Const | nodes.Slice)
+    return isinstance(node, nodes.Compare | nodes.Operand | nodes.Test | nodes.For)
 
 
 def _environment() -> Environment:

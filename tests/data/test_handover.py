@@ -160,7 +160,13 @@ def test_no_row_depends_on_the_rows_before_it(other, phi4):
         for arguments in ("{}", {}, '{"a": 1}', {"a": 1})
         for tools in (TOOLS, json.dumps(TOOLS))
     ]
-    for tokenizer in (other, phi4):
+    # A template that writes a single call's arguments as JSON, and takes those of several as they come.
+    given = "c.function.arguments"
+    either = f"({given} if m.tool_calls | length > 1 and {given} is string else {given} | tojson)"
+    odd = phi4_tokenizer(OTHERS.replace(f"({given} | tojson)", either), markers=PHI_3_TOKENS)
+    two = {**call('{"a":1}'), "tool_calls": 2 * call('{"a":1}')["tool_calls"]}
+    rows.append({"messages": [ASK, two], "tools": TOOLS})
+    for tokenizer in (other, phi4, odd):
         alone = [render(tokenizer, row)[0] for row in rows]
         for order in (rows, rows[::-1]):
             chat = ChatTokenizer(tokenizer)

@@ -131,5 +131,9 @@ def test_what_a_template_may_read():
     assert may_read("{% if tools %}{{ tools }}{% endif %}", "tools", is_variable=True)
     for whole in ("{{ messages | tojson }}", "{% for m in messages %}{% for k, v in m.items() %}{{ v }}{% endfor %}"):
         assert may_read(whole, "tool_calls")
-    assert may_read("{% for m in messages %}{{ m }}{% endfor %}{{ messages }}", "tool_calls")
+    uses = ("{{ m }}", "{{ m | string }}", "{{ m[key] }}", "{{ m ~ 'x' }}", "{% set n = m %}{{ n }}", "{{ f(m) }}")
+    for whole in uses:
+        assert may_read(f"{{% for m in messages %}}{whole}{{% endfor %}}", "tool_calls"), whole
+    spelt = "{% for m in messages[1:] %}{% if m is mapping and 'b' in m %}{{ m['a'] + m.c }}{% endif %}{% endfor %}"
+    assert not may_read(spelt, "tool_calls")
     assert may_read("{% broken", "tools", is_variable=True)
