@@ -9,7 +9,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data.preview import mark, runs
 from phi3_jax.data.rows import DataStats, TokenizedRows
 from phi3_jax.data.tokenizer import Tokenizer
-from phi3_jax.system.text import printable
+from phi3_jax.system.text import counted, printable
 
 BARS = 12  # lines of the histogram, at most
 WIDTH = 40  # columns of its longest bar
@@ -110,16 +110,6 @@ def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> 
     for number, line in enumerate(few(left_out, stats.skipped + stats.invalid)):
         found.append(("" if number else "left out", line))
     return found
-
-
-def counted(count: int, what: str) -> str:
-    """So many of a thing.
-
-    Example:
-        >>> counted(1, "row"), counted(1200, "row")
-        ('1 row', '1,200 rows')
-    """
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def few(names: Sequence[str], count: int | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from phi3_jax.data.formats import Conversation, Reading, Row, Turn, read_row
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
-from phi3_jax.system.text import printable
+from phi3_jax.system.text import counted, printable
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_prompts(file: str) -> list[Prompt]:
     prompts = [_read_object(line, f"{name}, line {number}", reading) for number, line in lines]
     if reading.passed_over:
         counts = Counter(reading.passed_over).items()
-        keys = ", ".join(f"{key} ({count:,} prompt{'s' if count > 1 else ''})" for key, count in counts)
+        keys = ", ".join(f"{key} ({counted(count, 'prompt')})" for key, count in counts)
         print(printable(f"{name}: passed over, since nothing reads it: {keys}"), file=sys.stderr)
     return prompts
 

@@ -16,6 +16,7 @@ from phi3_jax.data.rows import MOST_NAMED, DataStats
 from phi3_jax.data.sources import Source
 from phi3_jax.data.spans import Rendered
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.text import counted
 
 # Rows and characters tokenised in one call: enough to keep every core busy, little memory. Two such are alive.
 _CHUNK, _CHUNK_TEXT = 1000, 2**22
@@ -295,22 +296,21 @@ def _count(counts: dict[str, int], names: Iterable[str]) -> None:
         counts[name] = counts.get(name, 0) + 1
 
 
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' if count != 1 else ''}"
+def _counts(of: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({counted(count, 'row')})" for name, count in of.items())
 
 
 def add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
     """Puts into words what the user should know of the counts."""
     found = []
     if len(stats.formats) > 1:
-        found.append("formats: " + ", ".join(f"{name} ({_rows(count)})" for name, count in stats.formats.items()))
+        found.append(f"formats: {_counts(stats.formats)}")
     if stats.passed_over:
-        keys = ", ".join(f"{name} ({_rows(count)})" for name, count in stats.passed_over.items())
-        found.append(f"passed over, since nothing reads it: {keys}")
+        found.append(f"passed over, since nothing reads it: {_counts(stats.passed_over)}")
     if stats.literal_rows:
         found.append(
-            f"{_rows(stats.literal_rows)} differ from apply_chat_template, since control tokens in texts stay text; "
-            f"the first is {stats.first_literal}; data.literal_roles says in whose texts"
+            f"{counted(stats.literal_rows, 'row')} differ from apply_chat_template, since control tokens in texts stay "
+            f"text; the first is {stats.first_literal}; data.literal_roles says in whose texts"
         )
     if stats.dropped_turns:
         found.append(
@@ -320,9 +320,8 @@ def add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
         found.append("no control token ends the assistant's turns: the model is not taught where to stop")
     if stats.invalid:
         where, why = stats.left_out[0]
-        found.append(
-            f"left out: {_rows(stats.invalid)} as invalid, {stats.skipped:,} as empty; the first: {where}: {why}"
-        )
+        how_many = f"{counted(stats.invalid, 'row')} as invalid, {stats.skipped:,} as empty"
+        found.append(f"left out: {how_many}; the first: {where}: {why}")
     if stats.truncated:
-        found.append(f"{_rows(stats.truncated)} lost their end; the longest has {stats.longest:,} tokens")
-    stats.notices = found + [f"{text} ({_rows(count)})" for text, count in stats.remarks.items()]
+        found.append(f"{counted(stats.truncated, 'row')} lost their end; the longest has {stats.longest:,} tokens")
+    stats.notices = found + [f"{text} ({counted(count, 'row')})" for text, count in stats.remarks.items()]

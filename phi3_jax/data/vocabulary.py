@@ -14,7 +14,7 @@ from numpy import ndarray
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.text import shown
+from phi3_jax.system.text import counted, shown
 
 _SHOWN = 3  # tokens, and runs of ids, that a message lists
 
@@ -99,8 +99,8 @@ one are refused"
         return None
     names = [f"{shown(token)} ({index})" for index, token in beyond[:_SHOWN]]
     return (
-        f"the model's embedding has {table_rows:,} rows, and none for {len(beyond):,} "
-        f"token{'s' if len(beyond) > 1 else ''} of the tokenizer: {', '.join(names)}"
+        f"the model's embedding has {table_rows:,} rows, and none for "
+        f"{counted(len(beyond), 'token')} of the tokenizer: {', '.join(names)}"
         f"{', …' if len(beyond) > _SHOWN else ''}; rows and prompts with one are refused"
     )
 

@@ -35,6 +35,16 @@ def json_line(value: object) -> str:
     return INVISIBLE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
 
+def counted(count: int, what: str) -> str:
+    """So many of a thing.
+
+    Example:
+        >>> counted(1, "row"), counted(1200, "row")
+        ('1 row', '1,200 rows')
+    """
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def one_line(text: str) -> str:
     """The text on one line, printable, and cut in the middle where it is longer than 4,000 characters."""
     if len(text) > _HEAD + _TAIL + 100:
