@@ -25,24 +25,19 @@ OTHER_ROWS = (
 )
 
 
-class Batches(Iterator[HostBatch]):
-    """Training batches; see `train_batches`.
+class ResumableBatches(Iterator[HostBatch]):
+    """Batches that go on where a state says, if that is of the same rows and settings.
+
+    Args:
+        fingerprint: Of these, the same in all processes that share the batches.
+        iterator: Grain's, which makes them.
 
     Attributes:
-        steps_per_epoch: Exact, the same in every epoch. A last partial batch counts.
-        fingerprint: Of rows and settings, the same in all processes that share the batches.
-        batch_of: The batch of a step, steps counted from 0.
+        fingerprint: As given.
     """
 
-    def __init__(self, steps: "_TrainingSteps") -> None:
-        self.steps_per_epoch = steps.per_epoch
-        self.fingerprint = steps.fingerprint
-        self._steps, self.batch_of = steps, steps.__getitem__
-        self._iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS))
-
-    def __next__(self) -> HostBatch:
-        batch: HostBatch = next(self._iterator)
-        return batch
+    def __init__(self, fingerprint: str, iterator: grain.DatasetIterator[object]) -> None:
+        self.fingerprint, self._iterator = fingerprint, iterator
 
     def get_state(self) -> dict[str, object]:
         """Where the iterator stands, for JSON."""
@@ -59,6 +54,29 @@ class Batches(Iterator[HostBatch]):
             raise InputError(OTHER_ROWS)
         self._iterator.set_state(own)
 
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        self._iterator.close()
+
+
+class Batches(ResumableBatches):
+    """Training batches; see `train_batches`.
+
+    Attributes:
+        steps_per_epoch: Exact, the same in every epoch. A last partial batch counts.
+        batch_of: The batch of a step, steps counted from 0.
+    """
+
+    def __init__(self, steps: "_TrainingSteps") -> None:
+        super().__init__(steps.fingerprint, iter(grain.MapDataset.source(steps).to_iter_dataset(_READ_OPTIONS)))
+        self.steps_per_epoch = steps.per_epoch
+        self._steps, self.batch_of = steps, steps.__getitem__
+
+    def __next__(self) -> HostBatch:
+        batch = next(self._iterator)
+        assert isinstance(batch, dict)
+        return batch
+
     def epochs_at(self, step: int) -> float:
         """How often the rows have come after so many steps."""
         return step / self.steps_per_epoch
@@ -66,10 +84,6 @@ class Batches(Iterator[HostBatch]):
     def step_rows(self, step: int) -> tuple[TokenizedRows, list[list[int]]]:
         """All rows, and those that each sequence of a step, counted from 0, holds, micro-batch after micro-batch."""
         return self._steps.rows, self._steps.rows_of(step)
-
-    def close(self) -> None:
-        """Ends what reads ahead."""
-        self._iterator.close()
 
 
 def train_batches(

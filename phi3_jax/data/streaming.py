@@ -19,7 +19,7 @@ from phi3_jax.data.batch import HostBatch
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.collected import Collected
 from phi3_jax.data.open_sequences import OpenSequences
-from phi3_jax.data.pipeline import OTHER_ROWS, assemble
+from phi3_jax.data.pipeline import ResumableBatches, assemble
 from phi3_jax.data.rendered_stream import Position, Rendered, RenderedStream
 from phi3_jax.data.row_arrays import from_arrays
 from phi3_jax.data.row_streams import RowStream
@@ -143,11 +143,10 @@ class Step:
     stats: DataStats
 
 
-class StreamedBatches(Iterator[HostBatch]):
-    """What `pipeline.Batches` is, of streamed rows.
+class StreamedBatches(ResumableBatches):
+    """What `pipeline.Batches` is, of streamed rows; the fingerprint is of the settings alone.
 
     Attributes:
-        fingerprint: Of the settings, the same in all processes that share the batches.
         steps_per_epoch: None: nobody knows.
     """
 
@@ -156,32 +155,22 @@ class StreamedBatches(Iterator[HostBatch]):
     def __init__(self, source: StreamedRows, steps: "_Steps", seed: int) -> None:
         self._source, self._steps = source, steps
         settings = source.settings(), replace(steps.shape, part=None), seed
-        self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-        self._iterator = ThreadPrefetchDatasetIterator(steps, _AHEAD)
+        fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+        super().__init__(fingerprint, ThreadPrefetchDatasetIterator(steps, _AHEAD))
         self._kept: deque[Step] = deque(maxlen=KEPT_STEPS)
         self._epochs = 0.0
         source.stats = steps.stats()
 
     def __next__(self) -> HostBatch:
-        step: Step = next(self._iterator)
+        step = next(self._iterator)
+        assert isinstance(step, Step)
         self._kept.append(replace(step, batch={}))
         self._epochs, self._source.stats = step.epochs, step.stats
         return step.batch
 
-    def get_state(self) -> dict[str, object]:
-        """Where the iterator stands, for JSON."""
-        return {**self._iterator.get_state(), "fingerprint": self.fingerprint}
-
     def set_state(self, state: Mapping[str, object]) -> None:
-        """Continues with the very batch that would have come next.
-
-        Raises:
-            InputError: Where rows or settings are not those of the state.
-        """
-        own = dict(state)
-        if own.pop("fingerprint", None) != self.fingerprint:
-            raise InputError(OTHER_ROWS)
-        self._iterator.set_state(own)
+        """As `ResumableBatches`; the counts are those of the state, too."""
+        super().set_state(state)
         self._epochs, self._source.stats = self._steps.epochs, self._steps.stats()
 
     def epochs_at(self, step: int) -> float:
