@@ -133,10 +133,8 @@ class ChatTokenizer:
         """
         if isinstance(example, Prerendered):
             return self._locate(example.text, where)
-        if (strings := example.strings) and (
-            self._takes_strings or (self.has_template and self._is_rendered(*strings))
-        ):
-            return self._as_given(*strings, where)
+        if example.strings and (self._takes_strings or self._is_rendered(*example.strings)):
+            return self._as_given(*example.strings, where)
         if self.has_template:
             document = self._render(example, where)
             return replace(document, remarks=(*document.remarks, AS_CHAT)) if example.strings else document
@@ -305,17 +303,16 @@ class ChatTokenizer:
         """Whether prompt and completion hold already what the template would write around them."""
         if not self.has_template:
             return False
-        tokens = self._control.of_turns
-        begins = self._control.pattern.match(prompt.lstrip())
-        ends = [match.group() for match in self._control.pattern.finditer(prompt)][-1:] if prompt else []
-        closes = any(completion.rstrip().endswith(token) for token in tokens)
-        opened = bool(ends) and self._places.opening != "" and prompt.rstrip().endswith(self._places.opening.rstrip())
-        return closes or opened or (begins is not None and begins.group() in tokens)
+        pattern, of_turns = self._control.pattern, self._control.of_turns
+        begins, opening = pattern.match(prompt.lstrip()), self._places.opening.rstrip()
+        if (begins and begins.group() in of_turns) or completion.rstrip().endswith(tuple(of_turns)):
+            return True
+        return opening != "" and prompt.rstrip().endswith(opening) and pattern.search(prompt) is not None
 
     def _as_given(self, prompt: str, completion: str, where: str) -> Rendered:
         """Prompt and completion as they are, with nothing in between and the eos token behind them."""
         text = self._control.named(prompt + completion)
-        ends_itself = any(completion.rstrip().endswith(token) for token in self._control.of_turns)
+        ends_itself = completion.rstrip().endswith(tuple(self._control.of_turns))
         if self._takes_strings or self._final_eos:
             ends_itself = bool(self._eos) and completion.endswith(self._eos)
         start = len(self._control.named(prompt))
@@ -334,7 +331,7 @@ class ChatTokenizer:
         completion = guarded[-1]
         if prompt and not prompt[-1].isspace() and not completion[:1].isspace():
             prompt += "\n"
-        whole = prompt + completion + (self._eos)
+        whole = prompt + completion + self._eos
         text = GuardedText(self._control, whole)
         place = Place(len(prompt), len(prompt) + len(completion), len(whole))
         spans = (text.span(place, turns[-1].trained),) if completion.strip() else ()
@@ -353,7 +350,7 @@ class ChatTokenizer:
         ends_itself = bool(tokens) and not pre_rendered[tokens[-1].end() :].strip()
         if self._final_eos:
             ends_itself = bool(self._eos) and pre_rendered.endswith(self._eos)
-        whole = pre_rendered if ends_itself else pre_rendered + (self._eos)
+        whole = pre_rendered if ends_itself else pre_rendered + self._eos
         text = GuardedText(self._control, whole)
         places = [place for place in self._places.in_text(whole) if whole[place.start : place.content_end].strip()]
         spans = [text.span(place, trained=True) for place in places]
