@@ -213,16 +213,19 @@ def as_phi4_mini(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def applied(kind: Kind, row: Mapping[str, Any]) -> list[int]:
     """The ids of `apply_chat_template`."""
-    row = kind.written(row)
+    return list(_of_template(kind, kind.written(row), return_dict=False))
+
+
+def _of_template(kind: Kind, row: Mapping[str, Any], **settings: bool) -> Any:
+    """What `apply_chat_template` gives for a row."""
     tools = row.get("tools")
-    ids = kind.tokenizer.apply_chat_template(
+    return kind.tokenizer.apply_chat_template(
         row["messages"],
         tools=json.loads(tools) if isinstance(tools, str) else tools,
         tokenize=True,
-        return_dict=False,
+        **settings,
         **row.get("chat_template_kwargs", {}),
     )
-    return list(ids)
 
 
 def expected(
@@ -295,15 +298,7 @@ def shown(tokenizer: Any, ids: Iterable[int], mask: Iterable[int]) -> str:
 
 def assistant_mask(kind: Kind, row: Mapping[str, Any]) -> list[int]:
     """The targets that a template marks, but for the first token, which nothing predicts."""
-    tools = row.get("tools")
-    encoded = kind.tokenizer.apply_chat_template(
-        row["messages"],
-        tools=json.loads(tools) if isinstance(tools, str) else tools,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        **row.get("chat_template_kwargs", {}),
-    )
+    encoded = _of_template(kind, row, return_dict=True, return_assistant_tokens_mask=True)
     mask = np.array(encoded["assistant_masks"])
     mask[:1] = 0
     return mask.tolist()
