@@ -100,7 +100,8 @@ class DataSection:
         template: How prompt and completion become a row where they are strings. auto renders them as a chat, but for
             those that hold the template's control tokens already; none takes all as they are, with nothing in between
             and the end token behind them, as TRL does.
-        loss_on: Tokens that are trained on; the assistant's turns, the last one alone, or all.
+        loss_on: Tokens that are trained on; the assistant's turns, the last one alone, or all. completion is TRL's way
+            where a script says nothing: the completion of rows that are prompt and completion, all of others.
         final_eos: Train also the end token that a template writes behind the last turn, and give it to text without
             one, as TRL does.
         literal_roles: Whose texts hold no control tokens, whatever they look like. Those that open and close turns are
@@ -126,7 +127,7 @@ class DataSection:
     packing: bool = True
     shuffle: bool = True
     template: Literal["auto", "none"] = "auto"
-    loss_on: Literal["assistant", "all", "last"] = "assistant"
+    loss_on: Literal["assistant", "all", "last", "completion"] = "assistant"
     final_eos: bool = False
     literal_roles: list[Literal["system", "user", "assistant", "tool"]] = field(
         default_factory=lambda: ["user", "tool"]

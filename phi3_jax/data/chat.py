@@ -253,20 +253,27 @@ class ChatTokenizer:
             if handed.text[place.start : place.content_end].strip()
         }
         last = spans[max(spans)] if spans else None
+        completion: tuple[Span, ...] | None = None
+        if conversation.completion is not None:
+            completion = tuple(text.between(*part) for part in self._completion(conversation, places, handed.text))
+        elif conversation.is_prompt_completion:
+            completion = (last,) if last is not None and last.trained else ()
         if handed.generated is not None:
             off = [place for number, place in places.items() if not conversation.turns[number].trained]
             targets = tuple(text.marked(start, end, off) for start, end in handed.generated)
-        elif conversation.completion is not None:
-            targets = tuple(text.between(*part) for part in self._completion(conversation, places, handed.text))
+        elif conversation.completion is not None and completion is not None:
+            targets = completion
         else:
             targets = tuple(spans[number] for number in sorted(spans))
         if self._final_eos and last is not None and last.trained:
-            targets += tuple(text.eos(self._eos, last))
+            end = tuple(text.eos(self._eos, last))
+            targets, completion = targets + end, completion and completion + end
         return Rendered(
             where,
             text.named,
             targets,
             last,
+            completion,
             dropped,
             is_literal=self._control.has_guarded(handed.text),
             passed_over=handed.passed_over,
@@ -322,7 +329,7 @@ class ChatTokenizer:
         wants_bos = self._adds_bos if self._takes_strings else self._begins_with_bos
         answer = span[0] if span else None
         remarks = (AS_GIVEN if self._takes_strings else AS_RENDERED,)
-        return Rendered(where, text, span, answer, is_prerendered=True, wants_bos=wants_bos, remarks=remarks)
+        return Rendered(where, text, span, answer, span, is_prerendered=True, wants_bos=wants_bos, remarks=remarks)
 
     def _join(self, turns: Sequence[Turn], where: str) -> Rendered:
         """Prompt and completion as plain text, with the eos token at the end."""
@@ -340,6 +347,7 @@ class ChatTokenizer:
             text.named,
             spans,
             spans[0] if spans else None,
+            spans,
             is_literal=self._control.has_guarded(whole),
             wants_bos=self._begins_with_bos,
         )

@@ -34,7 +34,7 @@ def delimiters(document: Rendered, control: ControlTokens) -> Delimiters | None:
         >>> delimiters(Rendered("row 1", text, (Span(start, start + 4, "four", True),)), control) is None
         True
     """
-    spans = [*document.spans, *([] if document.answer is None else [document.answer])]
+    spans = [*document.spans, *([] if document.answer is None else [document.answer]), *(document.completion or ())]
     if not control.can_be_counted or any(span.is_exact for span in spans):
         return None
     ends, swallow = control.ends(document.text)

@@ -149,8 +149,8 @@ class RowTokenizer:
     def _rendered(self, example: Example, reading: Reading, where: str) -> Rendered | Tokens:
         if isinstance(example, Tokens):
             return example
-        if isinstance(example, Conversation) and all(turn.role != "assistant" for turn in example.turns):
-            raise _EmptyError("has no assistant turn")
+        if isinstance(example, Conversation) and not self._may_train(example):
+            raise _EmptyError("has no assistant turn" if example.turns else "has no turns")
         if isinstance(example, Prerendered) and not example.text.strip():
             raise _EmptyError("its text is blank")
         document = self._chat.render(example, where)
@@ -158,6 +158,10 @@ class RowTokenizer:
         reading.passed_over += document.passed_over
         reading.remarks += document.remarks
         return document
+
+    def _may_train(self, conversation: Conversation) -> bool:
+        trains_all = self._data.loss_on in ("all", "completion") and bool(conversation.turns)
+        return trains_all or any(turn.role == "assistant" for turn in conversation.turns)
 
     def _encoded(self, chunk: Sequence[_Read]) -> list[Encoded | InputError]:
         return self._encode([document for _, document, _ in chunk if isinstance(document, Rendered)])
@@ -277,14 +281,18 @@ def _why_empty(document: Rendered, chat: ChatTokenizer) -> str:
 def target_mask(encoded: Encoded, document: Rendered, loss_on: str) -> Bool[ndarray, "tokens"]:
     """Which tokens are trained on.
 
-    `assistant`: the assistant's turns, each with the token that ends it; `last`: the last of them;
-    `all`: everything. The first token of a document is predicted from nothing, and never a target.
+    `assistant`: the assistant's turns, each with the token that ends it; `last`: the last of them; `all`: everything;
+    `completion`: the completion of a row that has one, everything of another.
+    The first token of a document is predicted from nothing, and never a target.
     """
-    if loss_on == "all":
+    spans = document.spans
+    if loss_on == "completion" and document.completion is not None:
+        spans = document.completion
+    if loss_on == "all" or (loss_on == "completion" and document.completion is None):
         mask = np.ones(encoded.ids.shape, bool)
     else:
         mask = np.zeros(encoded.ids.shape, bool)
-        for span in document.spans:
+        for span in spans:
             if span.trained and (loss_on != "last" or document.answer is None or span.end > document.answer.start):
                 mask[slice(*encoded.covered_by(span))] = True
     mask[:1] = False

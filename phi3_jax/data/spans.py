@@ -36,6 +36,7 @@ class Rendered:
         text: Its characters, control tokens under their secret names.
         spans: What may be a target.
         answer: The last assistant turn; None where there is none.
+        completion: The parts that are the completion; None where the row is not a prompt and its completion.
         dropped: How many turns the template left out.
         is_prerendered: Whether the row was text already.
         is_literal: Whether its ids differ from `apply_chat_template`'s, since texts hold control tokens.
@@ -48,6 +49,7 @@ class Rendered:
     text: str
     spans: tuple[Span, ...]
     answer: Span | None = None
+    completion: tuple[Span, ...] | None = None
     dropped: int = 0
     is_prerendered: bool = False
     is_literal: bool = False

@@ -9,6 +9,7 @@ from phi3_jax.data import prepare_data
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.system.errors import InputError
 from tests.helpers.tokenizers import JULY, phi3_tokenizer
+from tests.helpers.tool_templates import MARKED_LAST
 
 PAIR = [{"role": "user", "content": "the hen"}, {"role": "assistant", "content": "12"}]
 
@@ -17,7 +18,7 @@ PAIR = [{"role": "user", "content": "the hen"}, {"role": "assistant", "content":
     ("row", "message"),
     [
         ({"messages": PAIR[:1]}, "row 2: has no assistant turn"),
-        ({"messages": []}, "row 2: has no assistant turn"),
+        ({"messages": []}, "row 2: has no turns"),
         ({"messages": [PAIR[0], {"role": "assistant", "content": " "}]}, "row 2: its assistant turns are blank"),
         ({"messages": [PAIR[0], {**PAIR[1], "weight": 0}]}, "row 2: every assistant turn has loss weight 0"),
         ({"messages": [{"role": "user", "content": "x" * 99}, PAIR[1]]}, "row 2: all its targets lie beyond"),
@@ -35,6 +36,45 @@ def test_rows_with_nothing_to_train_on(chats, row, message):
     assert (len(prepared.train), prepared.train.stats.skipped) == (2, 1)
     with pytest.raises(InputError, match="no usable rows; all 1 have nothing to train on"):
         prepare_data(chats(row, skip_empty=True), phi3_tokenizer(JULY), seed=0)
+
+
+def test_completion_is_that_of_rows_that_have_one_and_all_of_others(chats):
+    """TRL's meaning, where a script says neither completion_only_loss nor assistant_only_loss."""
+    asked, answered = [PAIR[0], PAIR[1], PAIR[0]], [PAIR[1], PAIR[0], PAIR[1]]
+    rows = [
+        {"messages": [*PAIR, PAIR[0]]},
+        {"messages": PAIR[:1]},
+        {"text": "the hen"},
+        {"prompt": "the hen", "completion": "12"},
+        {"instruction": "the hen", "output": "12", "history": [["a", "b"]]},
+        {"prompt": asked, "completion": answered},
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
+    ]
+    tokenizer = phi3_tokenizer(JULY)
+    found = prepare_data(chats(*rows, loss_on="completion"), tokenizer, seed=0).train
+    everything = prepare_data(chats(*rows, loss_on="all"), tokenizer, seed=0).train
+    masks = [found[index][1] for index in range(len(rows))]
+    for index in range(3):
+        np.testing.assert_array_equal(masks[index], everything[index][1])
+        assert masks[index].sum() == len(masks[index]) - 1
+    targets = [tokenizer.decode(found[index][0][masks[index] == 1]) for index in range(3, 7)]
+    end = "<|end|>"
+    assert targets[0].split() == targets[1].split() == f"12{end}".split()
+    said = tokenizer.decode(found[5][0])
+    assert said.replace(" ", "").removesuffix("<|endoftext|>").endswith(targets[2].replace(" ", ""))
+    assert (targets[2].count("12"), targets[2].count("the hen")) == (2, 1)
+    assert masks[6].tolist() == [0, 0, 1, 1]
+
+
+def test_the_marks_of_a_template_are_not_asked_where_the_completion_is(chats):
+    rows = [{"prompt": PAIR[:1], "completion": [PAIR[1], PAIR[0], PAIR[1]]}, {"messages": [*PAIR, *PAIR]}]
+    tokenizer = phi3_tokenizer(MARKED_LAST)
+    sums = {}
+    for loss_on in ("assistant", "completion", "all"):
+        prepared = prepare_data(chats(*rows, loss_on=loss_on), tokenizer, seed=0).train
+        sums[loss_on] = [int(prepared[index][1].sum()) for index in range(2)]
+    assert sums["assistant"][0] < sums["completion"][0] < sums["all"][0]
+    assert sums["assistant"][1] < sums["completion"][1] == sums["all"][1]
 
 
 def test_how_rows_are_parted_for_the_tokenizer_changes_nothing(chats, monkeypatch):

@@ -115,20 +115,22 @@ def tools(rng: np.random.Generator) -> dict[str, Any]:
 
 NONE, EOS, ALL = {"template": "none"}, {"final_eos": True}, {"loss_on": "all"}
 COMPLETION = {"completion_only_loss": True}
+SILENT = {"loss_on": "completion"}  # what TRL does where a script says nothing
 # A row of the set, TRL's settings, and ours that mean the same.
 CASES = {
     "messages, the assistant's turns": (messages, {"assistant_only_loss": True}, EOS),
-    "messages, all of them": (messages, {}, ALL),
-    "strings": (strings, {}, NONE | EOS),
+    "messages, all of them": (messages, {}, SILENT),
+    "strings": (strings, {}, NONE | EOS | SILENT),
     "strings, all of them": (strings, {"completion_only_loss": False}, NONE | EOS | ALL),
-    "strings that are rendered": (rendered_strings, {}, NONE | EOS),
-    "turns": (turns, {}, EOS),
-    "several turns": (several_turns, {}, EOS),
+    "strings that are rendered": (rendered_strings, {}, NONE | EOS | SILENT),
+    "turns": (turns, {}, EOS | SILENT),
+    "several turns": (several_turns, {}, EOS | SILENT),
     "several turns, the marked ones": (several_turns, {"assistant_only_loss": True}, {}),
-    "text": (text, {}, NONE | EOS | ALL),
-    "plain text": (plain_text, {}, NONE | EOS | ALL),
-    "input_ids": (tokenised, {}, ALL),
-    "labels": (labelled, {}, {}),
+    "several turns, all of a marked completion": (several_turns, {}, EOS | SILENT),
+    "text": (text, {}, NONE | EOS | SILENT),
+    "plain text": (plain_text, {}, NONE | EOS | SILENT),
+    "input_ids": (tokenised, {}, SILENT),
+    "labels": (labelled, {}, SILENT),
     "completion_mask": (masked("completion_mask"), COMPLETION, {}),
     "assistant_masks": (masked("assistant_masks"), {"assistant_only_loss": False}, {}),
     "tools": (tools, {"assistant_only_loss": True}, {}),
