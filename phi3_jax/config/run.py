@@ -16,8 +16,8 @@ from phi3_jax.config.sections import (
     ModelSection,
     ParallelSection,
     PeftSection,
-    TrainingSection,
 )
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
 

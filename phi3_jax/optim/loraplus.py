@@ -8,7 +8,7 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import roles
 from phi3_jax.system.dotted import path_names
 

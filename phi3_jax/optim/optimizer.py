@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim import loraplus
 from phi3_jax.optim.adam8bit import scale_by_adam8bit
 from phi3_jax.optim.lorafa import lorafa

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.stages import Compiled
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.data.batch import Batch
 from phi3_jax.lora.mask import combine
 from phi3_jax.lora.tree import Lora

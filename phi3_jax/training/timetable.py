@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.training.progress import Progress
 
 

@@ -11,7 +11,8 @@ from phi3_jax import InputError
 from phi3_jax.config import foreign
 from phi3_jax.config.parse import read_yaml
 from phi3_jax.config.run import SECTIONS, RunConfig, parse_run_config
-from phi3_jax.config.sections import DataSection, ModelSection, PeftSection, TrainingSection
+from phi3_jax.config.sections import DataSection, ModelSection, PeftSection
+from phi3_jax.config.training import TrainingSection
 from tests.helpers.configs import error, parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

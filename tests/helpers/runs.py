@@ -11,7 +11,7 @@ from flax import nnx
 
 from phi3_jax import Phi3ForCausalLM
 from phi3_jax.config.run import RunConfig
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import Lora, partition, trainable_mask
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.training import loop

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim.adam8bit import QuantizedMoment, bias_correction, dequantize, nearest_code, quantize
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from phi3_jax.quant.dynamic import dynamic_map

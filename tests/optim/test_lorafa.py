@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import partition, trainable_mask
 from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule

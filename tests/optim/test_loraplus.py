@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import trainable_mask
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule
 from tests.helpers.optimizers import flat, tree

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim.optimizer import clip_by_global_norm, decays, make_optimizer, make_schedule, warmup_steps
 from tests.helpers.models import tiny_model
 

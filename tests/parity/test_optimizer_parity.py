@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames  # noqa: E402
 
 from phi3_jax.config import foreign  # noqa: E402
 from phi3_jax.config.run import RunConfig  # noqa: E402
-from phi3_jax.config.sections import TrainingSection  # noqa: E402
+from phi3_jax.config.training import TrainingSection  # noqa: E402
 from phi3_jax.lora.adapters import LoraLinear  # noqa: E402
 from phi3_jax.optim import loraplus  # noqa: E402
 from phi3_jax.optim.adam8bit import BLOCK_SIZE, QuantizedMoment, dequantize, quantize  # noqa: E402

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from flax import nnx  # noqa: E402
 
-from phi3_jax.config.sections import TrainingSection  # noqa: E402
+from phi3_jax.config.training import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.lora import Lora, combine, partition, trainable_mask  # noqa: E402
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402

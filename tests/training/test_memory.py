@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.model.remat import POLICIES
 from tests.helpers.models import VOCAB, random_lora, tiny_model
 from tests.helpers.rows import accumulated, random_rows

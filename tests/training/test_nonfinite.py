@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.training.loop import train
 from tests.helpers.mesh_runs import write_inputs as write_mesh_inputs
 from tests.helpers.models import random_lora, tiny_model

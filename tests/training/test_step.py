@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.objectives.next_token import loss
 from tests.helpers.models import random_lora, tiny_model
 from tests.helpers.rows import accumulated, random_rows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phi3_jax.config.sections import TrainingSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.training.progress import Progress
 from phi3_jax.training.timetable import Timetable
 

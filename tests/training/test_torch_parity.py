@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 from transformers.optimization import Adafactor  # noqa: E402
 from transformers.trainer_pt_utils import LabelSmoother  # noqa: E402
 
-from phi3_jax.config.sections import TrainingSection  # noqa: E402
+from phi3_jax.config.training import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.objectives.next_token import loss  # noqa: E402
 from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402

@@ -1,0 +1,27 @@
+"""Numbers out of range, those that are none among them."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from phi3_jax import InputError
+from phi3_jax.config.ranges import check_range
+
+
+def test_what_is_not_set_is_left_alone():
+    check_range("data", SimpleNamespace(max_rows=None), "max_rows", low=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "wanted"),
+    [
+        (0, {"low": 1}, "at least 1"),
+        (1.5, {"low": 0, "high": 1}, "from 0 to 1"),
+        (1.0, {"low": 0, "below": 1}, "at least 0 and below 1"),
+        (float("nan"), {"low": 0}, "at least 0"),
+        (float("inf"), {"low": 0}, "at least 0"),
+    ],
+)
+def test_what_is_out_of_range_is_named_with_the_range(value, limits, wanted):
+    with pytest.raises(InputError, match=rf"^data.share is {value}, expected {wanted}$"):
+        check_range("data", SimpleNamespace(share=value), "share", **limits)
