@@ -17,13 +17,13 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="cpu, gpu:h100 (h200, a100, a100-40gb, l40s, l4), gpu:h100:8, or a TPU slice: v5e:2x2, v6e:4x4, v5p:2x2x4",
+        help="here, cpu, gpu:h100 (rtx4090, l4, t4 …), gpu:h100:8, gpu:24GB, or a TPU slice: v5e:2x2, v5litepod-8",
     )
     parser.add_argument("--estimate", action="store_true", help="estimate the memory, compile nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse(argv)
     if options.topology is None:
-        raise InputError("--topology is not given; give one such as cpu, gpu:h100 or v5e:2x2")
+        raise InputError("--topology is not given; give one such as here, gpu:rtx4090, gpu:24GB or v5litepod-8")
     config = make_run(read_run(options))
 
     from phi3_jax.performance.plan import make_plan, print_plan

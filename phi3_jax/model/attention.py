@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from phi3_jax.model.blocks import SPLASH_BLOCK
 from phi3_jax.model.flash import flash_attention, visible
-from phi3_jax.parallel.mesh import ambient_mesh, platform
+from phi3_jax.parallel.mesh import ambient_mesh, is_before_ampere, platform
 from phi3_jax.parallel.sharding import RULES, check_tensor_axis
 from phi3_jax.system.errors import InputError
 
@@ -96,6 +96,8 @@ def _refusal(kind: str, q: Array) -> str | None:
         return None
     if device != "gpu":
         return f"runs on NVIDIA GPUs, and this is a {device}"
+    if is_before_ampere():
+        return "runs on NVIDIA GPUs from Ampere on, and this one is older"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 or float16, and the model is {q.dtype}"
     if head_dim > 128 or head_dim % 8:

@@ -20,18 +20,23 @@ class Hardware:
             bfloat16 (T4, V100). Where a maker gives a figure with sparsity alone, half of it.
         bandwidth: bytes/s of its memory.
         memory: bytes of its memory.
-        source: where the three figures stand.
+        source: where the figures stand.
+        float32: FLOP/s in float32 of a device that has no bfloat16, in which XLA then multiplies bfloat16; None of
+            the others.
     """
 
     flops: float
     bandwidth: float
     memory: int
     source: str
+    float32: float | None = None
 
 
 _AMPERE = "NVIDIA A100 data sheet, system specifications"
 _HOPPER = "NVIDIA H100 data sheet, technical specifications, half of what is given with sparsity"
 _H200 = "NVIDIA H200 data sheet, specifications, half of what is given with sparsity"
+_ADA = "NVIDIA Ada GPU Architecture white paper, appendix A, bfloat16, without sparsity"
+_GA102 = "NVIDIA Ampere GA102 white paper, appendix A, bfloat16, without sparsity"
 _VOLTA = "NVIDIA V100 data sheet, specifications, deep learning (float16)"
 _TPU = "Google Cloud documentation, {}, table of key specifications"
 # Of these a chip is two devices, one for each of its cores; of other TPUs a chip is one.
@@ -51,20 +56,25 @@ HARDWARE: dict[str, Hardware] = {
     "NVIDIA A100 80GB PCIe": Hardware(312e12, 1.935e12, 80 * GB, f"{_AMPERE}, column 80GB PCIe"),
     "NVIDIA A100-PCIE-40GB": Hardware(312e12, 1.555e12, 40 * GB, f"{_AMPERE}, edition of 2021, column 40GB PCIe"),
     "NVIDIA A10G": Hardware(70e12, 0.6e12, 24 * GB, "NVIDIA A10G data sheet, specifications, without sparsity"),
+    "NVIDIA A10": Hardware(125e12, 0.6e12, 24 * GB, "NVIDIA A10 data sheet, specifications, without sparsity"),
     "NVIDIA L40S": Hardware(362e12, 0.864e12, 48 * GB, "NVIDIA L40S data sheet, specifications, no sparsity"),
     "NVIDIA L40": Hardware(181e12, 0.864e12, 48 * GB, "NVIDIA L40 data sheet, specifications, no sparsity"),
     "NVIDIA L4": Hardware(121e12, 0.3e12, 24 * GB, "NVIDIA L4 data sheet, specifications, half with sparsity"),
-    "NVIDIA GeForce RTX 4090": Hardware(
-        165.2e12, 1.008e12, 24 * GB, "NVIDIA Ada GPU Architecture white paper, appendix A, bfloat16, without sparsity"
+    "NVIDIA RTX 6000 Ada Generation": Hardware(364.2e12, 0.96e12, 48 * GB, _ADA),
+    "NVIDIA RTX A6000": Hardware(154.8e12, 0.768e12, 48 * GB, _GA102),
+    "NVIDIA GeForce RTX 5090": Hardware(
+        209.5e12,
+        1.792e12,
+        32 * GB,
+        "NVIDIA RTX Blackwell GPU Architecture white paper, appendix A, bfloat16, without sparsity",
     ),
-    "NVIDIA GeForce RTX 3090": Hardware(
-        71e12, 0.936e12, 24 * GB, "NVIDIA Ampere GA102 white paper, appendix A, bfloat16, without sparsity"
-    ),
-    "Tesla T4": Hardware(65e12, 0.32e12, 16 * GB, "NVIDIA T4 data sheet, specifications, mixed precision"),
-    "Tesla V100-SXM2-16GB": Hardware(125e12, 0.9e12, 16 * GB, f"{_VOLTA}, column SXM2"),
-    "Tesla V100-SXM2-32GB": Hardware(125e12, 0.9e12, 32 * GB, f"{_VOLTA}, column SXM2"),
-    "Tesla V100-PCIE-16GB": Hardware(112e12, 0.9e12, 16 * GB, f"{_VOLTA}, column PCIe"),
-    "Tesla V100-PCIE-32GB": Hardware(112e12, 0.9e12, 32 * GB, f"{_VOLTA}, column PCIe"),
+    "NVIDIA GeForce RTX 4090": Hardware(165.2e12, 1.008e12, 24 * GB, _ADA),
+    "NVIDIA GeForce RTX 3090": Hardware(71e12, 0.936e12, 24 * GB, _GA102),
+    "Tesla T4": Hardware(65e12, 0.32e12, 16 * GB, "NVIDIA T4 data sheet, specifications, mixed precision", 8.1e12),
+    "Tesla V100-SXM2-16GB": Hardware(125e12, 0.9e12, 16 * GB, f"{_VOLTA}, column SXM2", 15.7e12),
+    "Tesla V100-SXM2-32GB": Hardware(125e12, 0.9e12, 32 * GB, f"{_VOLTA}, column SXM2", 15.7e12),
+    "Tesla V100-PCIE-16GB": Hardware(112e12, 0.9e12, 16 * GB, f"{_VOLTA}, column PCIe", 14e12),
+    "Tesla V100-PCIE-32GB": Hardware(112e12, 0.9e12, 32 * GB, f"{_VOLTA}, column PCIe", 14e12),
     "TPU v2": Hardware(23e12, 0.35e12, 8 * GiB, _TPU_CORE.format("TPU v2")),
     "TPU v3": Hardware(61.5e12, 0.45e12, 16 * GiB, _TPU_CORE.format("TPU v3")),
     "TPU v4": Hardware(275e12, 1.2e12, 32 * GiB, _TPU.format("TPU v4")),

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import total_memory
 
@@ -93,6 +94,15 @@ def platform() -> str:
     device = getattr(mesh, "abstract_device", None)
     name = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def is_before_ampere() -> bool:
+    """Whether the program being traced is for an NVIDIA GPU older than Ampere, which has no bfloat16."""
+    planned, here = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None), jax.devices()[0]
+    kind = planned.device_kind if planned is not None else here.device_kind
+    if (peaks := hardware(kind)) is not None:
+        return peaks.float32 is not None
+    return kind == here.device_kind and float(getattr(here, "compute_capability", "inf")) < 8
 
 
 def auto_dtype(dtype: str) -> str:

@@ -8,21 +8,19 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.model.leaves import model_leaves
-from phi3_jax.parallel.hardware import GiB
+from phi3_jax.parallel.hardware import GiB, hardware
 from phi3_jax.parallel.mesh import mesh_shape
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.compile import Compiled, compile_elsewhere, has_libtpu
 from phi3_jax.performance.memory import Estimator, Memory
 from phi3_jax.performance.step_time import StepTime, step_time
 from phi3_jax.performance.suggest import Alternative, alternatives
-from phi3_jax.performance.topology import Topology, parse_topology
+from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, parse_topology
 from phi3_jax.training.checks import check_length, check_mesh
 
 GET_LIBTPU = 'pip install -e ".[tpu]"'
 # How far an estimate was from the compiled step's memory, see docs/plan.md.
 ESTIMATE_MARGIN = 0.15
-# What JAX takes of a GPU's memory unless told otherwise.
-JAX_GPU_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,13 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"JAX takes {JAX_GPU_SHARE:.0%} of a GPU's memory unless told otherwise, and this is {share:.0%}: set "
             "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+        )
+    peaks = hardware(plan.topology.device_kind)
+    if peaks is not None and peaks.float32 is not None and plan.run.model.dtype == "bfloat16":
+        notes.append(
+            f"{plan.topology.device_kind} has no bfloat16, which XLA computes in float32, at {peaks.float32 / 1e12:g} "
+            f"TFLOP/s in place of {peaks.flops / 1e12:g}: model.dtype float16 is faster, in which numbers above 65,504 "
+            "are infinite"
         )
     return notes
 

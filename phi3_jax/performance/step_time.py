@@ -12,7 +12,7 @@ import numpy as np
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model.products import project
-from phi3_jax.parallel.hardware import HARDWARE
+from phi3_jax.parallel.hardware import hardware
 from phi3_jax.parallel.mesh import pass_rows
 from phi3_jax.performance.topology import Topology
 from phi3_jax.training.flops import matmul_parameters, step_flops
@@ -96,9 +96,14 @@ def _rate(run: RunConfig, topology: Topology) -> tuple[float | None, tuple[float
         return rate, shares, f"{_percent(shares)} of {what}, recomputation counted"
     if run.model.dtype == "float32":
         return None, UTILISATION, "no basis: peaks are known for bfloat16 and float16; give model.dtype bfloat16"
-    peak, shares = HARDWARE[topology.device_kind].flops, UTILISATION
+    peaks, shares = hardware(topology.device_kind), UTILISATION
+    if peaks is None:
+        return None, shares, f"no basis: plan knows no peak of {topology.device_kind}"
+    peak = peaks.flops
+    if peaks.float32 is not None and run.model.dtype == "bfloat16":
+        peak = peaks.float32
     basis = (
-        f"{_percent(shares)} of the peak of {peak / 1e12:,.0f} TFLOP/s a device, recomputation counted and "
+        f"{_percent(shares)} of the peak of {peak / 1e12:,.3g} TFLOP/s a device, recomputation counted and "
         "communication not; published: 41% (LoRA of Llama-3-8B, one H100, NeMo AutoModel), 45% (Llama-3.1-8B, v6e, "
         "MaxText)"
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phi3_jax.parallel.hardware import HARDWARE, GiB
+from phi3_jax.parallel.hardware import GB, HARDWARE, GiB
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import total_memory
 
@@ -48,11 +48,18 @@ GPUS = {
     "a100": "NVIDIA A100-SXM4-80GB",
     "a100-40gb": "NVIDIA A100-SXM4-40GB",
     "a10g": "NVIDIA A10G",
+    "a10": "NVIDIA A10",
     "l40s": "NVIDIA L40S",
     "l40": "NVIDIA L40",
     "l4": "NVIDIA L4",
+    "t4": "Tesla T4",
+    "v100": "Tesla V100-SXM2-16GB",
+    "v100-32gb": "Tesla V100-SXM2-32GB",
+    "rtx5090": "NVIDIA GeForce RTX 5090",
     "rtx4090": "NVIDIA GeForce RTX 4090",
     "rtx3090": "NVIDIA GeForce RTX 3090",
+    "rtx6000-ada": "NVIDIA RTX 6000 Ada Generation",
+    "a6000": "NVIDIA RTX A6000",
 }
 # JAX's device_kind, and the bytes that XLA lets a program use, less than the device has.
 TPUS = {
@@ -63,10 +70,25 @@ TPUS = {
 }
 # Chips of these are wired in three dimensions, the others' in two.
 THREE_DIMENSIONS = ("v4", "v5p")
+# What Google calls slices: a name and a number, of chips or, where a chip has two, of cores.
+GOOGLE_NAMES = {"v5litepod": "v5e", "v5e": "v5e", "v6e": "v6e", "v5p": "v5p", "v4": "v4"}
+# Cloud TPU documentation, the tables of slices of each version: their shapes, by number of chips.
+_SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SHAPES_3D = (
+    *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x12", "8x8x16", "8x16x16"),
+    *("16x16x16", "16x16x24"),
+)
+HERE = "here"
+# What JAX takes of a GPU's memory unless told otherwise.
+JAX_GPU_SHARE = 0.75
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology of that name: `cpu`, `gpu:h100`, `gpu:h100:8` (or `gpu:h100x8`), `v5e:2x2`, `v5p:2x2x4`.
+    """The topology of that name.
+
+    `cpu`; `here`, the devices of this machine; `gpu:h100`, `gpu:h100:8` (or `gpu:h100x8`); `gpu:24GB`, of which
+    nothing but the memory is known; TPU slices by their shape, `v5e:2x2`, `v5p:2x2x4`, or by Google's names,
+    `v5litepod-8`, `v6e-8`, `v5p-8`.
 
     Raises:
         InputError: For what is none, with a list of those that there are.
@@ -74,19 +96,49 @@ def parse_topology(name: str) -> Topology:
     text = name.strip().lower()
     if text == "cpu":
         return _cpu(name)
+    if text == HERE:
+        return _here()
     if gpu := re.fullmatch(r"gpu:([a-z0-9-]+?)(?:[:x]([1-9]\d*))?", text):
+        number = int(gpu[2] or 1)
         if gpu[1] in GPUS:
             kind = GPUS[gpu[1]]
-            return Topology(name, "gpu", kind, int(gpu[2] or 1), HARDWARE[kind].memory)
+            return Topology(name, "gpu", kind, number, HARDWARE[kind].memory)
+        if memory := re.fullmatch(r"([1-9]\d{0,3})(gi?b)", gpu[1]):
+            unit, size = {"gb": (GB, "GB"), "gib": (GiB, "GiB")}[memory[2]], int(memory[1])
+            return Topology(name, "gpu", f"GPU of {size} {unit[1]}", number, size * unit[0])
     elif (tpu := re.fullmatch(r"(v\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text)) and tpu[1] in TPUS:
-        kind, limit = TPUS[tpu[1]]
-        bounds = tuple(int(size) for size in tpu[2].split("x"))
-        _check_bounds(name, tpu[1], bounds)
-        return Topology(name, "tpu", kind, math.prod(bounds), int(limit), bounds)
+        return _tpu_slice(name, tpu[1], tpu[2])
+    elif (tpu := re.fullmatch(r"(v\w+)-(\d+)", text)) and tpu[1] in GOOGLE_NAMES:
+        return _google_slice(name, tpu[1], int(tpu[2]))
     raise InputError(
-        f"topology {name!r} is not known; give cpu, gpu:KIND or gpu:KIND:NUMBER with KIND one of {', '.join(GPUS)}, "
-        f"or a TPU slice such as v5e:1x1, v5e:2x2, v6e:4x4, v5p:2x2x4 ({', '.join(TPUS)})"
+        f"topology {name!r} is not known; give cpu, here, gpu:KIND or gpu:KIND:NUMBER with KIND one of "
+        f"{', '.join(GPUS)} or a memory such as 24GB, or a TPU slice, by shape such as v5e:2x2 or v5p:2x2x4 "
+        f"({', '.join(TPUS)}) or by Google's name such as v5litepod-8, v6e-8 or v5p-8"
     )
+
+
+def _tpu_slice(name: str, tpu: str, shape: str) -> Topology:
+    kind, limit = TPUS[tpu]
+    bounds = tuple(int(size) for size in shape.split("x"))
+    _check_bounds(name, tpu, bounds)
+    return Topology(name, "tpu", kind, math.prod(bounds), int(limit), bounds)
+
+
+def _google_slice(name: str, google: str, number: int) -> Topology:
+    """The slice that Google rents under that name."""
+    tpu = GOOGLE_NAMES[google]
+    shapes = _slices(tpu)
+    if number not in shapes:
+        what = "numbers are of cores, two a chip" if tpu in THREE_DIMENSIONS else "numbers are of chips"
+        sizes = ", ".join(f"{google}-{size}" for size in shapes)
+        raise InputError(f"topology {name!r}: there is no such slice; {what}: {sizes}; or give a shape: {tpu}:AxB")
+    return _tpu_slice(name, tpu, shapes[number])
+
+
+def _slices(tpu: str) -> dict[int, str]:
+    """Shapes by the number in Google's name."""
+    shapes, units = (_SHAPES_3D, 2) if tpu in THREE_DIMENSIONS else (_SHAPES_2D, 1)
+    return {units * math.prod(map(int, shape.split("x"))): shape for shape in shapes}
 
 
 def _check_bounds(name: str, tpu: str, bounds: tuple[int, ...]) -> None:
@@ -102,7 +154,10 @@ def _check_bounds(name: str, tpu: str, bounds: tuple[int, ...]) -> None:
 def larger(topology: Topology) -> list[tuple[str, int]]:
     """(name, devices) of some with more devices of the same kind; none for a CPU."""
     if topology.platform == "gpu":
-        kind = next(name for name, kind in GPUS.items() if kind == topology.device_kind)
+        kind = next((name for name, kind in GPUS.items() if kind == topology.device_kind), None)
+        if kind is None:  # by its memory alone
+            gigabytes, rest = divmod(topology.hbm, GB)
+            kind = f"{topology.hbm // GiB}GiB" if rest else f"{gigabytes}GB"
         return [(f"gpu:{kind}:{number}", number) for number in (2, 4, 8) if number > topology.devices]
     if topology.platform == "cpu":
         return []
@@ -136,3 +191,25 @@ def _cpu(name: str) -> Topology:
 
     devices = jax.local_device_count("cpu")
     return Topology(name, "cpu", "cpu", devices, total_memory() // devices)
+
+
+def _here() -> Topology:
+    """The devices of this machine, as JAX sees them."""
+    import jax
+
+    devices = jax.local_devices()
+    first = devices[0]
+    if first.platform == "cpu":
+        return _cpu(HERE)
+    if first.platform == "tpu":
+        tpu = next((name for name, (kind, _) in TPUS.items() if kind == first.device_kind), None)
+        shape = _slices(tpu).get(len(devices) * (2 if tpu in THREE_DIMENSIONS else 1)) if tpu else None
+        if tpu is None or shape is None:
+            raise InputError(
+                f"plan knows no figures for {len(devices)} x {first.device_kind}; give a topology such as v5e:2x4"
+            )
+        return _tpu_slice(f"{tpu}:{shape}", tpu, shape)
+    known, stats = HARDWARE.get(first.device_kind), first.memory_stats() or {}
+    # What JAX lets arrays take is less than there is, and unlike it from run to run.
+    memory = known.memory if known else int(stats.get("bytes_limit", 0) / JAX_GPU_SHARE)
+    return Topology(HERE, "gpu", first.device_kind, len(devices), memory)

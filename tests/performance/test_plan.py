@@ -5,11 +5,12 @@ import json
 import pytest
 
 from phi3_jax.cli import main
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.parallel.mesh import AXES
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
-from phi3_jax.performance.memory import state_bytes
+from phi3_jax.performance.memory import attention_of, state_bytes
 from phi3_jax.performance.plan import make_plan
-from phi3_jax.performance.step_time import step_time
+from phi3_jax.performance.step_time import UTILISATION, step_time
 from phi3_jax.performance.topology import parse_topology
 from tests.helpers.plans import MINI, SMALL, checkpoint, run_of
 
@@ -140,3 +141,27 @@ def test_a_compiler_that_fails_leaves_an_estimate_and_a_word(monkeypatch, small)
     found = make_plan(run, "cpu")
     assert found.compiled is None
     assert "status -9" in found.notes[0]
+
+
+def test_a_gpu_of_which_only_the_memory_is_known_has_no_time(small):
+    run, _ = run_of(SMALL, model={"name_or_path": small}, data={"max_length": 128})
+    found = make_plan(run, "gpu:24GB")
+    assert (found.fits, found.topology.hbm, found.time.seconds) == (True, 24 * GB, None)
+    assert "GPU of 24 GB" in found.time.basis
+
+
+@pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", 8.1e12), ("float16", 65e12)])
+def test_a_gpu_without_bfloat16_multiplies_it_in_float32(small, dtype, peak):
+    model = {"name_or_path": small, "dtype": dtype}
+    found = make_plan(run_of(SMALL, model=model, data={"max_length": 128})[0], "gpu:t4")
+    assert found.time.seconds[0] == pytest.approx(
+        found.time.tokens * found.time.computed_per_token / (UTILISATION[1] * peak)
+    )
+    assert any("float16 is faster" in note for note in found.notes) == (dtype == "bfloat16")
+    mesh = abstract_mesh(found.run, found.topology)
+    # cuDNN's attention is for Ampere and later.
+    assert attention_of(found.run, Phi3Config.from_dict(SMALL), mesh) == "chunked"
+    assert (
+        attention_of(found.run, Phi3Config.from_dict(SMALL), abstract_mesh(found.run, parse_topology("gpu:l4")))
+        == "cudnn"
+    )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from phi3_jax.performance.topology import parse_topology
+from phi3_jax.performance.topology import larger, parse_topology
+from phi3_jax.system.errors import InputError
 
 GB, GiB = 10**9, 2**30
 
@@ -17,8 +18,52 @@ GB, GiB = 10**9, 2**30
         ("v6e:1x1", "tpu", 1, 31.25 * GiB),
         ("v5p:2x2x4", "tpu", 16, 95.74 * GiB),
         ("V4:2x2x2", "tpu", 8, 30.75 * GiB),
+        ("gpu:t4", "gpu", 1, 16 * GB),
+        ("gpu:rtx5090:2", "gpu", 2, 32 * GB),
+        ("gpu:24GB", "gpu", 1, 24 * GB),
+        ("gpu:80gib:4", "gpu", 4, 80 * GiB),
+        # Google's numbers are of chips or, where a chip has two cores, of cores.
+        ("v5litepod-8", "tpu", 8, 15.75 * GiB),
+        ("v5e-1", "tpu", 1, 15.75 * GiB),
+        ("v6e-8", "tpu", 8, 31.25 * GiB),
+        ("v5p-8", "tpu", 4, 95.74 * GiB),
+        ("v4-64", "tpu", 32, 30.75 * GiB),
     ],
 )
 def test_topologies(name, platform, devices, limit):
     found = parse_topology(name)
     assert (found.platform, found.devices, found.hbm) == (platform, devices, int(limit))
+
+
+def test_googles_names_are_slices_of_its_shapes():
+    shapes = {"v5litepod-8": (2, 4), "v6e-16": (4, 4), "v5p-8": (2, 2, 1), "v5p-128": (4, 4, 4), "v4-32": (2, 2, 4)}
+    assert {name: parse_topology(name).bounds for name in shapes} == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5litepod-6", ("v5litepod-4", "v5litepod-8")),
+        ("v5p-4", ("two a chip", "v5p-8")),
+        ("gpu:24", ("24GB", "rtx4090")),
+        ("gpu:0GB", ("24GB",)),
+        ("v7x-8", ("v5litepod-8", "gpu:KIND")),
+    ],
+)
+def test_what_is_no_topology_is_told_those_that_there_are(name, words):
+    with pytest.raises(InputError) as error:
+        parse_topology(name)
+    assert all(word in str(error.value) for word in (name, *words)), error.value
+
+
+def test_here_is_this_machine():
+    assert parse_topology("here").platform == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("gpu:24GB", "gpu:24GB:2"), ("gpu:9GiB", "gpu:9GiB:2"), ("v6e-1", "v6e:2x2")]
+)
+def test_more_of_the_same_devices_have_names(name, first):
+    found = larger(parse_topology(name))
+    assert found[0][0] == first
+    assert all(parse_topology(other).hbm == parse_topology(name).hbm for other, _ in found)
