@@ -122,8 +122,7 @@ def _prepared(
     seed = config.training.seed
     if not files:
         prepared = prepare_data(config.data, tokenizer, seed=seed)
-        sets = {"train": prepared.train, "eval": prepared.eval}
-        return {name: rows for name, rows in sets.items() if rows is not None}, prepared.note
+        return prepared.sets, prepared.note
     alone = replace(config.data, eval=None, eval_split=None, eval_fraction=0.0)
     return {
         file: prepare_data(replace(alone, train=file), tokenizer, seed=seed).train for file in dict.fromkeys(files)

@@ -14,6 +14,8 @@ from phi3_jax.system.errors import InputError
 
 # What `data.train` and `data.eval` say of rows that a program has given in memory.
 TRAIN_IN_MEMORY, EVAL_IN_MEMORY = "train_dataset, in memory", "eval_dataset, in memory"
+# What stands in front of the names of an evaluation's figures; behind it the set's own name, where it has one.
+EVAL = "eval"
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,25 @@ class PeftSection(LoraConfig):
     full_finetuning: bool = False
 
 
+def _check_names(sets: dict[str, str]) -> None:
+    """Raises `InputError` for sets of evaluation rows that could not be told apart, or that are none."""
+    if not sets:
+        raise InputError("data.eval is {}, expected a source, or names with a source each; leave it out")
+    for name, source in sets.items():
+        if not isinstance(name, str) or not name.isprintable() or name.strip() != name or not name:
+            raise InputError(f"data.eval: {name!r} is no name for a set; give a word, which figures are called by")
+        if not isinstance(source, str) or not source.strip():
+            raise InputError(f"data.eval.{name} is {source!r}, expected a file, a folder or a hub dataset id")
+
+
 @dataclass(frozen=True)
 class DataSection:
     """Training and evaluation rows.
 
     Attributes:
         train: File (JSON, JSONL, Parquet, Arrow, CSV), folder of files, save_to_disk folder, or hub dataset id.
-        eval: The same for evaluation; or use eval_fraction.
+        eval: The same for evaluation, or several under names of yours, {chats: chats.jsonl, code: code.jsonl}, each of
+            which gives eval_NAME_loss and its kin; or use eval_fraction.
         eval_fraction: Share of the training rows held out, drawn by training.seed, when eval is not given.
         split: Split to train on, where the source has several.
         eval_split: Split to evaluate on, of data.eval or, if that is not given, of data.train.
@@ -99,7 +113,7 @@ class DataSection:
     """
 
     train: str | None = None
-    eval: str | None = None
+    eval: dict[str, str] | str | None = None
     eval_fraction: float = 0.0
     split: str = "train"
     eval_split: str | None = None
@@ -133,6 +147,8 @@ class DataSection:
                 f"data.shuffle_buffer_size is {self.shuffle_buffer_size}, but only rows that are streamed and shuffled "
                 "pass through a buffer; set data.streaming true, or leave it out"
             )
+        if isinstance(self.eval, dict):
+            _check_names(self.eval)
         if self.streaming and self.eval_fraction:
             raise InputError(
                 f"data.eval_fraction is {self.eval_fraction}, but of rows that are streamed no share can be drawn "
@@ -149,6 +165,25 @@ class DataSection:
     def has_eval(self) -> bool:
         """Whether there are evaluation rows."""
         return self.eval is not None or self.eval_split is not None or self.eval_fraction > 0
+
+    @property
+    def eval_sources(self) -> dict[str, str | None]:
+        """Where evaluation rows are from, by what stands in front of the names of their figures; None: as of `train`.
+
+        Example:
+            >>> DataSection(eval={"chats": "chats.jsonl"}).eval_sources
+            {'eval_chats': 'chats.jsonl'}
+            >>> DataSection(eval_split="test").eval_sources
+            {'eval': None}
+        """
+        if isinstance(self.eval, dict):
+            return {f"{EVAL}_{name}": source for name, source in self.eval.items()}
+        return {EVAL: self.eval} if self.has_eval else {}
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether any rows are given by a program."""
+        return self.train == TRAIN_IN_MEMORY or EVAL_IN_MEMORY in self.eval_sources.values()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import cast
 
+from phi3_jax.config.sections import EVAL as PREFIX
 from phi3_jax.config.sections import EVAL_IN_MEMORY, TRAIN_IN_MEMORY, DataSection
 from phi3_jax.data.columnar import Stored, read_iterable
 from phi3_jax.data.sources import Source
@@ -14,11 +15,14 @@ from phi3_jax.system.errors import InputError
 # or a function that gives one.
 GivenRows = Iterable[Mapping[str, object]] | Callable[[], Iterable[Mapping[str, object]]]
 
+# The same, or several sets by name.
+GivenSets = GivenRows | Mapping[str, GivenRows]
+
 TRAIN, EVAL = "train_dataset", "eval_dataset"
 _KINDS = ("Dataset", "IterableDataset", "DatasetDict", "IterableDatasetDict")
 
 
-def with_given_rows(data: DataSection, train: GivenRows | None, eval: GivenRows | None) -> DataSection:
+def with_given_rows(data: DataSection, train: GivenRows | None, eval: GivenSets | None) -> DataSection:
     """The section, saying which of its rows are given in memory.
 
     Raises:
@@ -39,16 +43,32 @@ def with_given_rows(data: DataSection, train: GivenRows | None, eval: GivenRows 
         data = replace(data, train=TRAIN_IN_MEMORY)
     if eval is not None:
         names = [f"data.{name}" for name in ("eval", "eval_split", "eval_fraction") if getattr(data, name)]
-        if names and data.eval != EVAL_IN_MEMORY:
+        if names and EVAL_IN_MEMORY not in data.eval_sources.values():
             raise InputError(f"{EVAL} is given beside {' and '.join(names)}; keep one of them")
-        data = replace(data, eval=EVAL_IN_MEMORY)
-    for name, given, mark in ((TRAIN, train, TRAIN_IN_MEMORY), (EVAL, eval, EVAL_IN_MEMORY)):
-        if given is None and getattr(data, _key(name)) == mark:
+        data = replace(data, eval=dict.fromkeys(eval, EVAL_IN_MEMORY) if isinstance(eval, Mapping) else EVAL_IN_MEMORY)
+    for name, given, is_said in (
+        (TRAIN, train, data.train == TRAIN_IN_MEMORY),
+        (EVAL, eval, EVAL_IN_MEMORY in data.eval_sources.values()),
+    ):
+        if given is None and is_said:
             raise InputError(
                 f"data.{_key(name)} says that the rows were given in memory; give {name} again, or name a file"
             )
     data.require_train()
     return data
+
+
+def given_sets(given: GivenSets) -> dict[str, tuple[str, GivenRows]]:
+    """Evaluation rows in memory: of each set what stands in front of its figures' names, its name in messages, and it.
+
+    Example:
+        >>> rows = [{"text": "a"}]
+        >>> given_sets({"chats": rows}) == {"eval_chats": ("eval_dataset['chats']", rows)}
+        True
+    """
+    if isinstance(given, Mapping):
+        return {f"{PREFIX}_{name}": (f"{EVAL}[{name!r}]", rows) for name, rows in given.items()}
+    return {PREFIX: (EVAL, given)}
 
 
 def given_source(given: GivenRows, name: str) -> Source:
@@ -122,4 +142,4 @@ def _datasets_kind(given: object) -> str:
 
 
 def _key(name: str) -> str:
-    return name.removesuffix("_dataset")
+    return name.partition("_dataset")[0]

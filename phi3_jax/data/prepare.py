@@ -1,17 +1,17 @@
 """From the data section of a run to tokenised rows with loss masks."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from phi3_jax.config.sections import DataSection
+from phi3_jax.config.sections import EVAL, DataSection
 from phi3_jax.data.cache import cached_rows
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.collected import Collected
-from phi3_jax.data.memory import EVAL, TRAIN, GivenRows, given_source, with_given_rows
+from phi3_jax.data.memory import TRAIN, GivenRows, GivenSets, given_sets, given_source, with_given_rows
 from phi3_jax.data.packing import plan_epoch
 from phi3_jax.data.progress import watched
 from phi3_jax.data.row_arrays import from_arrays
@@ -32,12 +32,13 @@ class PreparedData:
 
     Attributes:
         train: The training rows.
-        eval: The evaluation rows; None where the run has none.
+        eval_sets: The sets of evaluation rows, by what stands in front of the names of their figures: `eval`, or
+            `eval_NAME` where they have names. Empty where the run has none.
         note: Why it has none, where that may surprise.
     """
 
     train: TokenizedRows
-    eval: TokenizedRows | None
+    eval_sets: Mapping[str, TokenizedRows]
     note: str | None = None
 
     @property
@@ -48,12 +49,16 @@ class PreparedData:
     @property
     def stats(self) -> dict[str, dict[str, object]]:
         """`DataStats` of each, as JSON-able dictionaries."""
-        parts = {"train": self.train, "eval": self.eval}
-        return {name: rows.stats.to_dict() for name, rows in parts.items() if rows is not None}
+        return {name: rows.stats.to_dict() for name, rows in self.sets.items()}
+
+    @property
+    def sets(self) -> dict[str, TokenizedRows]:
+        """All of them by name, the training rows first."""
+        return {"train": self.train, **self.eval_sets}
 
     def summary(self) -> str:
         """A few lines for the console."""
-        lines = [rows.stats.summary(name) for name, rows in (("train", self.train), ("eval", self.eval)) if rows]
+        lines = [rows.stats.summary(name) for name, rows in self.sets.items()]
         return "\n".join(lines if self.note is None else [*lines, self.note])
 
 
@@ -63,7 +68,7 @@ def prepare_data(
     *,
     seed: int,
     train: GivenRows | None = None,
-    eval: GivenRows | None = None,
+    eval: GivenSets | None = None,
 ) -> PreparedData:
     """Reads, renders and tokenises the rows of a run.
 
@@ -74,7 +79,7 @@ def prepare_data(
             `datasets.Dataset.train_test_split(eval_fraction, seed=seed)`.
         train: The training rows, where they are in memory: a `datasets.Dataset` or `IterableDataset`, dictionaries in a
             list or from a generator, or a function that makes one. Then `data.train` is not set.
-        eval: The same for evaluation.
+        eval: The same for evaluation, or several of them by name.
 
     Raises:
         InputError: For anything wrong with the section, the files or a row; see the modules `sources`, `formats` and
@@ -103,14 +108,14 @@ def prepare_data(
         train_rows, eval_rows, note = _read(data, train, eval, seed)
     return PreparedData(
         prepare_rows(train_rows, chat, keys, data, seed=seed),
-        prepare_rows(eval_rows, chat, keys, data, seed=seed) if eval_rows else None,
+        {name: prepare_rows(rows, chat, keys, data, seed=seed) for name, rows in eval_rows.items()},
         note,
     )
 
 
 def _read(
-    data: DataSection, train: GivenRows | None, eval: GivenRows | None, seed: int
-) -> tuple[list[Row], list[Row], str | None]:
+    data: DataSection, train: GivenRows | None, eval: GivenSets | None, seed: int
+) -> tuple[list[Row], dict[str, list[Row]], str | None]:
     """The training rows, the evaluation rows, and why there are none of these where that may surprise."""
     if train is None:
         sources = load_sources(data.require_train(), split=data.split, dataset_config=data.dataset_config)
@@ -118,13 +123,14 @@ def _read(
         sources = [given_source(train, TRAIN)]
     rows = _rows(sources, data)
     if data.eval_fraction > 0:
-        return *_split(rows, data, seed), None
+        rows, held_out = _split(rows, data, seed)
+        return rows, {EVAL: held_out}, None
     return rows, *evaluation_rows(data, eval, [source.name for source in sources])
 
 
 def evaluation_rows(
-    data: DataSection, given: GivenRows | None, train_names: Sequence[str]
-) -> tuple[list[Row], str | None]:
+    data: DataSection, given: GivenSets | None, train_names: Sequence[str]
+) -> tuple[dict[str, list[Row]], str | None]:
     """The rows of `data.eval` or `data.eval_split`, or those that are given in memory.
 
     Args:
@@ -133,20 +139,22 @@ def evaluation_rows(
         train_names: Of the sources that are trained on.
 
     Returns:
-        The rows, none where there is nothing to evaluate, and why there are none where that may surprise.
+        The sets as `PreparedData.eval_sets`, none where there is nothing to evaluate, and why there are none where that
+        may surprise.
     """
     if given is not None:
-        return _rows([given_source(given, EVAL)], data), None
-    if data.eval is None and data.eval_split is None:
-        return [], None
-    sources = load_sources(data.eval or data.require_train(), split=data.eval_split, dataset_config=data.dataset_config)
-    if data.eval is None and [source.name for source in sources] == list(train_names):
-        # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
-        return [], (
-            f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
-            "with data.eval_split null"
-        )
-    return _rows(sources, data), None
+        return {name: _rows([given_source(rows, said)], data) for name, (said, rows) in given_sets(given).items()}, None
+    sets = {}
+    for name, path in data.eval_sources.items():
+        sources = load_sources(path or data.require_train(), split=data.eval_split, dataset_config=data.dataset_config)
+        if path is None and [source.name for source in sources] == list(train_names):
+            # A recipe's split of a hub dataset, and the user's own file in that dataset's place.
+            return {}, (
+                f"no evaluation: {data.train} has no split {data.eval_split}; give data.eval, or data.eval_fraction "
+                "with data.eval_split null"
+            )
+        sets[name] = _rows(sources, data)
+    return sets, None
 
 
 def prepare_rows(

@@ -1,12 +1,12 @@
 """What a run trains and evaluates on: prepared before it starts, or streamed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data.chat import ChatTokenizer
-from phi3_jax.data.memory import GivenRows, with_given_rows
+from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
 from phi3_jax.data.pipeline import Batches, train_batches
 from phi3_jax.data.prepare import PreparedData, evaluation_rows, prepare_data, prepare_rows
 from phi3_jax.data.row_key import RowKeys
@@ -24,12 +24,12 @@ class StreamedData:
 
     Attributes:
         train: The training rows.
-        eval: The evaluation rows, which are prepared; None where the run has none.
+        eval_sets: The sets of evaluation rows, as of `PreparedData`, which are prepared.
         note: Why it has none, where that may surprise.
     """
 
     train: StreamedRows
-    eval: TokenizedRows | None
+    eval_sets: Mapping[str, TokenizedRows]
     note: str | None = None
 
     @property
@@ -40,13 +40,13 @@ class StreamedData:
     @property
     def stats(self) -> dict[str, dict[str, object]]:
         """`DataStats` of each, as JSON-able dictionaries; of training rows, those that have been trained on."""
-        parts = {"train": self.train.stats, **({"eval": self.eval.stats} if self.eval else {})}
+        parts = {"train": self.train.stats, **{name: rows.stats for name, rows in self.eval_sets.items()}}
         return {name: stats.to_dict() for name, stats in parts.items()}
 
     def summary(self) -> str:
         """A few lines for the console."""
-        lines = [self.train.summary(), self.eval.stats.summary("eval") if self.eval else None, self.note]
-        return "\n".join(line for line in lines if line is not None)
+        lines = [self.train.summary(), *(rows.stats.summary(name) for name, rows in self.eval_sets.items())]
+        return "\n".join(lines if self.note is None else [*lines, self.note])
 
 
 RunData = PreparedData | StreamedData
@@ -58,7 +58,7 @@ def load_data(
     *,
     seed: int,
     train: GivenRows | None = None,
-    eval: GivenRows | None = None,
+    eval: GivenSets | None = None,
     table_rows: int | None = None,
 ) -> RunData:
     """`prepare_data`, or where `data.streaming` is true only what must be done before training.
@@ -90,23 +90,20 @@ def load_data(
     if not data.streaming:
         prepared = prepare_data(data, tokenizer, seed=seed, train=train, eval=eval)
         if table_rows is not None:
-            check_vocabulary(_there(prepared.train, prepared.eval), tokenizer, table_rows)
+            check_vocabulary(list(prepared.sets.values()), tokenizer, table_rows)
         return prepared
     data = with_given_rows(data, train, eval)
     chat = ChatTokenizer.of_section(tokenizer, data)
     with together():
         stream = open_stream(data, train)
-        rows, note = evaluation_rows(data, eval, stream.names)
+        found, note = evaluation_rows(data, eval, stream.names)
         streamed = StreamedRows(stream, chat, data)
-    held_out = prepare_rows(rows, chat, RowKeys(tokenizer, data), data, seed=seed) if rows else None
+    keys = RowKeys(tokenizer, data)
+    held_out = {name: prepare_rows(rows, chat, keys, data, seed=seed) for name, rows in found.items()}
     if table_rows is not None:
-        check_vocabulary(_there(streamed.first, held_out), tokenizer, table_rows)
+        check_vocabulary([streamed.first, *held_out.values()], tokenizer, table_rows)
         streamed.check = partial(check_row_ids, table_rows=table_rows, tokenizer=tokenizer)
     return StreamedData(streamed, held_out, note)
-
-
-def _there(*sets: TokenizedRows | None) -> list[TokenizedRows]:
-    return [rows for rows in sets if rows is not None]
 
 
 def run_batches(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 
@@ -107,9 +107,24 @@ FORMS: Mapping[str, Form] = {
 }
 
 
+def set_and_figure(name: str) -> tuple[str, str]:
+    """Which set of evaluation rows a run's figure is of, empty where it has no name, and the figure.
+
+    Example:
+        >>> set_and_figure("eval_chats_token_accuracy"), set_and_figure("eval_loss")
+        (('chats', 'token_accuracy'), ('', 'loss'))
+    """
+    short = name.removeprefix("eval_")
+    if short == name or short in FORMS:
+        return "", short
+    known = max((figure for figure in FORMS if short.endswith(f"_{figure}")), key=len, default=None)
+    return ("", short) if known is None else (short.removesuffix(f"_{known}"), known)
+
+
 def figure_words(name: str) -> str:
     """A figure's name within a sentence: `"eval_token_accuracy"` is "token accuracy"."""
-    return words(name.removeprefix("eval_"))
+    of, figure = set_and_figure(name)
+    return f"{words(figure)} of {of}" if of else words(figure)
 
 
 def form_of(name: str) -> Form:
@@ -121,5 +136,9 @@ def form_of(name: str) -> Form:
     Example:
         >>> form_of("eval_token_accuracy").write(0.998), form_of("loss").signed(-0.25)
         ('99.8%', '-0.2500')
+        >>> form_of("eval_chats_loss").heading
+        'Loss of chats'
     """
-    return FORMS.get(name.removeprefix("eval_")) or Form(words(name), number)
+    of, figure = set_and_figure(name)
+    form = FORMS.get(figure) or Form(words(name), number)
+    return replace(form, heading=f"{form.heading} of {of}") if of else form

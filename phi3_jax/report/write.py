@@ -8,7 +8,7 @@ from phi3_jax.report.answers import Sample, grouped
 from phi3_jax.report.chart import Chart, Series, line_chart
 from phi3_jax.report.data import described, points, speed
 from phi3_jax.report.figures import Compared, comparison, tiles
-from phi3_jax.report.forms import last_name, value_text
+from phi3_jax.report.forms import last_name, set_and_figure, value_text
 from phi3_jax.report.page import write_page
 
 
@@ -185,9 +185,11 @@ def _curves(history: Sequence[Mapping[str, object]]) -> list[_Curve]:
     """The curves of training, those that have a point."""
     evaluation = "evaluation", "eval"
     drawn = []
+    sets = [name for name in dict.fromkeys(set_and_figure(key)[0] for row in history for key in row) if name]
     for heading, log, lines in (
         ("Loss", True, (("training", "train", "loss"), (*evaluation, "eval_loss"))),
         ("Token accuracy", False, ((*evaluation, "eval_token_accuracy"),)),
+        *((f"Loss of {name}", True, ((*evaluation, f"eval_{name}_loss"),)) for name in sets),
         ("Learning rate", False, (("learning rate", "rate", "learning_rate"),)),
         ("Gradient norm", True, (("gradient norm", "train", "grad_norm"),)),
     ):

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from phi3_jax.report.forms import figure_words, form_of
+from phi3_jax.report.forms import figure_words, form_of, set_and_figure, words
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import printable
 from phi3_jax.training.evaluation import EvalFigures
@@ -43,9 +43,13 @@ class RunConsole:
     def figures(self, row: Row, total: int) -> None:
         """Shows a row of metrics: in the bar, or as a line of its own."""
         if "eval_loss" in row:
-            names = ("eval_loss", "eval_perplexity", "eval_token_accuracy")
-            text = ", ".join(f"{figure_words(name)} {form_of(name).write(row[name])}" for name in names)
-            self.print(f"step {row['step']}/{total}  evaluation: {text}")
+            for of in dict.fromkeys(set_and_figure(name)[0] for name in row if name.startswith("eval_")):
+                prefix = f"eval_{of}_" if of else "eval_"
+                text = ", ".join(
+                    f"{words(name)} {form_of(name).write(row[f'{prefix}{name}'])}"
+                    for name in ("loss", "perplexity", "token_accuracy")
+                )
+                self.print(f"step {row['step']}/{total}  evaluation{f' of {of}' if of else ''}: {text}")
             return
         loss = f"loss {row['loss']:.4f}" if "loss" in row else "all steps skipped"
         text = f"{loss}  {row['tokens_per_second']:,.0f} tokens/s"

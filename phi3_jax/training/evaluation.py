@@ -1,13 +1,15 @@
 """What a model makes of the evaluation set: loss, perplexity, accuracy, and answers to its questions."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from phi3_jax.config.sections import EVAL
 from phi3_jax.data.batch import DeviceBatch
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation import GenerationConfig, answer_prompts
@@ -23,54 +25,97 @@ _SAMPLES = 1000
 Prompt = tuple[Sequence[int], str]  # the tokens up to the answer, and the answer that the data gives
 
 
-class EvalFigures(TypedDict, total=False):
-    """What an evaluation gives, with 95% bootstrap intervals over rows.
+# What an evaluation gives, with 95% bootstrap intervals over rows: `eval_loss`, the mean over target tokens;
+# `eval_perplexity`, its exponential; `eval_token_accuracy`, the share of target tokens that are the most likely ones;
+# `exact_match`, the share of answers equal to the reference; and of each `…_interval`, its lower and upper end. Of sets
+# with names the same for each, `eval_NAME_loss` and so on, beside those of all their rows together.
+EvalFigures = dict[str, float | list[float]]
+
+
+def value(figures: EvalFigures, name: str) -> float:
+    """A figure that is one number.
+
+    Example:
+        >>> value({"eval_loss": 0.5, "eval_loss_interval": [0.4, 0.6]}, "eval_loss")
+        0.5
+    """
+    found = figures[name]
+    assert not isinstance(found, list), f"{name} is an interval"
+    return found
+
+
+class SetSums(NamedTuple):
+    """Sums of every row of a set, or of every sequence of packed rows, that has target tokens.
 
     Attributes:
-        eval_loss: mean over target tokens.
-        eval_perplexity: its exponential.
-        eval_token_accuracy: the share of target tokens that are the most likely ones.
-        exact_match: the share of answers equal to the reference.
-        eval_loss_interval: lower and upper end, as with the others.
+        losses: of its target tokens.
+        counts: how many these are.
+        correct: how many of them are the most likely ones.
     """
 
-    eval_loss: float
-    eval_perplexity: float
-    eval_token_accuracy: float
-    eval_loss_interval: list[float]
-    eval_perplexity_interval: list[float]
-    eval_token_accuracy_interval: list[float]
-    exact_match: float
-    exact_match_interval: list[float]
+    losses: Float[np.ndarray, "rows"]
+    counts: Float[np.ndarray, "rows"]
+    correct: Float[np.ndarray, "rows"]
 
 
-def evaluate_rows(
-    eval_step: EvalStep, trainable: Params, frozen: Params, batches: Iterable[DeviceBatch]
-) -> EvalFigures:
-    """Loss, perplexity and accuracy over all target tokens of the batches, with their intervals.
-
-    Raises:
-        InputError: where there is no target token.
-    """
+def _sum_rows(eval_step: EvalStep, trainable: Params, frozen: Params, batches: Iterable[DeviceBatch]) -> SetSums:
     sums = [eval_step(trainable, frozen, batch) for batch in batches]
     host = jax.device_get(sums)  # once, after everything was handed to the device
     losses, counts, correct = (np.concatenate(part).astype(np.float64) for part in zip(*host, strict=True))
-    count = counts.sum()
-    if count == 0:
-        raise InputError("the evaluation set has no target tokens; check data.loss_on and data.max_length")
     used = counts > 0  # the others are rows that fill up the last batch
-    low, high = bootstrap_interval(np.stack([losses, counts], axis=1)[used], samples=_SAMPLES)
+    return SetSums(losses[used], counts[used], correct[used])
+
+
+def figures_of(sets: Mapping[str, SetSums]) -> EvalFigures:
+    """Loss, perplexity and accuracy over all target tokens, with their intervals: of each set, and of all together.
+
+    Args:
+        sets: by what stands in front of the names of their figures; alone that is `eval`.
+
+    Example:
+        >>> one, other = (SetSums(*np.array([[loss], [2.0], [1.0]])) for loss in (2.0, 4.0))
+        >>> found = figures_of({"eval_chats": one, "eval_code": other})
+        >>> found["eval_chats_loss"], found["eval_code_loss"], found["eval_loss"], found["eval_token_accuracy"]
+        (1.0, 2.0, 1.5, 0.5)
+    """
+    together = SetSums(*(np.concatenate(part) for part in zip(*sets.values(), strict=True)))
+    figures: EvalFigures = {}
+    for prefix, sums in {EVAL: together, **sets}.items():
+        figures |= {f"{prefix}_{name}": found for name, found in _figures(sums).items()}
+    return figures
+
+
+def _figures(sums: SetSums) -> EvalFigures:
+    losses, counts, correct = sums
+    count = counts.sum()
+    low, high = bootstrap_interval(np.stack([losses, counts], axis=1), samples=_SAMPLES)
     loss = math.fsum(losses) / count
     return {
-        "eval_loss": loss,
-        "eval_perplexity": _perplexity(loss),
-        "eval_token_accuracy": float(correct.sum() / count),
-        "eval_loss_interval": [low, high],
-        "eval_perplexity_interval": [_perplexity(low), _perplexity(high)],
-        "eval_token_accuracy_interval": list(
-            bootstrap_interval(np.stack([correct, counts], axis=1)[used], samples=_SAMPLES)
-        ),
+        "loss": loss,
+        "perplexity": _perplexity(loss),
+        "token_accuracy": float(correct.sum() / count),
+        "loss_interval": [low, high],
+        "perplexity_interval": [_perplexity(low), _perplexity(high)],
+        "token_accuracy_interval": list(bootstrap_interval(np.stack([correct, counts], axis=1), samples=_SAMPLES)),
     }
+
+
+def evaluate_rows(
+    eval_step: EvalStep, trainable: Params, frozen: Params, sets: Mapping[str, Iterable[DeviceBatch]]
+) -> EvalFigures:
+    """The figures of all batches of some sets, as of `figures_of`.
+
+    Raises:
+        InputError: where a set has no target token.
+    """
+    sums = {}
+    for prefix, batches in sets.items():
+        found = _sum_rows(eval_step, trainable, frozen, batches)
+        if not len(found.counts):
+            name = f" {prefix.removeprefix(f'{EVAL}_')}" if prefix != EVAL else ""
+            raise InputError(f"the evaluation set{name} has no target tokens; check data.loss_on and data.max_length")
+        sums[prefix] = found
+    return figures_of(sums)
 
 
 def _perplexity(loss: float) -> float:
@@ -112,12 +157,19 @@ def _by_row(rows: Sequence[int], sums: RowSums) -> Iterator[tuple[int, tuple[flo
         yield row, (float(losses[place]), int(counts[place]), int(correct[place]))
 
 
-def choose_prompts(
-    prompts: Sequence[tuple[Sequence[int] | Int[np.ndarray, "length"], str]], number: int, longest: int
-) -> list[Prompt]:
-    """The first `number` prompts of at most `longest` tokens."""
-    chosen = [prompt for prompt in prompts if 0 < len(prompt[0]) <= longest][:number]
-    return [(np.asarray(ids).tolist(), answer) for ids, answer in chosen]
+RowPrompt = tuple[Sequence[int] | Int[np.ndarray, "length"], str]
+
+
+def choose_prompts(sets: Iterable[Sequence[RowPrompt]], number: int, longest: int) -> list[Prompt]:
+    """The first `number` prompts of at most `longest` tokens, of each set in turn.
+
+    Example:
+        >>> choose_prompts([[([1], "a"), ([2], "b"), ([3], "c")], [([4], "d")]], 3, 8)
+        [([1], 'a'), ([4], 'd'), ([2], 'b')]
+    """
+    fitting = [[prompt for prompt in prompts if 0 < len(prompt[0]) <= longest][:number] for prompts in sets]
+    in_turn = [prompt for prompt in chain.from_iterable(zip_longest(*fitting)) if prompt is not None]
+    return [(np.asarray(ids).tolist(), answer) for ids, answer in in_turn[:number]]
 
 
 def answer(

@@ -1,6 +1,7 @@
 """A run's evaluations: its own rows and prompts, on its devices, with the weights as they are."""
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.config.sections import EVAL
 from phi3_jax.data import eval_batches
 from phi3_jax.data.batch import DeviceBatch, HostBatch
 from phi3_jax.data.pipeline import eval_order
@@ -29,28 +30,33 @@ class Evaluator:
         self._run, self._job, self._signals = run, job, signals
         self._batch_size = job.devices.batch_size(run.training.per_device_eval_batch_size)
         self.step = make_eval_step(job.graph, job.dtype)
-        self.wanted = job.data.eval is not None and run.training.eval_strategy != "no"
+        self.wanted = bool(job.data.eval_sets) and run.training.eval_strategy != "no"
 
     def figures(self, trainable: Params) -> EvalFigures:
-        """Loss, perplexity and accuracy over the evaluation rows."""
+        """Loss, perplexity and accuracy over the evaluation rows, of each set by itself too where they have names."""
         job, size = self._job, self._batch_size
-        assert job.data.eval is not None
-        batches = eval_batches(
-            job.data.eval, self._run.data, batch_size=size, part=job.devices.rows_here(size), pad_id=job.pad_id
-        )
+        here = job.devices.rows_here(size)
 
         def put(batch: HostBatch) -> DeviceBatch:
             self._signals.check()
             return job.devices.put(batch, size)
 
-        return evaluation.evaluate_rows(self.step, trainable, job.frozen, map(put, batches))
+        sets = {
+            name: map(put, eval_batches(rows, self._run.data, batch_size=size, part=here, pad_id=job.pad_id))
+            for name, rows in job.data.eval_sets.items()
+        }
+        return evaluation.evaluate_rows(self.step, trainable, job.frozen, sets)
 
     def why_not_finite(self, trainable: Params) -> str:
         """Which rows a loss that is not finite comes from, in words."""
-        rows, data = self._job.data.eval, self._run.data
-        assert rows is not None
-        suspects = Suspects(self._job, data, self.step, rows, self._batch_size)
-        return suspects.describe(trainable, eval_order(rows, data))
+        data, found = self._run.data, []
+        for name, rows in self._job.data.eval_sets.items():
+            suspects = Suspects(self._job, data, self.step, rows, self._batch_size)
+            order = eval_order(rows, data)
+            if suspects.among(trainable, order) or len(self._job.data.eval_sets) == 1:
+                of = "" if name == EVAL else f"{name}: "
+                found.append(f"{of}{suspects.describe(trainable, order)}")
+        return "; ".join(found) or "the loss of each row by itself is finite"
 
     def answers(self, trainable: Params) -> list[str]:
         """Answers to the run's prompts; none where there are none."""

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data.memory import GivenRows
+from phi3_jax.data.memory import GivenRows, GivenSets
 from phi3_jax.data.run_data import RunData, load_data
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation import end_token_ids, padding_id
@@ -116,13 +116,13 @@ class RunJob(Job):
     revision: str | None
 
 
-def load_job(run: RunConfig, *, train: GivenRows | None = None, eval: GivenRows | None = None) -> RunJob:
+def load_job(run: RunConfig, *, train: GivenRows | None = None, eval: GivenSets | None = None) -> RunJob:
     """Loads checkpoint and data.
 
     Args:
         run: says what.
         train: the training rows, where they are in memory.
-        eval: the evaluation rows, where they are.
+        eval: the evaluation rows, where they are, or sets of them by name.
 
     Raises:
         InputError: for whatever is wrong with them.
@@ -167,7 +167,7 @@ def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
 
 
 def _prompts(run: RunConfig, data: RunData, positions: int) -> list[Prompt]:
-    if data.eval is None or run.training.eval_strategy == "no":
+    if not data.eval_sets or run.training.eval_strategy == "no":
         return []
     longest = positions - run.training.eval_max_new_tokens
-    return choose_prompts(data.eval.prompts, run.training.eval_generations, longest)
+    return choose_prompts([rows.prompts for rows in data.eval_sets.values()], run.training.eval_generations, longest)

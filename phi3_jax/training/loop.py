@@ -9,7 +9,7 @@ import jax
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data import preview
-from phi3_jax.data.memory import GivenRows, with_given_rows
+from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
 from phi3_jax.data.run_data import first_rows, run_batches
 from phi3_jax.data.streaming import StreamedRows
 from phi3_jax.lora import format_parameter_table
@@ -23,6 +23,7 @@ from phi3_jax.training import endings, results
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
+from phi3_jax.training.evaluation import value
 from phi3_jax.training.evaluator import Evaluator
 from phi3_jax.training.flops import step_flops
 from phi3_jax.training.folder import RunFolder
@@ -40,7 +41,7 @@ Results = dict[str, Any]  # numbers, and pairs of numbers for intervals; Any, so
 WARM_UP_STEPS = 20
 
 
-def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_dataset: GivenRows | None = None) -> Results:
+def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_dataset: GivenSets | None = None) -> Results:
     """Fine-tunes as `run` says; writes config.yaml, metrics.jsonl, checkpoints/, adapter/ (or model/),
     the result files and report.html under `training.output_dir`.
 
@@ -54,7 +55,7 @@ def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_datase
         run: everything about it: model, adapter, data, training.
         train_dataset: rows in memory, in place of `data.train`: a `datasets.Dataset` or `IterableDataset`,
             dictionaries in a list or from a generator, or a function that makes such. To resume, give the same again.
-        eval_dataset: the same for evaluation, in place of `data.eval`.
+        eval_dataset: the same for evaluation, in place of `data.eval`; or several of them by name.
 
     Returns:
         What all_results.json holds: `train_loss`, and with an evaluation set `eval_loss`, `eval_perplexity`,
@@ -362,12 +363,13 @@ class Trainer:
         """Writes a line of figures and remembers them under `name`; returns the loss."""
         progress, trainable = self.progress, self.state.trainable
         figures = self.evaluator.figures(trainable)
-        if not math.isfinite(figures["eval_loss"]):
+        loss = value(figures, "eval_loss")
+        if not math.isfinite(loss):
             self._stop(f"the evaluation's loss is not finite: {self.evaluator.why_not_finite(trainable)}")
         progress.evaluations[name], progress.evaluated_step = figures, progress.step
-        numbers = {key: value for key, value in figures.items() if isinstance(value, float)}
+        numbers = {key: found for key, found in figures.items() if isinstance(found, float)}
         self._write({"step": progress.step, "epoch": self.batches.epochs_at(progress.step), **numbers})
-        return figures["eval_loss"]
+        return loss
 
     # Numbers that are not finite.
 

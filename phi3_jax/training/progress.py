@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from phi3_jax.training.evaluation import EvalFigures
+from phi3_jax.training.evaluation import EvalFigures, value
 from phi3_jax.training.metrics import Row
 from phi3_jax.training.step import Window
 
@@ -92,7 +92,7 @@ class Progress:
     def rank(self) -> bool:
         """Whether the last evaluation's loss is the lowest so far."""
         last, best = self.evaluations["last"], self.evaluations.get("best")
-        if best is not None and last["eval_loss"] >= best["eval_loss"]:
+        if best is not None and value(last, "eval_loss") >= value(best, "eval_loss"):
             self.waited += 1
             return False
         self.evaluations["best"], self.best_step, self.waited = last, self.step, 0

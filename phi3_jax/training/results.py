@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 
 from phi3_jax.config.run import RunConfig
-from phi3_jax.config.sections import EVAL_IN_MEMORY, TRAIN_IN_MEMORY
 from phi3_jax.hf.save import save_model
 from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
@@ -90,7 +89,7 @@ def report(
         figures: those of training.
     """
     folder = Path(run.training.output_dir)
-    in_memory = run.data.train == TRAIN_IN_MEMORY or run.data.eval == EVAL_IN_MEMORY
+    again = [] if run.data.in_memory else ["phi3-jax", "train", "--config", str(folder / "config.yaml")]
     write_report(
         folder / "report.html",
         run_config=run.to_dict(),
@@ -102,7 +101,7 @@ def report(
         parameter_table=[(row.module, row.count) for row in job.table.rows],
         versions=versions(),
         # Rows in memory are in no file that a command could read.
-        command=command_line([] if in_memory else ["phi3-jax", "train", "--config", str(folder / "config.yaml")]),
+        command=command_line(again),
         train_results=figures,
         memory=peak_memory(),
     )

@@ -65,7 +65,7 @@ def test_the_second_start_takes_what_the_first_has_made(chats, folder, made, cap
     assert made == [2, 1]
     assert len(entries(folder)) == 2
     assert same(first.train, second.train)
-    assert same(first.eval, second.eval)
+    assert same(first.eval_sets["eval"], second.eval_sets["eval"])
     assert second.train.stats.notices  # what is to be said is said again
     assert not second.train.input_ids.flags.writeable
     said = capfd.readouterr().err.splitlines()

@@ -67,11 +67,37 @@ def test_media_of_a_stream_stay_closed():
 def test_evaluation_rows_beside_any_training_rows(chats):
     data = chats(*ROWS)
     prepared = prepare_data(data, tiny_tokenizer(), seed=0, eval=table(ROWS[:2]))
-    assert (len(prepared.train), len(prepared.eval), prepared.eval.where(0)) == (5, 2, "eval_dataset, row 1")
+    assert (len(prepared.train), list(prepared.eval_sets)) == (5, ["eval"])
+    given = prepared.eval_sets["eval"]
+    assert (len(given), given.where(0)) == (2, "eval_dataset, row 1")
     held_out = prepare_data(DataSection(eval_fraction=0.4), tiny_tokenizer(), seed=0, train=ROWS)
-    assert (len(held_out.train), len(held_out.eval)) == (3, 2)
+    assert (len(held_out.train), len(held_out.eval_sets["eval"])) == (3, 2)
     from_file = prepare_data(DataSection(eval=data.train), tiny_tokenizer(), seed=0, train=iter(ROWS[:1]))
-    assert (len(from_file.train), len(from_file.eval)) == (1, 5)
+    assert (len(from_file.train), len(from_file.eval_sets["eval"])) == (1, 5)
+
+
+def test_several_sets_by_name_each_by_itself(chats):
+    """A mapping, or the splits of a data set; config.yaml names them, and takes the same again."""
+    splits = datasets.DatasetDict(chats=table(ROWS[:2]), code=table(ROWS[2:]))
+    for given in ({"chats": ROWS[:2], "code": lambda: iter(ROWS[2:])}, splits):
+        prepared = prepare_data(DataSection(), tiny_tokenizer(), seed=0, train=ROWS, eval=given)
+        found = {name: (len(rows), rows.where(0)) for name, rows in prepared.eval_sets.items()}
+        assert found == {
+            "eval_chats": (2, "eval_dataset['chats'], row 1"),
+            "eval_code": (3, "eval_dataset['code'], row 1"),
+        }
+        said = with_given_rows(DataSection(), ROWS, given)
+        assert said.eval == {"chats": "eval_dataset, in memory", "code": "eval_dataset, in memory"}
+        assert with_given_rows(said, ROWS, given) == said
+        with pytest.raises(InputError, match="data.eval says that the rows were given in memory"):
+            with_given_rows(said, ROWS, None)
+    file = chats(*ROWS).train
+    prepared = prepare_data(DataSection(train=file, eval={"same": file, "again": file}), tiny_tokenizer(), seed=0)
+    assert list(prepared.stats) == ["train", "eval_same", "eval_again"]
+    with pytest.raises(InputError, match=r"eval_dataset\['a'\], row 1: is a str.*named columns"):
+        prepare_data(DataSection(), tiny_tokenizer(), seed=0, train=ROWS, eval={"a": ["text"]})
+    with pytest.raises(InputError, match="data.eval is {}, expected a source"):
+        prepare_data(DataSection(), tiny_tokenizer(), seed=0, train=ROWS, eval={})
 
 
 @pytest.mark.parametrize(

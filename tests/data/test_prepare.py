@@ -30,7 +30,7 @@ def test_rows_masks_and_statistics(chats):
     assert (ids.dtype, mask.dtype) == (np.int32, np.uint8)
     assert preview(prepared.train, tokenizer) == "<s><|user|> the hen<|end|><|assistant|>⟦12<|end|>⟧"
     stats = prepared.stats["train"]
-    assert prepared.eval is None
+    assert not prepared.eval_sets
     assert json.loads(json.dumps(stats)) == stats
     assert (stats["rows"], stats["skipped"], stats["truncated"], stats["dropped_turns"]) == (2, 0, 1, 1)
     assert stats["tokens"] == sum(len(ids) for ids, _ in prepared.train) == len(prepared.train.input_ids)
@@ -73,7 +73,7 @@ def test_sections_that_make_no_sense(chats):
 def test_the_held_out_rows_are_those_of_train_test_split(chats):
     data = chats(*({"prompt": str(i), "completion": f"a{i}"} for i in range(31)), eval_fraction=0.1)
     prepared = prepare_data(data, phi3_tokenizer(JULY), seed=1234)
-    held_out = {reference for _, reference in prepared.eval.prompts}
+    held_out = {reference for _, reference in prepared.eval_sets["eval"].prompts}
     table = datasets.Dataset.from_list([{"a": f"a{i}"} for i in range(31)]).train_test_split(0.1, seed=1234)
     assert held_out == set(table["test"]["a"])
     assert {reference for _, reference in prepared.train.prompts} == set(table["train"]["a"])
@@ -83,8 +83,8 @@ def test_evaluation_from_another_file_and_at_most_so_many_rows(chats, tmp_path):
     (tmp_path / "eval.jsonl").write_text(json.dumps({"messages": PAIR}) + "\n")
     data = chats(*[{"messages": PAIR}] * 3, eval=str(tmp_path / "eval.jsonl"), max_rows=2)
     prepared = prepare_data(data, phi3_tokenizer(JULY), seed=0)
-    assert (len(prepared.train), len(prepared.eval)) == (2, 1)
-    assert prepared.eval.stats.sources == [str(tmp_path / "eval.jsonl")]
+    assert (len(prepared.train), len(prepared.eval_sets["eval"])) == (2, 1)
+    assert prepared.eval_sets["eval"].stats.sources == [str(tmp_path / "eval.jsonl")]
 
 
 @pytest.mark.parametrize("name", ["april", "july", "phi-3.5", "phi-4", "phi-4-mini"])
@@ -207,6 +207,6 @@ def test_stories260k_has_no_template(testdata):
 def test_a_recipes_split_of_another_dataset_does_not_make_the_training_rows_an_evaluation_set(chats):
     data = chats({"messages": PAIR}, split="train_sft", eval_split="test_sft")
     prepared = prepare_data(data, phi3_tokenizer(JULY), seed=0)
-    assert prepared.eval is None
+    assert not prepared.eval_sets
     assert "no evaluation" in prepared.summary()
     assert "test_sft" in prepared.summary()

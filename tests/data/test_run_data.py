@@ -26,7 +26,7 @@ def test_streamed_rows_are_those_that_are_prepared(tmp_path, settings):
         batches = run_batches(loaded.train, data, **SHAPE)
         found.append(sorted(ids.tolist() for batch in batches for ids in batch["input_ids"][0]))
         batches.close()
-        assert loaded.stats["train"]["rows"] == loaded.stats["eval"]["rows"] == len(loaded.eval) == 20
+        assert loaded.stats["train"]["rows"] == loaded.stats["eval"]["rows"] == len(loaded.eval_sets["eval"]) == 20
         assert loaded.stats["train"]["target_tokens"] == loaded.stats["eval"]["target_tokens"]
         assert first_rows(loaded.train).where(0) == f"{path}, row 1"
         assert loaded.longest <= 64
@@ -38,8 +38,8 @@ def test_streamed_rows_are_those_that_are_prepared(tmp_path, settings):
 def test_evaluation_rows_of_another_split_and_of_memory():
     data = DataSection(streaming=True)
     loaded = load_data(data, tiny_tokenizer(), seed=0, train=lambda: iter(ROWS), eval=ROWS[:3])
-    assert (len(loaded.eval), loaded.eval.where(2)) == (3, "eval_dataset, row 3")
-    assert load_data(data, tiny_tokenizer(), seed=0, train=ROWS).eval is None
+    assert (len(loaded.eval_sets["eval"]), loaded.eval_sets["eval"].where(2)) == (3, "eval_dataset, row 3")
+    assert load_data(data, tiny_tokenizer(), seed=0, train=ROWS).eval_sets == {}
 
 
 def test_a_token_beyond_the_embedding_is_met_before_its_step():

@@ -181,7 +181,7 @@ def preparing(folder: Path, process: int) -> dict[str, object]:
     seen = []
     for _ in range(3):
         found = prepare.prepare_data(CHATS, tokenizer, seed=3)
-        for train in (found.train, found.eval):
+        for train in (found.train, found.eval_sets["eval"]):
             where = [train.where(row) for row in range(len(train))]
             arrays = train.input_ids, train.loss_mask, train.offsets, train.prompt_lengths
             seen.append([[a.tolist() for a in arrays], list(train.references), where, train.stats.to_dict()])

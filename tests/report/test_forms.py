@@ -2,7 +2,16 @@
 
 import pytest
 
-from phi3_jax.report.forms import bytes_text, form_of, last_name, number, p_value_text, seconds_text, value_text
+from phi3_jax.report.forms import (
+    bytes_text,
+    figure_words,
+    form_of,
+    last_name,
+    number,
+    p_value_text,
+    seconds_text,
+    value_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,9 @@ def test_a_figure_is_written_in_one_way():
     assert form_of("bleu").write(5.1234) == "5.12"
     assert form_of("some_check").heading == "some check"
     assert form_of("loss").less_is_better
+    assert form_of("eval_my_code_token_accuracy").write(0.5) == "50.0%"
+    assert figure_words("eval_my_code_token_accuracy") == "token accuracy of my_code"
+    assert form_of("train_loss").heading == "train loss"
     assert not form_of("accuracy").less_is_better
 
 

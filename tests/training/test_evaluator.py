@@ -11,7 +11,7 @@ from phi3_jax.training.evaluator import Evaluator
 from tests.helpers.models import tiny_model
 from tests.helpers.runs import run_config
 
-CASES = [(None, "steps", False), (["a"], "no", False), (["a"], "steps", True)]
+CASES = [({}, "steps", False), ({"eval": ["a"]}, "no", False), ({"eval": ["a"]}, "steps", True)]
 
 
 @pytest.mark.parametrize(("rows", "strategy", "wanted"), CASES)
@@ -21,7 +21,7 @@ def test_it_is_wanted_where_there_are_rows_and_the_run_asks(tmp_path, rows, stra
     devices = Devices(make_mesh({}, jax.devices()[:1]))
     prompts = [([1, 2], "yes"), ([3], "no")]
     model = tiny_model(1)
-    data = SimpleNamespace(eval=rows)
+    data = SimpleNamespace(eval_sets=rows)
     job = SimpleNamespace(devices=devices, graph=model, dtype=model.dtype, data=data, prompts=prompts)
     evaluator = Evaluator(run, job, signals=None)
     assert evaluator.wanted == wanted

@@ -77,12 +77,34 @@ def test_the_adapter_is_the_one_that_was_evaluated(inputs, finished):
     lora = load_adapter(Path(run.training.output_dir) / "adapter", model)
     job = loop.load_job(run)
     total = count = 0.0
-    for ids, mask in job.data.eval:  # row by row, neither packed nor padded
+    for ids, mask in job.data.eval_sets["eval"]:  # row by row, neither packed nor padded
         logits = jax.nn.log_softmax(model(jnp.asarray(ids)[None], lora=lora)[0])
         picked = np.asarray(logits)[np.arange(len(ids) - 1), ids[1:]]
         total -= float((picked * mask[1:]).sum())
         count += int(mask[1:].sum())
     assert everything["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_evaluation_sets_with_names_have_figures_of_their_own(inputs):
+    """Each is what a run with that set alone measures."""
+    chats, held_out = (str(inputs / f"{name}.jsonl") for name in ("chats", "eval"))
+    alone = {
+        name: train(run_config(inputs, f"only_{name}", data={"eval": file}))
+        for name, file in (("chats", chats), ("other", held_out))
+    }
+    named = {"eval": {"chats": chats, "other": held_out}}
+    everything = train(run_config(inputs, "all_named", data=named))
+    for name, figures in alone.items():
+        for figure in ("loss", "perplexity", "token_accuracy", "loss_interval"):
+            assert everything[f"eval_{name}_{figure}"] == figures[f"eval_{figure}"]
+    rows = metrics(inputs / "all_named")
+    assert [row["step"] for row in rows if "eval_chats_loss" in row] == [0, 3, 6]
+    losses = [everything[f"eval_{name}_loss"] for name in alone]
+    assert min(losses) < everything["eval_loss"] < max(losses)
+    assert "Loss of chats" in (inputs / "all_named" / "report.html").read_text()
+    with pytest.raises(InputError, match="data.eval"):
+        train(run_config(inputs, "all_named", training={"resume_from_checkpoint": True}))
 
 
 def test_the_host_waits_at_logging_steps_only(inputs, monkeypatch):
@@ -169,8 +191,8 @@ def test_full_finetuning_writes_a_model(inputs):
     model = Phi3ForCausalLM.from_pretrained(str(out / "model"), dtype=jnp.bfloat16)
     job = loop.load_job(run_config(inputs, "unused", model={"name_or_path": str(out / "model"), "dtype": "bfloat16"}))
     step = make_eval_step(job.graph, job.dtype)
-    batches = eval_batches(job.data.eval, run.data, batch_size=4, pad_id=0)
-    again = evaluation.evaluate_rows(step, job.trainable, job.frozen, batches)
+    batches = eval_batches(job.data.eval_sets["eval"], run.data, batch_size=4, pad_id=0)
+    again = evaluation.evaluate_rows(step, job.trainable, job.frozen, {"eval": batches})
     assert model.dtype == jnp.bfloat16
     # The same bfloat16 weights; XLA may round the products in between differently.
     assert again["eval_loss"] == pytest.approx(everything["eval_loss"], rel=1e-3)
