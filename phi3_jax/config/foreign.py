@@ -2,8 +2,8 @@
 
 Scripts for those libraries hold two dictionaries, one for `TrainingArguments` or `SFTConfig` and one
 for `LoraConfig`. Most of their keys are this package's own. The others, which foreign.yaml lists, are
-moved to where their meaning lives here, refused where they ask for what is not supported, or named as
-ignored where they steer what JAX does not have: none is dropped in silence.
+moved to where their meaning lives here, refused where they ask for what is not supported, or passed over,
+with the reason, where they change no result here: none is dropped in silence.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -29,31 +29,38 @@ class Names:
     Attributes:
         renamed: Moved to another section or name.
         flags: What true and what false set elsewhere.
-        ignored: Named as ignored.
+        passed_over: What changes no result here, by the reason.
         accepted: Left out, and refused with other values than these.
         unsupported: Left out where empty, false or null, otherwise refused.
         beginnings: The same, but of no matter once an adapter is trained.
         bookkeeping: Left out.
-        trl: Those that only SFTConfig has, by which a dictionary is known to be TRL's.
+        trl: Those that only SFTConfig has, by which a dictionary is known to be its.
         quantization: Those of BitsAndBytesConfig.
-        quantization_ignored: Those of them that are named as ignored.
+        quantization_ignored: Those of them that are passed over, with their defaults.
+        adapter: Those of ModelConfig for the adapter, as LoraConfig has them.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, Mapping[bool, Mapping[str, object]]] = field(default_factory=dict)
-    ignored: Sequence[str] = ()
+    passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
     accepted: Mapping[str, Sequence[object]] = field(default_factory=dict)
     unsupported: Sequence[str] = ()
     beginnings: Sequence[str] = ()
     bookkeeping: Sequence[str] = ()
     trl: Sequence[str] = ()
     quantization: Sequence[str] = ()
-    quantization_ignored: Sequence[str] = ()
+    quantization_ignored: Mapping[str, object] = field(default_factory=dict)
+    adapter: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def off(self) -> dict[str, Sequence[object]]:
         """What is not supported, with the values that leave it off."""
         return dict.fromkeys((*self.unsupported, *self.beginnings), (None, False, {}, []))
+
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why a name is passed over."""
+        return {name: reason for reason, names in self.passed_over.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Table:
         training: The names of TrainingArguments and SFTConfig.
         model: Those of ModelConfig and BitsAndBytesConfig.
         peft: Those of LoraConfig.
+        defaults: What a dictionary means by not naming a key, in its library's names: `transformers` for
+            TrainingArguments, `trl` where SFTConfig differs, `peft` for LoraConfig.
         optimizers: The optimizer here that a value of `optim` means, and a line where something differs.
         generation: What GenerationConfig has and nothing here implements, with the values that mean "off".
     """
@@ -71,6 +80,7 @@ class Table:
     training: Names
     model: Names
     peft: Names
+    defaults: Mapping[str, Mapping[str, object]]
     optimizers: Mapping[str, Sequence[str]]
     generation: Mapping[str, Sequence[object]]
 
@@ -81,21 +91,29 @@ def table() -> Table:
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
     raw = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     training, model, peft = (Names(**raw[name]) for name in ("training", "model", "peft"))
-    return Table(training, model, peft, raw["optimizers"], raw["generation"])
+    return Table(training, model, peft, raw["defaults"], raw["optimizers"], raw["generation"])
 
 
 def known_names(section: str) -> list[str]:
-    """Names of other libraries that `translate` understands in a section, for "did you mean"."""
+    """Names of other libraries that `translate` understands in a section."""
     found = getattr(table(), section, None)
     if not isinstance(found, Names):
         return []
-    names = [*found.renamed, *found.flags, *found.ignored, *found.accepted, *found.unsupported, *found.beginnings]
-    special = {"training": SPECIAL, "model": ["quantization_config"], "peft": ["peft_type"]}
-    return [*names, *special[section], *found.quantization, *found.bookkeeping]
+    names = [*found.reasons, *found.accepted, *found.unsupported, *found.beginnings, *found.bookkeeping]
+    return [*useful_names(section), *names]
+
+
+def useful_names(section: str) -> list[str]:
+    """Those of them that set something, and so are worth a hint."""
+    found = getattr(table(), section, None)
+    if not isinstance(found, Names):
+        return []
+    special = {"training": [*SPECIAL, *TRL_OWN], "model": ["quantization_config"], "peft": ["peft_type"]}
+    return [*found.renamed, *found.flags, *special[section], *found.quantization]
 
 
 def translate(raw: Mapping[str, Mapping[str, object]]) -> tuple[Sections, list[str]]:
-    """Gives the sections under this package's names, and lines to print about what was ignored.
+    """Gives the sections under this package's names, and lines to print about what was passed over.
 
     Keys that are nobody's stay where they are. Values may be typed or the text of a command line.
 
@@ -104,23 +122,29 @@ def translate(raw: Mapping[str, Mapping[str, object]]) -> tuple[Sections, list[s
     """
     sections: Sections = {name: {k: _plain(v) for k, v in values.items()} for name, values in raw.items()}
     notices: list[str] = []
-    ignored: list[str] = []
+    passed: dict[str, list[str]] = {}
+    _model_init_kwargs(sections)
     for section, names in (("training", table().training), ("model", table().model)):
         values = sections.get(section, {})
-        for name in [name for name in values if name in names.ignored]:
-            ignored.append(f"{section}.{name}")
-            del values[name]
+        for name in [name for name in values if name in names.reasons]:
+            if not _says_nothing(name, _typed(values.pop(name))):
+                passed.setdefault(names.reasons[name], []).append(f"{section}.{name}")
         for name in [name for name in values if name in names.renamed]:
             _set(sections, f"{section}.{name}", names.renamed[name], values.pop(name))
-    ignored += _quantization(sections, notices)
+    _quantization(sections, notices, passed)
+    _loss(sections)
     _flags(sections, notices)
     _training_values(sections, notices)
     _peft_values(sections.get("peft", {}))
     _check_accepted("training", sections.get("training", {}), table().training.accepted)
     _check_accepted("peft", sections.get("peft", {}), table().peft.off)
-    if ignored:
-        notices.append(f"has no meaning in JAX, ignored: {', '.join(ignored)}")
+    notices += [f"passed over: {', '.join(names)} ({reason})" for reason, names in passed.items()]
     return sections, notices
+
+
+def _says_nothing(name: str, value: object) -> bool:
+    """Whether a value is off, or the default of its library."""
+    return value == table().defaults["transformers"].get(name) or value in (None, False, "", "no", 0, {}, [])
 
 
 def _plain(value: object) -> object:
@@ -158,7 +182,7 @@ def _flags(sections: Sections, notices: list[str]) -> None:
     flags = table().training.flags
     for name in [name for name in training if name in flags or name in SPECIAL]:
         value = _typed(training.pop(name))
-        if name != "report_to" and name != "dataset_text_field" and not isinstance(value, bool | None):
+        if name not in WORDS and not isinstance(value, bool | None):
             raise InputError(f"training.{name} is {value!r}, expected true or false")
         if name in SPECIAL:
             SPECIAL[name](sections, value, notices)
@@ -169,6 +193,41 @@ def _flags(sections: Sections, notices: list[str]) -> None:
             notices.append(
                 "training.fp16: the base is kept in float16, and there is no loss scaling; bf16 is the safer choice"
             )
+
+
+def _loss(sections: Sections) -> None:
+    """What SFTConfig's two flags say about the loss, as one key.
+
+    Without either of them TRL trains the completion where rows have one, and every token otherwise.
+    """
+    training = sections.get("training", {})
+    flags = {name: training.pop(name) for name in ("assistant_only_loss", "completion_only_loss") if name in training}
+    typed = {name: _typed(value) for name, value in flags.items()}
+    for name, value in typed.items():
+        if not isinstance(value, bool | None):
+            raise InputError(f"training.{name} is {value!r}, expected true or false")
+    if all(value is None for value in typed.values()):
+        return
+    meant = "all" if typed.get("completion_only_loss") is False else "completion"
+    meant = "assistant" if typed.get("assistant_only_loss") else meant
+    _set(sections, " and ".join(f"training.{name} {_yaml(value)}" for name, value in typed.items()), LOSS, meant)
+
+
+def _model_init_kwargs(sections: Sections) -> None:
+    """What TRL hands on to `from_pretrained`, as the model's section."""
+    given = _typed(sections.get("training", {}).pop("model_init_kwargs", None)) or {}
+    if not isinstance(given, Mapping):
+        raise InputError(f"training.model_init_kwargs is {_yaml(given)}, expected a mapping of names and values")
+    for name, value in given.items():
+        _set(sections, f"training.model_init_kwargs.{name}", f"model.{name}", _plain(value))
+
+
+def _sampling(sections: Sections, value: object, notices: list[str]) -> None:
+    orders = {None: True, "random": True, "sequential": False}
+    if value not in orders:
+        raise InputError(f"training.train_sampling_strategy is {_yaml(value)}, expected random or sequential")
+    if value is not None:
+        _set(sections, f"training.train_sampling_strategy {value}", "data.shuffle", orders[str(value)])
 
 
 def _do_eval(sections: Sections, value: object, notices: list[str]) -> None:
@@ -198,7 +257,13 @@ SPECIAL: dict[str, Callable[[Sections, object, list[str]], None]] = {
     "do_eval": _do_eval,
     "report_to": _report_to,
     "dataset_text_field": _dataset_text_field,
+    "train_sampling_strategy": _sampling,
 }
+# Those of them that are no flags.
+WORDS = ("report_to", "dataset_text_field", "train_sampling_strategy")
+LOSS = "data.loss_on"
+# What `_loss` and `_model_init_kwargs` read.
+TRL_OWN = ("assistant_only_loss", "completion_only_loss", "model_init_kwargs")
 
 
 def _training_values(sections: Sections, notices: list[str]) -> None:
@@ -220,11 +285,8 @@ def _training_values(sections: Sections, notices: list[str]) -> None:
         _set(sections, "training.warmup_steps", "training.warmup_ratio", steps)
 
 
-def _quantization(sections: Sections, notices: list[str]) -> list[str]:
-    """`quantization_config` and the same names in the section itself, as `model.quantization`.
-
-    Returns the names of those that mean nothing here.
-    """
+def _quantization(sections: Sections, notices: list[str], passed: dict[str, list[str]]) -> None:
+    """`quantization_config` and the same names in the section itself, as `model.quantization`."""
     model = sections.get("model", {})
     section = _typed(model.pop("quantization_config", None)) or {}
     section = section.to_dict() if hasattr(section, "to_dict") else section
@@ -250,7 +312,10 @@ def _quantization(sections: Sections, notices: list[str]) -> list[str]:
     if four and eight:
         raise InputError(f"{where}.load_in_4bit and load_in_8bit are both true; leave one of them out")
     if not four and not eight:
-        return [f"{where}.{name}" for name in values if name not in flags and values[name] is not None]
+        unread = [f"{where}.{name}" for name in values if name not in flags and values[name] is not None]
+        if unread:
+            passed["neither load_in_4bit nor load_in_8bit is true"] = unread
+        return
     if values.get("llm_int8_skip_modules") not in (None, [], ["lm_head"]) or values.get("llm_int8_has_fp16_weight"):
         raise InputError(
             f"{where}: llm_int8_skip_modules and llm_int8_has_fp16_weight are not supported; leave them out"
@@ -260,7 +325,10 @@ def _quantization(sections: Sections, notices: list[str]) -> list[str]:
     else:
         _set(sections, f"{where}.load_in_8bit", "model.quantization", "int8")
         notices.append(f"{where}.load_in_8bit: the weights are rounded to 8 bits here, and the activations are not")
-    return [f"{where}.{name}" for name in table().model.quantization_ignored if name in values]
+    silent = table().model.quantization_ignored
+    others = [f"{where}.{name}" for name in silent if values.get(name, silent[name]) not in (silent[name], None)]
+    if others:
+        passed["bitsandbytes' own way of working"] = others
 
 
 def _four_bit(sections: Sections, where: str, values: Mapping[str, object], default: str) -> None:

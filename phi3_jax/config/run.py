@@ -8,8 +8,8 @@ from typing import get_type_hints
 
 import yaml
 
-from phi3_jax.config.foreign import table
 from phi3_jax.config.parse import parse_sections
+from phi3_jax.config.scripts import Given, sections_of_script
 from phi3_jax.config.sections import (
     DataSection,
     LoggingSection,
@@ -20,9 +20,6 @@ from phi3_jax.config.sections import (
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
-
-# What TRL does with text, where nothing says otherwise.
-AS_TRL = {"template": "none", "final_eos": True}
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class RunConfig:
             >>> from phi3_jax import RunConfig
             >>> raw = {"model": {"name_or_path": "base"}, "training": {"max_steps": 40, "log_level": "info"}}
             >>> run = RunConfig.from_dict(raw)
-            has no meaning in JAX, ignored: training.log_level
+            passed over: training.log_level (not used here)
             >>> run.training.max_steps, run.training.learning_rate
             (40, 0.0001)
             >>> RunConfig.from_dict(run.to_dict()) == run
@@ -82,24 +79,28 @@ class RunConfig:
     def from_dicts(
         cls,
         *,
-        model: str | Mapping[str, object],
-        training_config: Mapping[str, object],
-        peft_config: Mapping[str, object],
+        model: str | Given,
+        training_config: Given,
+        peft_config: Given,
         data: str | Mapping[str, object],
+        quantization_config: Given | None = None,
     ) -> RunConfig:
-        """Takes the `training_config` and `peft_config` dictionaries of a TRL script as they are.
+        """Takes the dictionaries of a script for TRL and PEFT as they are, with what they mean there.
 
-        Where the former has names that only `SFTConfig` has, text is taken as TRL takes it, unless `data` says
-        otherwise: `data.template` is `none`, and `data.final_eos` true.
+        What a dictionary does not name has its library's default, not this package's: without `lora_alpha` it is
+        8, without `packing` nothing is packed. Text is taken as TRL takes it, with `data.template` `none` and
+        `data.final_eos` true. What is passed over is said in a printed line, with the reason.
 
         Args:
             model: Checkpoint folder or hub id, or the whole section.
-            training_config: What the script gives to TrainingArguments or SFTConfig.
+            training_config: What the script gives to TrainingArguments, or to SFTConfig, whose defaults are taken
+                where a name is one that only it has.
             peft_config: What it gives to LoraConfig.
-            data: File, folder or hub dataset id to train on, or the whole section.
+            data: File, folder or hub dataset id to train on, or the whole section, whose keys win over defaults.
+            quantization_config: What it gives to BitsAndBytesConfig.
 
         Raises:
-            InputError: A key is unknown or a value wrong.
+            InputError: A key is unknown, not supported, or a value wrong.
 
         Example:
             >>> from phi3_jax import RunConfig
@@ -111,18 +112,64 @@ class RunConfig:
             ... )
             >>> run.model.dtype, run.training.optim, run.data.train
             ('bfloat16', 'adamw', 'chats.jsonl')
+            >>> run.peft.lora_alpha, run.data.packing, run.training.num_train_epochs
+            (8.0, False, 3.0)
         """
-        section: Mapping[str, object] = {"train": data} if isinstance(data, str) else data
-        if not set(training_config).isdisjoint(table().training.trl):
-            section = {**AS_TRL, **section}
-        return cls.from_dict(
-            {
-                "model": {"name_or_path": model} if isinstance(model, str) else model,
-                "data": section,
-                "training": training_config,
-                "peft": peft_config,
-            }
+        return cls._of_script(model, training_config, peft_config, data, quantization_config)
+
+    @classmethod
+    def from_trl(
+        cls,
+        args: Given,
+        peft_config: Given | None = None,
+        *,
+        model: str | Given,
+        data: str | Mapping[str, object],
+        quantization_config: Given | None = None,
+    ) -> RunConfig:
+        """Takes the objects that a script gives to SFTTrainer, as `from_dicts` takes dictionaries.
+
+        Args:
+            args: SFTConfig or TrainingArguments.
+            peft_config: LoraConfig; None trains all weights, as SFTTrainer does.
+            model: Checkpoint folder or hub id, the whole section, or TRL's ModelConfig.
+            data: File, folder or hub dataset id to train on, or the whole section.
+            quantization_config: BitsAndBytesConfig.
+
+        Raises:
+            InputError: A setting is not supported, or a value wrong.
+
+        Example:
+            >>> from phi3_jax import RunConfig
+            >>> class SFTConfig:  # as TRL's
+            ...     def to_dict(self):
+            ...         return {"packing": False, "max_length": 512, "bf16": True, "hub_token": "<HUB_TOKEN>"}
+            >>> peft_config = {"r": 4, "target_modules": ["o_proj"]}
+            >>> run = RunConfig.from_trl(SFTConfig(), peft_config, model="base", data="chats.jsonl")
+            >>> run.data.max_length, run.peft.lora_alpha
+            (512, 8.0)
+        """
+        return cls._of_script(model, args, peft_config, data, quantization_config)
+
+    @classmethod
+    def _of_script(
+        cls,
+        model: str | Given,
+        training_config: Given,
+        peft_config: Given | None,
+        data: str | Mapping[str, object],
+        quantization_config: Given | None,
+    ) -> RunConfig:
+        sections, notices = sections_of_script(
+            model=model,
+            training_config=training_config,
+            peft_config=peft_config,
+            data=data,
+            quantization_config=quantization_config,
         )
+        for notice in notices:
+            print(notice)
+        return cls.from_dict(sections)
 
     def changed(self, changes: Mapping[str, object]) -> RunConfig:
         """The run with other values, by `section.key`.

@@ -24,7 +24,7 @@ def test_the_command_line_wins_over_the_files_and_a_later_file_over_an_earlier(t
         "logging_steps": 1,
     }
     assert printed["data"]["columns"] == {"prompt": "q"}
-    assert captured.err == "has no meaning in JAX, ignored: training.log_level\n"
+    assert captured.err == "passed over: training.log_level (not used here)\n"
 
 
 def test_a_run_trains_refuses_a_second_time_and_shows_what_it_wrote(base, chats, tmp_path, capfd):

@@ -60,7 +60,10 @@ def test_the_dictionaries_of_sample_finetune_carry_over_unchanged(capsys):
         data="chats.jsonl",
     )
     assert run.model == ModelSection("microsoft/Phi-3-mini-4k-instruct", dtype="bfloat16")
-    assert run.data == DataSection(train="chats.jsonl")
+    # What the script leaves to SFTTrainer is as there.
+    assert run.data == DataSection(
+        train="chats.jsonl", max_length=1024, packing=False, template="none", loss_on="completion", final_eos=True
+    )
     assert run.peft == PeftSection(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
     assert run.training == TrainingSection(
         output_dir="./checkpoint_dir",
@@ -73,8 +76,9 @@ def test_the_dictionaries_of_sample_finetune_carry_over_unchanged(capsys):
         save_total_limit=1,
     )
     assert capsys.readouterr().out == (
-        "has no meaning in JAX, ignored: training.log_level, training.remove_unused_columns, "
-        "training.gradient_checkpointing_kwargs\n"
+        "passed over: training.log_level (not used here)\n"
+        "passed over: training.gradient_checkpointing_kwargs (training.remat_policy says what is kept for the backward "
+        "pass, and where)\n"
     )
 
 
@@ -115,7 +119,7 @@ def test_every_known_name_is_one_that_its_section_does_not_have_itself():
         ({"resume_from_checkpoint": None}, "training", {"resume_from_checkpoint": False}),
         ({"max_seq_length": 512}, "data", {"max_length": 512}),
         ({"packing": False}, "data", {"packing": False}),
-        ({"assistant_only_loss": False}, "data", {"loss_on": "all"}),
+        ({"assistant_only_loss": False}, "data", {"loss_on": "completion"}),
         ({"dataset_text_field": "chat"}, "data", {"columns": {"text": "chat"}}),
         ({"report_to": "none"}, "logging", {"tensorboard": False, "wandb": False}),
         ({"report_to": ["tensorboard", "wandb"]}, "logging", {"tensorboard": True, "wandb": True}),

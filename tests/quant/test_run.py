@@ -139,12 +139,13 @@ class TestNames:
         assert (section.quantization, section.double_quant, section.dtype) == expected
 
     def test_what_means_nothing_here_is_said(self):
-        _, notices = parsed({**BNB, "bnb_4bit_quant_storage": "uint8", "llm_int8_threshold": 6.0})
+        assert not parsed({**BNB, "bnb_4bit_quant_storage": "uint8", "llm_int8_threshold": 6.0})[1]  # as by default
+        _, notices = parsed({**BNB, "bnb_4bit_quant_storage": "bfloat16", "llm_int8_threshold": 5.0})
         assert any("model.bnb_4bit_quant_storage, model.llm_int8_threshold" in notice for notice in notices)
         _, notices = parsed({"load_in_8bit": True})
         assert any("the activations are not" in notice for notice in notices)
         _, notices = parsed({"bnb_4bit_quant_type": "nf4"})
-        assert any("ignored: model.bnb_4bit_quant_type" in notice for notice in notices)
+        assert any("over: model.bnb_4bit_quant_type (neither load_in_4bit" in notice for notice in notices)
 
     @pytest.mark.parametrize(
         ("model", "message"),
