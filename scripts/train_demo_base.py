@@ -3,7 +3,7 @@
     python scripts/train_demo_base.py             # into phi3_jax/demo/base; about ten minutes on two cores
 
 Writes the corpora and a tokenizer trained on them, starts a random model, trains it by
-configs/demo_base.yaml, first to copy and then to answer, and stores the result in float16.
+scripts/demo_sets/base.yaml, first to copy and then to answer, and stores the result in float16.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def start_checkpoint(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int
 
 
 def train_stage(folder: Path, start: Path, rows: list[Row], held_out: list[Row], seed: int) -> Path:
-    """Trains the checkpoint `start` on rows by configs/demo_base.yaml; returns where the result is."""
+    """Trains the checkpoint `start` on rows by scripts/demo_sets/base.yaml; returns where the result is."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "eval.jsonl", held_out)
@@ -124,7 +124,7 @@ def train_stage(folder: Path, start: Path, rows: list[Row], held_out: list[Row],
         "data": {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")},
         "training": {"output_dir": str(folder / "run"), "seed": seed},
     }
-    train(parse_run_config(merged(read_yaml(ROOT / "configs" / "demo_base.yaml"), stage))[0])
+    train(parse_run_config(merged(read_yaml(ROOT / "scripts" / "demo_sets" / "base.yaml"), stage))[0])
     return folder / "run" / "model"
 
 

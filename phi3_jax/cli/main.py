@@ -25,6 +25,7 @@ from phi3_jax.system.text import one_line
 
 COMMANDS = {
     "demo": "The whole job on a built-in model and chat set, on a CPU.",
+    "recipes": "The configurations that come with the package.",
     "data": "What will be trained on: rows, formats, tokens, targets.",
     "train": "Fine-tune a model on chats.",
     "evaluate": "Measure a model, its adapters and merged checkpoints on the same chats.",

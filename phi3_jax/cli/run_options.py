@@ -9,7 +9,8 @@ import jsonargparse
 
 from phi3_jax.cli.parser import Parser
 from phi3_jax.config.foreign import known_names
-from phi3_jax.config.parse import Raw, merged, read_yaml
+from phi3_jax.config.parse import Raw, merged
+from phi3_jax.config.recipes import read_config
 from phi3_jax.config.run import SECTIONS, RunConfig, parse_run_config
 from phi3_jax.system.text import printable
 
@@ -26,7 +27,11 @@ class RunParser(Parser, jsonargparse.ArgumentParser):
         self._defaults: dict[str, object] = {}
         super().__init__(command, description, epilog)
         self.add_argument(
-            "--config", action="append", default=[], metavar="FILE", help="YAML file of a run; may be given again"
+            "--config",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="YAML file of a run, or a recipe's name; may be given again",
         )
         self._mappings: list[str] = []
         for option, mapping in _run_options():
@@ -81,7 +86,15 @@ def read_run(options: jsonargparse.Namespace) -> Raw:
     for section in SECTIONS:
         if section in options:
             given[section] = options[section].as_dict()
-    return merged(*(read_yaml(file) for file in options.config), given)
+    return merged(*map(_read_config, options.config), given)
+
+
+def _read_config(name: str) -> Raw:
+    """A file of --config, or the recipe of that name; which of them is told where it may be taken for the other."""
+    raw, line = read_config(name)
+    if line is not None:
+        print(printable(line), file=sys.stderr)
+    return raw
 
 
 def make_run(raw: Raw, notices_to: TextIO | None = None) -> RunConfig:

@@ -1,8 +1,8 @@
-"""The built-in default: a small base model, a chat set, and the run that fine-tunes one on the other."""
+"""The built-in default: a small base model and a chat set; the recipe `demo` fine-tunes one on the other."""
 
 from pathlib import Path
 
-FILES = ("base", "demo.yaml", "orders_train.jsonl", "orders_eval.jsonl")
+FILES = ("base", "orders_train.jsonl", "orders_eval.jsonl")
 
 
 def demo_path(name: str) -> Path:

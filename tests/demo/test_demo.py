@@ -11,12 +11,6 @@ import pytest
 from phi3_jax.demo import demo_path
 from phi3_jax.demo.run import demo_config
 
-ROOT = Path(__file__).parents[2]
-
-
-def test_the_config_for_a_clone_is_the_packaged_one():
-    assert (ROOT / "configs" / "demo.yaml").read_text() == demo_path("demo.yaml").read_text()
-
 
 def test_the_run_names_files_that_exist_wherever_it_is_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
