@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from phi3_jax.chat.answer import answer
     from phi3_jax.config.lora import LoraConfig
     from phi3_jax.config.model import Phi3Config
     from phi3_jax.config.run import RunConfig
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "config.model": ("Phi3Config",),
     "system.errors": ("InputError",),
+    "chat.answer": ("answer",),
     "generation": ("GenerationConfig", "generate"),
     "hf.tokenizer": ("load_tokenizer",),
     "peft.adapter": ("load_adapter",),
@@ -78,6 +80,7 @@ __all__ = [
     "Phi3Config",
     "Phi3ForCausalLM",
     "RunConfig",
+    "answer",
     "combine",
     "eva_init",
     "format_parameter_table",

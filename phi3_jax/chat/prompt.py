@@ -3,8 +3,31 @@
 from collections.abc import Mapping
 
 from phi3_jax.data.chat import ChatTokenizer, check_length
-from phi3_jax.data.formats import Conversation, Turn
+from phi3_jax.data.formats import Conversation, Reading, Turn, read_row
 from phi3_jax.system.errors import InputError
+
+
+def read_messages(messages: object, beside: Mapping[str, object], where: str, reading: Reading) -> Conversation:
+    """A conversation whose last message may be answered.
+
+    Args:
+        messages: A list of them, or its JSON text.
+        beside: What the chat template gets, too, by the names that rows of training data have for it.
+        where: What error messages call it.
+        reading: Takes what nothing reads.
+
+    Raises:
+        InputError: For what is no list of messages.
+    """
+    conversation = read_row({**beside, "messages": messages}, where, format="messages", reading=reading)
+    assert isinstance(conversation, Conversation)
+    return conversation
+
+
+def check_question(turns: tuple[Turn, ...], where: str) -> None:
+    """Raises `InputError` where there is nothing to answer."""
+    if not turns or turns[-1].role in ("system", "assistant"):
+        raise InputError(f"{where}: has no message to answer; end with a user's message")
 
 
 def chat_prompt(

@@ -1,7 +1,6 @@
 """The options for how to generate and with which adapters, of the commands that answer."""
 
 import argparse
-import json
 from collections.abc import Container
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -72,20 +71,15 @@ def generation_settings(
     arguments: argparse.Namespace, config: Phi3Config, tokenizer: Tokenizer, *, max_new_tokens: int
 ) -> GenerationConfig:
     """The settings that the options ask for, over the checkpoint's own; one of the draw switches drawing on."""
-    from phi3_jax.generation.text import end_token_ids
+    from phi3_jax.generation.text import answer_settings
 
     given = given_settings(arguments)
     drawing = [name for name in SAMPLING if name in given]
     if drawing and arguments.do_sample is False:
         raise InputError(f"--{drawing[0].replace('_', '-')} has no effect with --no-do-sample; leave one of them out")
-    if drawing:
-        given["do_sample"] = True
     if not hasattr(arguments, "num_return_sequences"):  # a command that shows one answer, whatever the checkpoint says
         given["num_return_sequences"] = 1
-    if "max_new_tokens" not in given and json.loads(config.generation).get("max_new_tokens") is None:
-        # A prompt needs some of the positions, too.
-        given["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)
-    return GenerationConfig.from_model(config, eos_token_id=end_token_ids(tokenizer, config), **given)
+    return answer_settings(config, tokenizer, given, max_new_tokens=max_new_tokens)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phi3_jax.chat.prompt import chat_prompt, check_text
+from phi3_jax.chat.prompt import chat_prompt, check_question, check_text, read_messages
 from phi3_jax.data.chat import ChatTokenizer
-from phi3_jax.data.formats import Conversation, Reading, Row, Turn, read_row
+from phi3_jax.data.formats import Reading, Row, Turn
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import telling_panics
@@ -121,11 +121,9 @@ def _read_object(line: str, where: str, reading: Reading) -> Prompt:
     value = row[key]
     messages = [{"role": "user", "content": value}] if isinstance(value, str) and key == "prompt" else value
     others = {name: held for name, held in row.items() if name != key}
-    example = read_row({**others, "messages": messages}, where, format="messages", reading=reading)
-    assert isinstance(example, Conversation)
+    example = read_messages(messages, others, where, reading)
     turns = example.turns
     if turns and turns[-1].role == "assistant":
         turns = turns[:-1]
-    if not turns or turns[-1].role in ("system", "assistant"):
-        raise InputError(f"{where}: has no message to answer; end with a user's message")
+    check_question(turns, where)
     return Prompt(where, {key: value}, turns, example.given)

@@ -1,5 +1,7 @@
 """`generate`, of tokens."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
@@ -10,6 +12,7 @@ from phi3_jax.generation.answers import Answers, Beams, Generated, Watch
 from phi3_jax.lora import Lora, LoraRows
 from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.text import shown
 
 
 def generate(
@@ -45,7 +48,8 @@ def generate(
 
     Raises:
         InputError: For a prompt that leaves no room in the model's positions, for an id that its embedding has no row
-            for, for padding on the right, for settings out of range, and where the model's logits are not finite.
+            for, for text in place of tokens, for padding on the right, for settings out of range, and where the
+            model's logits are not finite.
 
     Example:
         >>> from flax import nnx
@@ -97,6 +101,7 @@ def _read_arguments(
     settings: GenerationConfig,
     tokenizer: Tokenizer | None,
 ) -> tuple[Int[np.ndarray, "batch prompt"], Int[np.ndarray, "batch prompt"]]:
+    _refuse_text(input_ids)
     tokens = np.asarray(input_ids)
     if tokens.ndim != 2:
         raise InputError(f"input_ids have shape {tokens.shape}, expected [batch, prompt]")
@@ -117,3 +122,22 @@ def _read_arguments(
         )
     check_ids(np.where(mask == 1, tokens, 0), model.config.vocab_size, "input_ids", tokenizer)
     return tokens.astype(np.int32), mask
+
+
+def _refuse_text(given: object) -> None:
+    """Raises `InputError` for text, messages and a tokenizer's dictionary, with the call that takes them."""
+    if isinstance(given, Mapping) and "input_ids" in given:
+        raise InputError("input_ids are a tokenizer's dictionary; give its parts: generate(model, **inputs)")
+    first = given
+    while isinstance(first, list | tuple | np.ndarray) and len(first):
+        first = first[0]
+    if isinstance(first, str | bytes):
+        raise InputError(
+            f"input_ids are text, {shown(first)}, and generate takes tokens; for an answer as text: "
+            "answer(model, tokenizer, text)"
+        )
+    if isinstance(first, Mapping):
+        raise InputError(
+            "input_ids are messages, and generate takes tokens; for an answer as text: "
+            "answer(model, tokenizer, messages)"
+        )

@@ -1,11 +1,12 @@
 """Answers to many prompts, as text."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from phi3_jax.config.generation import GenerationConfig
+from phi3_jax.config.generation import SAMPLING, GenerationConfig
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.data.vocabulary import check_ids
@@ -197,6 +198,37 @@ def end_token_ids(tokenizer: Tokenizer, config: Phi3Config) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
     ends.update(vocabulary[token] for token in TURN_ENDS if token in vocabulary)
     return tuple(sorted(ends))
+
+
+def answer_settings(
+    config: Phi3Config, tokenizer: Tokenizer, given: Mapping[str, object], *, max_new_tokens: int
+) -> GenerationConfig:
+    """The settings for answers as text: those given over the checkpoint's own, one of the draw switching drawing on.
+
+    Args:
+        config: The checkpoint's.
+        tokenizer: Its tokenizer.
+        given: Fields of `GenerationConfig`; None means not given.
+        max_new_tokens: Where neither says how many.
+
+    Raises:
+        InputError: As `GenerationConfig.from_model`, and for settings of the draw without one.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("do_sample") is False:
+        # Model cards say it so: temperature 0 is the likeliest token in other words. Defaults say nothing.
+        off = {"temperature": (0, GenerationConfig.temperature)}
+        drawing = [n for n in SAMPLING if n in given and given[n] not in off.get(n, (getattr(GenerationConfig, n),))]
+        if drawing:
+            name = drawing[0]
+            raise InputError(f"{name} is {given[name]!r}, which has no effect with do_sample false; leave one out")
+        given = {name: value for name, value in given.items() if name not in SAMPLING}
+    elif any(name in given for name in SAMPLING):
+        given["do_sample"] = True
+    if "max_new_tokens" not in given and json.loads(config.generation).get("max_new_tokens") is None:
+        # A prompt needs some of the positions, too.
+        given["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)
+    return GenerationConfig.from_model(config, **{"eos_token_id": end_token_ids(tokenizer, config), **given})
 
 
 def padding_id(tokenizer: Tokenizer, config: Phi3Config) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.model import LARGEST
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.hf.arguments import OF_TOKENIZER, pass_over
 from phi3_jax.hf.hub import SMALL_FILES, TOKENIZER_FILES, resolve_checkpoint
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.panic import PanicException, attempt, is_panic, may_panic_when_read
@@ -31,6 +32,7 @@ def load_tokenizer(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    **others: object,
 ) -> Tokenizer:
     """The transformers tokenizer of a checkpoint, without remote code.
 
@@ -46,9 +48,11 @@ def load_tokenizer(
         token: To log in to the hub with.
         cache_dir: Where downloads are kept.
         local_files_only: Never ask the network.
+        others: `trust_remote_code` and `use_fast` of transformers, which are named as passed over.
 
     Raises:
         InputError: Where there is no tokenizer, or one that transformers cannot read.
+        TypeError: For other arguments of transformers; most are attributes that the tokenizer has afterwards.
 
     Example:
         >>> import phi3_jax as p3
@@ -58,6 +62,7 @@ def load_tokenizer(
         >>> tokenizer.decode(ids)
         'Hello'
     """
+    pass_over("load_tokenizer", others, ("revision", "token", "cache_dir", "local_files_only"), OF_TOKENIZER)
     hub = Hub(revision, token, cache_dir, local_files_only)
     return read_tokenizer(resolve_checkpoint(path_or_hub_id, hub, patterns=SMALL_FILES), str(path_or_hub_id))
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from phi3_jax.config.lora import EVA_DEFAULTS, LoraConfig
+from phi3_jax.config.peft_object import PeftConfig, as_lora_config
 from phi3_jax.data.batch import Batch
 from phi3_jax.lora.fresh import init_lora
 from phi3_jax.lora.pca import IncrementalPCA
@@ -32,7 +33,9 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.numbers import is_number
 
 
-def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch], key: PRNGKeyArray) -> Lora:
+def eva_init(
+    model: Phi3ForCausalLM, config: LoraConfig | PeftConfig, batches: Iterable[Batch], key: PRNGKeyArray
+) -> Lora:
     """Adapters whose A are principal components of their layers' inputs over `batches`, and whose B are zero.
 
     The sum of all ranks is that of the configuration; where components explain most of their layer's
@@ -50,7 +53,7 @@ def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch
 
     Args:
         model: the base.
-        config: with `init_lora_weights: eva`; `eva_config` has PEFT's settings.
+        config: with `init_lora_weights: eva`; `eva_config` has PEFT's settings. PEFT's own LoraConfig will do.
         batches: dictionaries of `input_ids` `[batch, seq]` and what else of `segment_ids`, `positions`
             or `attention_mask` applies. Padding does not count, nor, with `use_label_mask`, tokens whose
             `labels` are `label_mask_value` or whose `loss_mask` is 0. A batch with fewer tokens that count
@@ -77,6 +80,7 @@ def eva_init(model: Phi3ForCausalLM, config: LoraConfig, batches: Iterable[Batch
         >>> float(abs(jax.tree.leaves(lora)[0]).max()) > 0
         True
     """
+    config = as_lora_config(config)
     if config.init_lora_weights != "eva":
         raise InputError(f"init_lora_weights is {config.init_lora_weights}, expected eva; or call init_lora")
     settings = _settings(config)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from phi3_jax.config.lora import LoraConfig
+from phi3_jax.config.peft_object import PeftConfig, as_lora_config
 from phi3_jax.lora.adapters import (
     DoraEmbedding,
     DoraLinear,
@@ -30,7 +31,7 @@ from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.system.errors import InputError
 
 
-def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> Lora:
+def init_lora(model: Phi3ForCausalLM, config: LoraConfig | PeftConfig, key: PRNGKeyArray) -> Lora:
     """Adapters for the modules that `config.target_modules` names, in float32 whatever the base's type.
 
     Before training they change nothing (but with `init_lora_weights=False`). The numbers depend on
@@ -39,13 +40,13 @@ def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> 
     Args:
         model: The base. Of an abstract one (`nnx.eval_shape`) only shapes are known, which is enough but for
             DoRA, PiSSA, OLoRA, `modules_to_save` and `trainable_token_indices`.
-        config: Which modules, of which rank, scale and kind.
+        config: Which modules, of which rank, scale and kind; PEFT's own LoraConfig will do, with PEFT's defaults.
         key: What everything random is drawn from.
 
     Raises:
-        InputError: Where a setting matches nothing (see `config_targets`), and for the initialisers that
-            need more than the model: `eva` (`eva_init`, which sees data) and `loftq` (`loftq_init`, which
-            quantises the base).
+        InputError: Where a setting matches nothing (see `config_targets`), for what PEFT's configuration has and
+            nothing here does, and for the initialisers that need more than the model: `eva` (`eva_init`, which sees
+            data) and `loftq` (`loftq_init`, which quantises the base).
 
     Example:
         >>> import phi3_jax as p3
@@ -57,6 +58,7 @@ def init_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray) -> 
         >>> {name: adapter.lora_A.shape for name, adapter in lora.items()}
         {'model.layers.self_attn.o_proj': (2, 4, 16), 'lm_head': (4, 16)}
     """
+    config = as_lora_config(config)
     if config.init_lora_weights in ("eva", "loftq"):
         name = config.init_lora_weights
         raise InputError(f"init_lora_weights is {name}, which {name}_init computes, not init_lora; call that")

@@ -6,6 +6,7 @@ import scipy.linalg
 from jaxtyping import Float
 
 from phi3_jax.config.lora import LOFTQ_DEFAULTS, LoraConfig
+from phi3_jax.config.peft_object import PeftConfig, as_lora_config
 from phi3_jax.lora.adapters import ResidualLora
 from phi3_jax.lora.fresh import assemble, by_layer_groups
 from phi3_jax.lora.initialisers import residual
@@ -131,7 +132,7 @@ def nearest_of_rank(matrix: Float[np.ndarray, "out in"], r: int) -> AandB:
 
 
 def loftq_init(
-    model: Phi3ForCausalLM, config: LoraConfig, *, quantization: str = "nf4", double_quant: bool = True
+    model: Phi3ForCausalLM, config: LoraConfig | PeftConfig, *, quantization: str = "nf4", double_quant: bool = True
 ) -> tuple[Phi3ForCausalLM, Lora]:
     """The quantised model and the adapters of a model that is in memory unquantised.
 
@@ -139,7 +140,7 @@ def loftq_init(
 
     Args:
         model: The base, unquantised.
-        config: With `init_lora_weights: loftq`; see `LoftqQuantizer`.
+        config: With `init_lora_weights: loftq`; see `LoftqQuantizer`. PEFT's own LoraConfig will do.
         quantization: `nf4` or `int8`.
         double_quant: Whether nf4's scales are quantised too.
 
@@ -160,6 +161,6 @@ def loftq_init(
         >>> bool(jnp.linalg.norm(lost - initial) < 0.9 * jnp.linalg.norm(lost))
         True
     """
-    quantizer = LoftqQuantizer(model, config, quantization, double_quant=double_quant)
+    quantizer = LoftqQuantizer(model, as_lora_config(config), quantization, double_quant=double_quant)
     quantized = quantize_model(model, quantization, double_quant=double_quant, quantizer=quantizer)
     return quantized, quantizer.lora(quantized)

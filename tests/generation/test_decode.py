@@ -45,6 +45,21 @@ def test_stops_at_an_end_token_and_pads_after_it(model: Phi3ForCausalLM) -> None
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("Hello", r"input_ids are text, 'Hello', and generate takes tokens; .* answer\(model, tokenizer, text\)"),
+        (["one", "two"], "input_ids are text, 'one'"),
+        ([{"role": "user", "content": "x"}], r"input_ids are messages.* answer\(model, tokenizer, messages\)"),
+        ({"input_ids": [[1]], "attention_mask": [[1]]}, r"a tokenizer's dictionary; .* generate\(model, \*\*inputs\)"),
+        ({"role": "user"}, "input_ids are messages"),
+    ],
+)
+def test_text_is_refused_with_the_call_that_takes_it(model: Phi3ForCausalLM, given: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        generate(model, given)
+
+
+@pytest.mark.parametrize(
     ("prompt", "mask", "new", "message"),
     [
         ([[]], None, 4, "prompt is empty"),
