@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser("benchmark generate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("--model", metavar="PATH", help="checkpoint folder, or a folder with config.json alone")
-    add("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
+    add("--adapter", metavar="PATH", help="folder of an adapter, run or checkpoint, or hub id (PEFT)")
     add_shape_arguments(parser)
     add("--batch", type=positive, default=1, metavar="N", help="prompts side by side (default: 1)")
     add("--prompt", type=positive, default=64, metavar="N", help="tokens in each prompt (default: 64)")

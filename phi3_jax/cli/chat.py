@@ -22,7 +22,10 @@ def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax chat`."""
     parser = Parser("chat", "Talk to a model and its adapters. /help lists what can be done on the way.")
     add_base_arguments(parser)
-    add_adapters_argument(parser, "adapter folder or hub id (PEFT); may be given again, the first answers")
+    add_adapters_argument(
+        parser,
+        "folder of an adapter, run or checkpoint, or hub id (PEFT); may be given again, the first answers",
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message")
     add_generation_arguments(parser, AS_CHECKPOINT.format(MAX_NEW_TOKENS), without=("num_return_sequences",))
     arguments = parser.parse(argv)

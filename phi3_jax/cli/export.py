@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax export`."""
     parser = Parser("export", "Write an adapter in another form: merged into its base, or for vLLM and llama.cpp.")
-    parser.add_argument("adapter", metavar="ADAPTER", help="adapter folder or hub id (PEFT)")
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder of an adapter, run or checkpoint, or hub id (PEFT)")
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--merge", action="store_true", help="base and adapter as one model that transformers loads")
     form.add_argument(

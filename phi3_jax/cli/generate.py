@@ -67,7 +67,8 @@ def _parser() -> Parser:
     parser = Parser("generate", "Answer prompts.")
     add_base_arguments(parser)
     add_adapters_argument(
-        parser, "adapter folder or hub id (PEFT); given again, or with `none`, each answers every prompt"
+        parser,
+        "folder of an adapter, run or checkpoint, or hub id (PEFT); given again, or with `none`, each answers",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT", help="what the user says; may be given again")

@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax lm-eval`."""
     parser = Parser("lm-eval", "Run lm-evaluation-harness's tasks on a model.")
     add_base_arguments(parser)
-    parser.add_argument("--adapter", metavar="PATH", help="adapter folder or hub id (PEFT)")
+    parser.add_argument("--adapter", metavar="PATH", help="folder of an adapter, run or checkpoint, or hub id (PEFT)")
     parser.epilog = (
         "All other options are those of `lm-eval run`, such as --tasks, --num_fewshot, --limit, --apply_chat_template, "
         "--gen_kwargs, --include_path, --output_path, --log_samples and --batch_size (here 8 where it is not given); "

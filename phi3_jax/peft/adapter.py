@@ -20,9 +20,12 @@ from phi3_jax.lora.targets import saved_modules
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.peft.config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from phi3_jax.peft.folder import adapter_folder, is_checkpoint
+from phi3_jax.peft.state import load_state, state_config
 from phi3_jax.peft.targets import peft_modules
 from phi3_jax.peft.tensors import PREFIX, from_peft, peft_adapters, saved_names, tensor_names
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.manifest import Damaged, check_files
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 # With the tokenizer that training lays beside it.
@@ -35,32 +38,38 @@ class PeftAdapter:
 
     Attributes:
         name: The folder or hub id, as it was given.
-        folder: Where its files lie here.
+        folder: Where its files lie here, which of a run's folder are those in its `adapter`.
     """
 
     name: str
     folder: Path
 
     @classmethod
-    def open(
-        cls, path_or_hub_id: str | Path, hub: Hub | None = None, *, patterns: Sequence[str] = ADAPTER_FILES
-    ) -> Self:
+    def open(cls, path_or_hub_id: str | Path, hub: Hub | None = None, *, patterns: Sequence[str] = ALL_FILES) -> Self:
         """Finds the folder, or the files in the hub's cache, where they are downloaded to.
 
         Args:
-            path_or_hub_id: A folder, or the id of an adapter on the hub.
+            path_or_hub_id: A folder (an adapter's, a run's, or a checkpoint's of a run), or the id of an adapter on
+                the hub.
             hub: How the hub is asked; its revision is the adapter's own.
             patterns: Of the files to download.
 
         Raises:
-            InputError: As `resolve_checkpoint`.
+            InputError: As `resolve_checkpoint` and `adapter_folder`, and for a checkpoint of a run that is damaged.
         """
-        return cls(str(path_or_hub_id), resolve_checkpoint(path_or_hub_id, hub, patterns=patterns))
+        folder = adapter_folder(resolve_checkpoint(path_or_hub_id, hub, patterns=patterns))
+        if is_checkpoint(folder):
+            _check_undamaged(folder)
+        return cls(str(path_or_hub_id), folder)
 
     @cached_property
     def config(self) -> LoraConfig:
         """What adapter_config.json says. Raises `InputError` as `read_adapter_config`."""
-        return read_adapter_config(self.folder)
+        return state_config(self.folder) if self._is_state_alone else read_adapter_config(self.folder)
+
+    @property
+    def _is_state_alone(self) -> bool:
+        return not (self.folder / CONFIG_FILE).exists() and is_checkpoint(self.folder)
 
     @property
     def base(self) -> str | None:
@@ -86,6 +95,8 @@ class PeftAdapter:
         Raises:
             InputError: As `load_adapter`.
         """
+        if self._is_state_alone:
+            return load_state(self.folder, model)
         path = self.folder / WEIGHTS_FILE
         config = self.config
         if not path.is_file():
@@ -112,6 +123,16 @@ class PeftAdapter:
         )
 
 
+def _check_undamaged(checkpoint: Path) -> None:
+    """Raises `InputError` where the adapter in a checkpoint is not what the run wrote."""
+    try:
+        check_files(checkpoint, ADAPTER_FILES)
+    except Damaged as damage:
+        raise InputError(f"{checkpoint}: the checkpoint is damaged ({damage}); take another one") from damage
+    except OSError as error:
+        raise InputError(f"{checkpoint}: cannot be read ({error.strerror}); see to the disk") from error
+
+
 def load_adapter(
     path_or_hub_id: str | Path,
     model: Phi3ForCausalLM,
@@ -127,7 +148,8 @@ def load_adapter(
     of slices becomes those of the slices.
 
     Args:
-        path_or_hub_id: A folder, or a hub id that is downloaded and cached.
+        path_or_hub_id: A folder (an adapter's, a run's, or a checkpoint's of a run), or a hub id that is downloaded
+            and cached.
         model: The base, whose names and shapes the adapter must fit.
         revision: Branch, tag or commit of the adapter on the hub.
         token: To log in to the hub with.

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
+from phi3_jax.config.lora import LoraConfig
 from phi3_jax.data.tokenizer import Tokenizer
-from phi3_jax.hf.safetensors_io import write_safetensors
+from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
 from phi3_jax.lora.tree import Lora
 from phi3_jax.peft.card import model_card
 from phi3_jax.peft.config import CONFIG_FILE, WEIGHTS_FILE, config_entries
@@ -62,18 +64,46 @@ def save_adapter(
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     folder = Path(folder)
-    modules, config, metadata = to_peft(_on_base(lora, base_model_name_or_path, revision))
-    tensors = list(sources(modules, lora.saved))
-    entries = config_entries(config)
-    card = model_card(config, sum(math.prod(tensor.shape) for tensor in tensors))
-    weights = sum(tensor.nbytes for tensor in tensors)
-    with storing(folder, weights), temporary_folder(folder.parent, f".{folder.name}.") as temporary:
-        write_safetensors(temporary / WEIGHTS_FILE, tensors, metadata)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+    files = AdapterFiles.of(lora, base_model_name_or_path, revision)
+    with storing(folder, files.nbytes), temporary_folder(folder.parent, f".{folder.name}.") as temporary:
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        (temporary / CONFIG_FILE).write_text(json.dumps(entries, indent=2, sort_keys=True), encoding="utf-8")
+        files.write(temporary)
         _move(temporary, folder)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """What `save_adapter` writes of an adapter, for callers that see to it themselves that it comes to be whole.
+
+    Attributes:
+        config: What adapter_config.json says.
+        tensors: Those of the weights.
+        metadata: Of the file of weights.
+    """
+
+    config: LoraConfig
+    tensors: list[TensorSource]
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(cls, lora: Lora, base: str | None = None, revision: str | None = None) -> Self:
+        """Those of an adapter. Raises `InputError` as `save_adapter`, whose arguments these are."""
+        modules, config, metadata = to_peft(_on_base(lora, base, revision))
+        return cls(config, list(sources(modules, lora.saved)), metadata)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def write(self, folder: Path) -> None:
+        """Writes weights, model card and configuration, in this order."""
+        write_safetensors(folder / WEIGHTS_FILE, self.tensors, self.metadata)
+        card = model_card(self.config, sum(math.prod(tensor.shape) for tensor in self.tensors))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        entries = json.dumps(config_entries(self.config), indent=2, sort_keys=True)
+        (folder / CONFIG_FILE).write_text(entries, encoding="utf-8")
 
 
 def _on_base(lora: Lora, base: str | None, revision: str | None) -> Lora:

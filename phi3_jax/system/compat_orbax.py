@@ -2,7 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 
@@ -26,3 +29,29 @@ def disk_error(error: BaseException) -> OSError | None:
     if number:
         return OSError(int(number[1]), os.strerror(int(number[1])))
     return error if isinstance(error, OSError) else None
+
+
+def load_arrays(folder: Path, name: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Some of the arrays of a checkpointable, by name, on the first device; the others are not read.
+
+    Args:
+        folder: The checkpoint.
+        name: Of the checkpointable, a dictionary of arrays.
+        wanted: What is to be read.
+
+    Raises:
+        ValueError: Where shapes are others, or a name is not there.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for key, leaf in wanted.items()}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        try:
+            found: dict[str, jax.Array] = ocp.load_checkpointables(folder.absolute(), {name: abstract})[name]
+        except KeyError as error:  # another shape is called a lack of handlers
+            raise ValueError(f"{name} has arrays of other shapes") from error
+    missing = [key for key, value in found.items() if not isinstance(value, jax.Array)]  # what was wanted comes back
+    if missing:
+        raise ValueError(f"{name} has no {missing[0]}")
+    return found

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -65,16 +65,32 @@ def check(folder: Path, *, thoroughly: bool) -> float | None:
     """
     manifest = _read(folder)
     for name, (size, digest) in manifest["files"].items():
-        path = folder / name
-        try:
-            found = path.stat().st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise Damaged(f"{name} is missing") from error
-        if found != size:
-            raise Damaged(f"{name} has {found:,} bytes instead of {size:,}")
-        if (thoroughly or size <= SMALL) and _hash(path) != digest:
-            raise Damaged(f"{name} is not what was written")
+        _check_file(folder / name, name, size, digest, thoroughly=thoroughly)
     return manifest["eval_loss"]
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Compares some of the files with the manifest, to their last byte; another file than those it lists passes.
+
+    Raises:
+        Damaged: where they differ, and where the manifest is none.
+        OSError: where a file cannot be read for another reason.
+    """
+    listed = _read(folder)["files"]
+    for name in names:
+        if name in listed:
+            _check_file(folder / name, name, *listed[name], thoroughly=True)
+
+
+def _check_file(path: Path, name: str, size: int, digest: str, *, thoroughly: bool) -> None:
+    try:
+        found = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{name} is missing") from error
+    if found != size:
+        raise Damaged(f"{name} has {found:,} bytes instead of {size:,}")
+    if (thoroughly or size <= SMALL) and _hash(path) != digest:
+        raise Damaged(f"{name} is not what was written")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storage_error, sync
 from phi3_jax.system.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.system.text import first_line
+from phi3_jax.training.adapter_files import Beside
 from phi3_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,24 @@ class Checkpoints:
         """Those of the complete checkpoints, ascending."""
         return sorted(self._losses)
 
-    def save(self, step: int, state: TrainState, progress: dict[str, object], eval_loss: float | None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        progress: dict[str, object],
+        eval_loss: float | None,
+        beside: Beside | None = None,
+    ) -> None:
         """Starts saving; the arrays are copied from the device before this returns.
 
         Where `step` is saved already, only its `eval_loss` is taken over.
+
+        Args:
+            step: Of the state.
+            state: What is to be restored.
+            progress: The JSON beside it.
+            eval_loss: Of an evaluation at this step.
+            beside: The adapter, which lies in the same folder as PEFT's files.
 
         Raises:
             StorageError: where this one or the one before cannot be written.
@@ -119,11 +134,11 @@ class Checkpoints:
                 self._decide(lambda: self._take_over(step, eval_loss))
             return
         arrays = _flatten(state)
-        nbytes = sum(array.nbytes for array in arrays.values())
+        nbytes = sum(array.nbytes for array in arrays.values()) + (0 if beside is None else beside.nbytes)
         target = self._folder / f"{step}{SAVING}"
         with self._storing(step, nbytes), self._context:
             written = ocp.save_checkpointables_async(target, {"state": arrays, "progress": progress})
-        done = self._pool.submit(self._finish, step, eval_loss, written.result, dict(self._losses))
+        done = self._pool.submit(self._finish, step, eval_loss, written.result, beside, dict(self._losses))
         self._saving = _Saving(step, eval_loss, nbytes, done)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Mapping[str, Any]]:
@@ -171,12 +186,19 @@ class Checkpoints:
     # In the background.
 
     def _finish(
-        self, step: int, eval_loss: float | None, written: Callable[[], None], losses: dict[int, float | None]
+        self,
+        step: int,
+        eval_loss: float | None,
+        written: Callable[[], None],
+        beside: Beside | None,
+        losses: dict[int, float | None],
     ) -> None:
         written()  # by all processes
         if not is_main():
             return
         folder = self._folder / f"{step}{SAVING}"
+        if beside is not None:
+            beside.write(folder)
         write_manifest(folder, eval_loss)
         folder.rename(self._folder / str(step))
         sync(self._folder)  # before older ones go

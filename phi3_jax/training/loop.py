@@ -20,6 +20,7 @@ from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import endings, results
+from phi3_jax.training.adapter_files import RunAdapter
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
@@ -142,6 +143,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.watch = Watch(run, job, self.batches, self.evaluator.step, self.console.print)
         self.files = RunFolder(run, self.console.print)
+        self.adapter = RunAdapter(run, job)
         self.written: Path | None = None  # where the weights lie at the end
 
     def run_all(self) -> Results:
@@ -400,7 +402,8 @@ class Trainer:
         self.progress.data = self.batches.get_state()
         with together():
             self.files.log.sync()
-        self.files.open_checkpoints().save(self.progress.step, self.state, asdict(self.progress), eval_loss)
+        beside = self.adapter.beside(self.state.trainable)
+        self.files.open_checkpoints().save(self.progress.step, self.state, asdict(self.progress), eval_loss, beside)
 
     def _restore(self, checkpoints: Checkpoints) -> bool:
         if not checkpoints.steps:

@@ -9,13 +9,12 @@ import jax
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.hf.save import save_model
-from phi3_jax.lora import Lora
 from phi3_jax.parallel.distributed import is_main, to_host, together
-from phi3_jax.peft.save import save_adapter
 from phi3_jax.report.write import write_report
 from phi3_jax.system.files import write_text
 from phi3_jax.system.memory import resident_peak
 from phi3_jax.system.secrets import redact_command
+from phi3_jax.training.adapter_files import RunAdapter
 from phi3_jax.training.evaluation import EvalFigures
 from phi3_jax.training.job import RunJob
 from phi3_jax.training.metrics import Row
@@ -34,17 +33,8 @@ def save_weights(folder: Path, run: RunConfig, job: RunJob, trainable: Params) -
     lora = to_host(lora)
     with together():
         if is_main():
-            _save_adapter(target, run, job, lora)
+            RunAdapter(run, job).save(target, lora)
     return target
-
-
-def _save_adapter(target: Path, run: RunConfig, job: RunJob, lora: Lora) -> None:
-    # PEFT looks for a base under this name from wherever it runs.
-    base = run.peft.base_model_name_or_path or run.model.name_or_path
-    revision = run.peft.revision or (job.revision if base == run.model.name_or_path else None)
-    if Path(base).is_dir():
-        base, revision = str(Path(base).absolute()), None
-    save_adapter(target, lora, tokenizer=job.tokenizer, base_model_name_or_path=base, revision=revision)
 
 
 def write_results(folder: Path, train: Row, evaluation: EvalFigures) -> None:

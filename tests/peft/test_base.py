@@ -49,7 +49,10 @@ def train(folder: Path, output: str, *more: str, base: object = NAME) -> list[st
         "data.train": folder / "chats.jsonl",
         "data.max_length": 32,
         "training.output_dir": folder / output,
-        "training.max_steps": 1,
+        "training.max_steps": 2,
+        "training.save_steps": 1,
+        "training.learning_rate": 0.05,
+        "training.warmup_ratio": 0,
         "logging.progress": False,
         "logging.tensorboard": False,
     }
@@ -100,14 +103,21 @@ def test_no_revision_where_none_was_given_or_the_base_has_none(case, world, tmp_
     assert "revision=" not in (tmp_path / "out" / "adapter" / "README.md").read_text()
 
 
-def test_peft_loads_the_base_at_that_revision(world):
-    peft = pytest.importorskip("peft")
+@pytest.mark.parametrize("folder", ["adapter", "checkpoints/1"])
+def test_peft_loads_adapters_and_checkpoints_with_the_base_at_that_revision(folder, world):
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     model = peft.AutoPeftModelForCausalLM.from_pretrained(
-        world / "out" / "adapter", cache_dir=world / "cache", local_files_only=True
+        world / "out" / folder, cache_dir=world / "cache", local_files_only=True, dtype=torch.float32
     )
     table = model.get_base_model().model.embed_tokens.weight.detach().numpy()
     assert np.array_equal(table, load_file(snapshot(world, "april") / "model.safetensors")[TABLE])
-    assert any("lora_A" in name for name, _ in model.named_parameters())
+    ours = Phi3ForCausalLM.from_pretrained(snapshot(world, "april"), dtype=jnp.float32)
+    ids = np.random.default_rng(0).integers(5, ours.config.vocab_size, (2, 9))
+    with torch.no_grad():
+        theirs = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    lora = load_adapter(world / "out" / folder, ours)
+    np.testing.assert_allclose(np.asarray(ours(jnp.asarray(ids), lora=lora)), theirs, atol=2e-5, rtol=1e-4)
+    assert not np.allclose(np.asarray(ours(jnp.asarray(ids))), theirs, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from phi3_jax.peft.names import named
     [
         ("mine=out/run/adapter", "mine", "out/run/adapter"),
         ("out/run/adapter", "run", "out/run/adapter"),
-        ("out/run/checkpoints/40", "40", "out/run/checkpoints/40"),
+        ("out/run/checkpoints/40", "run-40", "out/run/checkpoints/40"),
         ("owner/model", "owner", "owner/model"),
         ("owner/some-adapter", "some-adapter", "owner/some-adapter"),
         ("out/a=b", "a_b", "out/a=b"),

@@ -2,12 +2,13 @@
 
 import errno
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from phi3_jax.system.compat_orbax import context_with_json, disk_error
+from phi3_jax.system.compat_orbax import context_with_json, disk_error, load_arrays
 
 
 def test_a_dict_of_numbers_is_written_as_json(tmp_path):
@@ -15,6 +16,16 @@ def test_a_dict_of_numbers_is_written_as_json(tmp_path):
     with context_with_json("said"):
         ocp.save_checkpointables(tmp_path / "it", {"said": said, "arrays": {"x": jnp.ones(2)}})
         assert ocp.load_checkpointables(tmp_path / "it", {"said": None})["said"] == said
+
+
+def test_some_of_the_arrays_are_read_by_name(tmp_path):
+    ocp.save_checkpointables(tmp_path / "it", {"arrays": {"x": jnp.ones(2), "y": jnp.zeros(3)}, "other": {"z": 1}})
+    shape = jax.ShapeDtypeStruct((2,), jnp.float32)
+    (name, array), *others = load_arrays(tmp_path / "it", "arrays", {"x": shape}).items()
+    assert (name, array.tolist(), others) == ("x", [1.0, 1.0], [])
+    for wanted in ({"w": shape}, {"x": jax.ShapeDtypeStruct((5,), jnp.float32)}):
+        with pytest.raises(ValueError, match="arrays has"):
+            load_arrays(tmp_path / "it", "arrays", wanted)
 
 
 def test_the_number_of_an_error_stands_in_tensorstores_text(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from phi3_jax.system.manifest import Damaged, change_eval_loss, check, write_manifest
+from phi3_jax.system.manifest import Damaged, change_eval_loss, check, check_files, write_manifest
 
 
 @pytest.fixture
@@ -26,6 +26,15 @@ def test_damage_is_named(sealed, content, message):
     (sealed / "state" / "x").write_bytes(content)
     with pytest.raises(Damaged, match=message):
         check(sealed, thoroughly=True)
+
+
+def test_some_of_the_files_are_looked_at_by_themselves(sealed):
+    (sealed / "another").write_bytes(b"put there later")
+    check_files(sealed, ["state/x", "another"])
+    (sealed / "state" / "x").write_bytes(b"abd")
+    check_files(sealed, ["another"])
+    with pytest.raises(Damaged, match="state/x is not what was written"):
+        check_files(sealed, ["state/x"])
 
 
 def test_a_manifest_that_was_edited_is_damage(sealed):

@@ -9,7 +9,7 @@ import pytest
 
 from phi3_jax import InputError
 from phi3_jax.system.files import StorageError
-from phi3_jax.training import results
+from phi3_jax.training import adapter_files
 from phi3_jax.training.folder import Checkpoints
 from phi3_jax.training.loop import train
 from tests.helpers.disks import refusing
@@ -28,7 +28,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EACCES, marks=pytest.mark.slow)])
 def test_weights_that_cannot_be_written_go_elsewhere(inputs, monkeypatch, number):
-    save, calls = results.save_adapter, []
+    save, calls = adapter_files.save_adapter, []
 
     def save_in_vain(folder, *arguments, **options):
         calls.append(folder)
@@ -38,7 +38,7 @@ def test_weights_that_cannot_be_written_go_elsewhere(inputs, monkeypatch, number
                 save(folder, *arguments, **options)
         save(folder, *arguments, **options)
 
-    monkeypatch.setattr(results, "save_adapter", save_in_vain)
+    monkeypatch.setattr(adapter_files, "save_adapter", save_in_vain)
     fallback = inputs / f"fallback{number}"
     run = run_config(inputs, f"refused{number}", training={**SHORT, "fallback_dir": str(fallback)})
     with pytest.raises(StorageError, match=os.strerror(number)) as refused:
@@ -55,6 +55,7 @@ def test_weights_that_cannot_be_written_go_elsewhere(inputs, monkeypatch, number
 
 def test_without_a_fallback_or_with_a_full_one_it_is_said(inputs, monkeypatch):
     monkeypatch.setattr("phi3_jax.peft.save.write_safetensors", refusing(errno.ENOSPC))
+    monkeypatch.setattr(adapter_files.Beside, "write", lambda *_: None)  # so that only the end's adapter fails
     with pytest.raises(StorageError, match=r"step 4 is whole; training\.fallback_dir would name a folder for the wei"):
         train(run_config(inputs, "nowhere", training=SHORT))
     settings = {**SHORT, "fallback_dir": str(inputs / "full"), "resume_from_checkpoint": True}
