@@ -25,6 +25,7 @@ from phi3_jax.system.text import one_line
 
 COMMANDS = {
     "demo": "The whole job on a built-in model and chat set, on a CPU.",
+    "init": "Write a configuration for your rows and your device.",
     "recipes": "The configurations that come with the package.",
     "data": "What will be trained on: rows, formats, tokens, targets.",
     "train": "Fine-tune a model on chats.",

@@ -92,7 +92,7 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
     """
     topology = parse_topology(topology_name)
     checkpoint = Checkpoint.open_config(run.model.name_or_path, run.model.hub)
-    run, config = _as_stored(run, checkpoint), checkpoint.config
+    run, config = as_stored(run, checkpoint), checkpoint.config
     check_length(run.data.max_length, config)
     mesh = mesh_shape(asdict(run.parallel), topology.devices)
     check_mesh(run, config, mesh)
@@ -120,7 +120,7 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
     return plan if plan.fits else replace(plan, alternatives=alternatives(run, topology, estimator, factor))
 
 
-def _as_stored(run: RunConfig, checkpoint: Checkpoint) -> RunConfig:
+def as_stored(run: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     """The run with its checkpoint's folder, and quantised if that is."""
     model = replace(run.model, name_or_path=str(checkpoint.folder))
     stored = checkpoint.quantization
