@@ -1,6 +1,5 @@
 """`phi3-jax export`: an adapter merged into its base, or made portable."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,13 +44,14 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"{output}: exists already; name another folder with --output")
 
     from phi3_jax.hf.files import CONFIG
-    from phi3_jax.hf.hub import CHECKPOINT_FILES
+    from phi3_jax.hf.hub import CHECKPOINT_FILES, LICENCE_FILES
     from phi3_jax.peft.adapter import ALL_FILES, PeftAdapter
     from phi3_jax.peft.base import open_base
 
     hub = hub_of(arguments)
     adapter = PeftAdapter.open(arguments.adapter, hub.at(None), patterns=ALL_FILES)
-    patterns = CHECKPOINT_FILES if arguments.merge else (CONFIG,)
+    # Copies of the base's weights in an adapter are held against the base's own.
+    patterns = (*CHECKPOINT_FILES, *LICENCE_FILES) if arguments.merge or adapter.has_base_copies else (CONFIG,)
     base = open_base(arguments.base, [adapter], hub, patterns=patterns)
     if arguments.merge:
         merge(adapter, base, output, dtype=arguments.base_dtype)
@@ -62,21 +62,15 @@ def run(argv: Sequence[str]) -> None:
 
 def merge(adapter: "PeftAdapter", base: "Checkpoint", output: Path, *, dtype: str | None) -> None:
     """Writes the merged checkpoint with the tokenizer to `output`, which appears when it is whole."""
-    from phi3_jax.hf.save import save_model
-    from phi3_jax.hf.tokenizer import tokenizer_files
-    from phi3_jax.lora import merge_lora
+    from phi3_jax.hf.merge import save_merged
+    from phi3_jax.hf.save_tokenizer import save_merged_tokenizer
     from phi3_jax.system.files import storing, temporary_folder
 
-    base.check_unquantized("and merged ones would be rounded again", "give the unquantised checkpoint with --base")
-    # The adapter's, with the template it was trained with, or else the base's; never a mixture.
-    files = tokenizer_files(adapter.folder if adapter.has_tokenizer else base.folder)
-    model = base.load_model(dtype=dtype or base.stored_dtype)
-    merged = merge_lora(model, adapter.load(model))
+    lora = adapter.load(base.shapes, base)
     with storing(output), temporary_folder(output.parent, f".{output.name}.") as temporary:
         folder = temporary / "merged"
-        save_model(merged, folder)
-        for file in files:
-            shutil.copyfile(file, folder / file.name)
+        save_merged(base, lora, folder, dtype=dtype)
+        save_merged_tokenizer(base.folder, adapter.folder, folder)
         folder.replace(output)
 
 
@@ -85,5 +79,5 @@ def make_portable(adapter: "PeftAdapter", base: "Checkpoint", output: Path) -> N
     from phi3_jax.peft.portable import portable
     from phi3_jax.peft.save import save_adapter
 
-    lora = portable(adapter.load(base.shapes), base.config.num_hidden_layers)
+    lora = portable(adapter.load(base.shapes, base), base.config.num_hidden_layers)
     save_adapter(output, lora, base_model_name_or_path=base.name, revision=base.revision)

@@ -17,7 +17,7 @@ import numpy as np
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.hf.layout import Expected, LayoutEntry, checkpoint_layout
-from phi3_jax.hf.safetensors_io import FLOATS, READABLE, TensorEntry, TensorSource, read_tensor
+from phi3_jax.hf.safetensors_io import FLOATS, ITEM_SIZES, READABLE, TensorEntry, TensorSource, read_tensor
 from phi3_jax.model.leaves import LeafPath
 from phi3_jax.parallel.distributed import to_host
 from phi3_jax.quant import FP4Weight, Int8Weight, NF4Weight, Quantized
@@ -33,6 +33,7 @@ from phi3_jax.system.reading import parse_json
 MAX_STATE = 2**16  # bytes of JSON
 STATE = ".quant_state.bitsandbytes__"
 FLOATS_BY_NAME = {dtype.name: dtype for dtype in FLOATS.values()}
+STORAGES = {"uint8": "U8", "int8": "I8", "float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 FOUR_BIT: dict[str, type[NF4Weight]] = {"nf4": NF4Weight, "fp4": FP4Weight}
 
 
@@ -43,12 +44,21 @@ class BnbConfig:
     Attributes:
         kind: Of the codes.
         double_quant: The statistics are quantised too.
-        paths: The leaves of the model's state that are quantised.
+        paths: The leaves of the model's state that are quantised, in all layers.
+        mixed: The tensors that are quantised in leaves of which other layers are not (Unsloth's dynamic quants); such
+            leaves are made dense.
+        storage: The type in which the file shows packed bytes, by safetensors' name.
     """
 
     kind: QuantType
     double_quant: bool
     paths: frozenset[LeafPath]
+    mixed: frozenset[str] = frozenset()
+    storage: str = "U8"
+
+    def stores(self, entry: LayoutEntry) -> bool:
+        """Whether a weight is quantised in the file."""
+        return entry.path in self.paths or entry.name in self.mixed
 
     def __str__(self) -> str:
         return f"{self.kind}{' with double quantisation' if self.double_quant else ''}"
@@ -78,18 +88,20 @@ def read_bnb_config(config: Phi3Config, where: Path) -> BnbConfig | None:
             f"{where}: quantization_config has load_in_4bit {four}, load_in_8bit {eight} and bnb_4bit_quant_type "
             f"{raw.get('bnb_4bit_quant_type')!r}, expected one of the two, and nf4 or fp4"
         )
-    storage = raw.get("bnb_4bit_quant_storage") or "uint8"
-    if storage != "uint8":
-        raise InputError(f"{where}: bnb_4bit_quant_storage is {storage!r}, expected 'uint8'; save it so again")
+    storage = str(raw.get("bnb_4bit_quant_storage") or "uint8").removeprefix("torch.") if four else "uint8"
+    if storage not in STORAGES:
+        raise InputError(
+            f"{where}: bnb_4bit_quant_storage is {storage!r}, expected one of {', '.join(STORAGES)}; save it so again"
+        )
     if raw.get("llm_int8_has_fp16_weight"):
         raise InputError(f"{where}: llm_int8_has_fp16_weight is true, so that nothing is quantised; remove the section")
-    paths = _quantized_paths(config, raw.get("llm_int8_skip_modules"), where)
-    return BnbConfig(kind, four and bool(raw.get("bnb_4bit_use_double_quant")), paths)
+    paths, mixed = _quantized_paths(config, raw.get("llm_int8_skip_modules"), where)
+    return BnbConfig(kind, four and bool(raw.get("bnb_4bit_use_double_quant")), paths, mixed, STORAGES[storage])
 
 
-def _quantized_paths(config: Phi3Config, skipped: object, where: Path) -> frozenset[LeafPath]:
-    """The weights that `llm_int8_skip_modules` leaves, by transformers' rule: names from the start, up to a
-    dot, or from the end. Without it the output head alone is left out."""
+def _quantized_paths(config: Phi3Config, skipped: object, where: Path) -> tuple[frozenset[LeafPath], frozenset[str]]:
+    """The leaves, and the tensors of mixed ones, that `llm_int8_skip_modules` leaves, by transformers' rule: names
+    from the start, up to a dot, or from the end. Without it the output head alone is left out."""
     names = ["lm_head"] if skipped is None else skipped
     if not isinstance(names, list) or not all(isinstance(n, str) and re.fullmatch(r"[\w.-]+", n) for n in names):
         raise InputError(f"{where}: llm_int8_skip_modules is {skipped!r}, expected a list of plain module names")
@@ -99,17 +111,15 @@ def _quantized_paths(config: Phi3Config, skipped: object, where: Path) -> frozen
 
     if not config.tie_word_embeddings and not is_skipped("lm_head"):
         raise InputError(f"{where}: lm_head is quantised, which is not supported; add it to llm_int8_skip_modules")
-    answers: dict[LeafPath, set[bool]] = {}
+    answers: dict[LeafPath, dict[str, bool]] = {}
     for entry in checkpoint_layout(config):
         if entry.layer is not None and is_quantizable(entry.path, (0, *entry.shape)):
-            answers.setdefault(entry.path, set()).add(not is_skipped(layer_name(entry.path, entry.layer)))
-    mixed = [path[-2] for path, found in answers.items() if len(found) > 1]
-    if mixed:
-        raise InputError(
-            f"{where}: llm_int8_skip_modules names {mixed[0]} in some layers and not in others, which is not "
-            "supported; quantise all or none"
-        )
-    return frozenset(path for path, found in answers.items() if found == {True})
+            found = not is_skipped(layer_name(entry.path, entry.layer))
+            answers.setdefault(entry.path, {})[entry.name] = found
+    paths = frozenset(path for path, found in answers.items() if all(found.values()))
+    some = {path: names for path, found in answers.items() if (names := [n for n, on in found.items() if on])}
+    mixed = frozenset(name for path, names in some.items() if path not in paths for name in names)
+    return paths, mixed
 
 
 def expected_tensors(entry: LayoutEntry, config: BnbConfig) -> dict[str, Expected]:
@@ -124,7 +134,7 @@ def expected_tensors(entry: LayoutEntry, config: BnbConfig) -> dict[str, Expecte
     size = math.prod(entry.shape)
     blocks = -(-size // BLOCK_SIZE)
     tensors = {
-        entry.name: Expected((-(-size // 2), 1), ("U8",)),
+        entry.name: Expected((-(-size // (2 * ITEM_SIZES[config.storage])), 1), (config.storage,)),
         f"{entry.name}.absmax": Expected((blocks,), ("U8" if config.double_quant else "F32",)),
         f"{entry.name}.quant_map": Expected((16,), ("F32",)),
         f"{entry.name}{STATE}{config.kind}": Expected(None, ("U8",)),
@@ -154,7 +164,7 @@ def read_weight(tensors: Mapping[str, TensorEntry], entry: LayoutEntry, config: 
     absmax = tensors[f"{entry.name}.absmax"]
     return from_flat(
         kind,
-        _read(tensors[entry.name]).reshape(-1),
+        _read(tensors[entry.name]).reshape(-1).view(np.uint8),
         _read(absmax) if config.double_quant else _read_finite(absmax),
         nested,
         offset,

@@ -1,6 +1,7 @@
 """`Checkpoint`: a model's folder or hub id, opened once and handed on to whoever needs something of it."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.hf.bnb import BnbConfig, read_bnb_config
 from phi3_jax.hf.files import CONFIG, Weights, has_weights, read_weights
 from phi3_jax.hf.hub import CHECKPOINT_FILES, resolve_checkpoint
+from phi3_jax.hf.layout import EMBEDDING
 from phi3_jax.hf.load import Shardings, WeightFiles
 from phi3_jax.hf.safetensors_io import FLOATS
 from phi3_jax.hf.tokenizer import read_tokenizer
@@ -27,6 +29,8 @@ from phi3_jax.model.leaves import abstract_model
 from phi3_jax.quant import Quantizer, make_quantizer
 from phi3_jax.quant.build import build_model
 from phi3_jax.system.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +90,14 @@ class Checkpoint:
 
     @property
     def stored_dtype(self) -> str:
-        """What config.json says that the weights are stored in; bfloat16, as Phi-3's are, where it is silent."""
+        """The type of its weights by transformers' rule for `"auto"`: that which config.json names; else that of the
+        tensors, as the embedding tells; bfloat16, as Phi-3's are, where there are neither."""
         raw = json.loads(self.config.source)
-        stored = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
-        return stored if stored in ("float32", "float16") else "bfloat16"
+        named = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
+        if named in {kind.name for kind in FLOATS.values()}:
+            return named
+        table = self.weights.tensors.get(".".join(EMBEDDING)) if self.has_weights else None
+        return FLOATS[table.dtype].name if table is not None and table.dtype in FLOATS else "bfloat16"
 
     @cached_property
     def shapes(self) -> Phi3ForCausalLM:
@@ -148,6 +156,13 @@ class Checkpoint:
                 already, otherwise than asked for.
         """
         dtype = _float_dtype(dtype)
+        if self.quantization is not None and self.quantization.mixed:
+            logger.warning(
+                "%s: %d weights are quantised whose kin in other layers are not; all layers of these are held in %s",
+                self.name,
+                len(self.quantization.mixed),
+                dtype,
+            )
         if quantization is not None and quantizer is None:
             quantizer = make_quantizer(quantization, double_quant=double_quant)
         if self.quantization is not None and quantizer is not None:

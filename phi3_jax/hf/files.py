@@ -115,7 +115,7 @@ def _shards(folder: Path, index: Mapping[str, str] | None) -> tuple[list[Path], 
 def _expected(config: Phi3Config, quantization: BnbConfig | None) -> dict[str, Expected]:
     expected: dict[str, Expected] = {}
     for entry in checkpoint_layout(config):
-        if quantization is not None and entry.path in quantization.paths:
+        if quantization is not None and quantization.stores(entry):
             expected |= expected_tensors(entry, quantization)
         else:
             expected[entry.name] = Expected(entry.shape)

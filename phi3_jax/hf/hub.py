@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
 # What is downloaded. Never *.bin (pickles) and never *.py (remote code).
 SMALL_FILES = ("*.json", "*.jinja", *(name for name in TOKENIZER_FILES if not name.endswith((".json", ".jinja"))))
 CHECKPOINT_FILES = (*SMALL_FILES, "model*.safetensors")
+# What a checkpoint made of another one takes along of it.
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
 def resolve_checkpoint(

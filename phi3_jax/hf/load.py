@@ -127,13 +127,17 @@ class WeightFiles:
             entries, layers = entries[start:stop], list(array)
         (start, stop), *others = bounds
         index = (slice(first_row + start, first_row + stop), *(slice(*ends) for ends in others))
-        jobs = [
-            self.pool.submit(read_tensor, self.weights.tensors[entry.name], layer, index)
-            for entry, layer in zip(entries, layers, strict=True)
-        ]
+        jobs = [self.pool.submit(self._fill, entry, layer, index) for entry, layer in zip(entries, layers, strict=True)]
         for job in jobs:
             job.result()
         return array
+
+    def _fill(self, entry: LayoutEntry, out: np.ndarray, index: tuple[slice, ...]) -> None:
+        """Reads a tensor, or the part at `index`; one that is quantised where other layers' are not is made dense."""
+        if self.stored is None or entry.name not in self.stored.mixed:
+            read_tensor(self.weights.tensors[entry.name], out, index)
+            return
+        out[...] = read_weight(self.weights.tensors, entry, self.stored).dequantize(out.dtype)[index]
 
 
 def _ready(value: T) -> T:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from phi3_jax.hf import bnb
 from phi3_jax.hf.files import CONFIG, INDEX, SINGLE
 from phi3_jax.hf.layout import LayoutEntry, checkpoint_layout
 from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
+from phi3_jax.hf.save_tokenizer import save_tokenizer
 from phi3_jax.model.layers import SplitWeight
 from phi3_jax.model.leaves import model_leaves
 from phi3_jax.model.phi3 import Phi3ForCausalLM
@@ -46,18 +47,53 @@ def save_model(
     Args:
         model: What to write, quantised or not.
         folder: Where to.
-        tokenizer: Saved along where given.
+        tokenizer: Saved along where given, with the licence of the checkpoint that it came with.
         max_shard_size: Bytes of a file at most.
 
     Raises:
         InputError: Where the folder holds something else that would be in the way.
         StorageError: Where it cannot be written.
     """
+    arrays = {path: leaf.get_value() for path, leaf in model_leaves(model).items()}
+    tensors = [_sources(entry, arrays[entry.path]) for entry in checkpoint_layout(model.config)]
+    stored = bnb.config_section(arrays, str(model.dtype), model.config.to_dict().get("quantization_config"))
+    write_checkpoint(
+        folder,
+        tensors,
+        config_json(model.config, str(model.dtype), stored),
+        generation=model.config.generation,
+        tokenizer=tokenizer,
+        max_shard_size=max_shard_size,
+    )
+
+
+def write_checkpoint(
+    folder: str | Path,
+    tensors: Sequence[list[TensorSource]],
+    config: Mapping[str, object],
+    *,
+    generation: str = "{}",
+    tokenizer: Tokenizer | None = None,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """The same of any tensors.
+
+    Args:
+        folder: Where to.
+        tensors: What to write, that which belongs in one file in a list of its own.
+        config: What config.json is to say.
+        generation: Text of generation_config.json.
+        tokenizer: As in `save_model`.
+        max_shard_size: As there.
+
+    Raises:
+        InputError: As there.
+        StorageError: As there.
+    """
     folder = Path(folder)
     if max_shard_size < 1:
         raise InputError(f"max_shard_size is {max_shard_size}, expected a positive number of bytes")
-    # Before anything is written, and by all: what this raises is raised in all of them.
-    shards, config = _shards(model, max_shard_size), _config_json(model)
+    shards = _shards(tensors, max_shard_size)
     with together():
         if is_main():
             _check_target(folder)
@@ -67,9 +103,9 @@ def save_model(
     else:
         nbytes = sum(tensor.nbytes for tensor in itertools.chain.from_iterable(shards))
         with storing(folder, nbytes), temporary_folder(folder, ".saving-") as staging:
-            names = _write_files(model, shards, config, staging)
+            names = _write_files(shards, config, generation, staging)
             if tokenizer is not None:
-                tokenizer.save_pretrained(staging)
+                save_tokenizer(tokenizer, staging, licence=True)
             _replace(folder, staging, names)
     barrier(f"{folder} is written")
 
@@ -100,24 +136,22 @@ def _check_target(folder: Path) -> None:
             raise InputError(f"{folder}: holds another model's config.json; save in a folder of its own") from error
 
 
-def _shards(model: Phi3ForCausalLM, max_shard_size: int) -> list[list[TensorSource]]:
+def _shards(tensors: Sequence[list[TensorSource]], max_shard_size: int) -> list[list[TensorSource]]:
     """What each file is to hold."""
-    arrays = {path: leaf.get_value() for path, leaf in model_leaves(model).items()}
     shards: list[list[TensorSource]] = [[]]
     size = 0
-    for entry in checkpoint_layout(model.config):
-        tensors = _sources(entry, arrays[entry.path])
-        nbytes = sum(tensor.nbytes for tensor in tensors)
+    for together_ in tensors:
+        nbytes = sum(tensor.nbytes for tensor in together_)
         if shards[-1] and size + nbytes > max_shard_size:
             shards.append([])
             size = 0
-        shards[-1] += tensors
+        shards[-1] += together_
         size += nbytes
     return shards
 
 
 def _write_files(
-    model: Phi3ForCausalLM, shards: list[list[TensorSource]], config: Mapping[str, object], folder: Path
+    shards: list[list[TensorSource]], config: Mapping[str, object], generation: str, folder: Path
 ) -> list[str]:
     """Writes all files; returns their names in the order in which they should appear."""
     names = [SINGLE]
@@ -134,8 +168,8 @@ def _write_files(
         }
         _write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(where.items()))})
         names.append(INDEX)
-    if model.config.generation != "{}":
-        _write_json(folder / GENERATION, json.loads(model.config.generation))
+    if generation != "{}":
+        _write_json(folder / GENERATION, json.loads(generation))
         names.append(GENERATION)
     _write_json(folder / CONFIG, config)
     return [*names, CONFIG]
@@ -154,13 +188,18 @@ def _on_host(arrays: tuple[jax.Array, ...], layer: int | None) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _config_json(model: Phi3ForCausalLM) -> dict[str, object]:
-    arrays = {path: leaf.get_value() for path, leaf in model_leaves(model).items()}
-    raw = model.config.to_dict()
-    raw.pop("auto_map", None)  # names Python files that do not go along
-    raw.pop("dtype", None)
-    raw["torch_dtype"] = str(model.dtype)  # `dtype` is its new name; every release reads the old one
-    quantization = bnb.config_section(arrays, str(model.dtype), raw.pop("quantization_config", None))
+def config_json(config: Phi3Config, dtype: str, quantization: Mapping[str, object] | None = None) -> dict[str, object]:
+    """What config.json is to say of a model.
+
+    Args:
+        config: The model's.
+        dtype: Of its weights.
+        quantization: Its `quantization_config`, if any.
+    """
+    raw = config.to_dict()
+    for name in ("auto_map", "dtype", "quantization_config"):  # the first names Python files that do not go along
+        raw.pop(name, None)
+    raw["torch_dtype"] = dtype  # `dtype` is its new name; every release reads the old one
     return raw if quantization is None else {**raw, "quantization_config": quantization}
 
 

@@ -78,7 +78,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
     Raises:
         InputError: For a link out of the folder, whose target would be copied.
     """
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    named = {folder / name for name in TOKENIZER_FILES if (folder / name).exists()}
+    files = sorted(named.union(folder.glob("additional_chat_templates/*.jinja")))
     for file in files:
         check_file(file)
     return files

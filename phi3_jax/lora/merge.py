@@ -1,10 +1,11 @@
 """Base and adapter merged into one model, and separated again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
@@ -32,7 +33,8 @@ def merge_lora(model: Phi3ForCausalLM, lora: Lora) -> Phi3ForCausalLM:
         lora: What to merge into it.
 
     Raises:
-        InputError: For a quantised base, and for adapters that no weight can hold (`lora_bias`).
+        InputError: For a quantised base, for adapters that no weight can hold (`lora_bias`), and naming a weight
+            that becomes NaN or infinite (PEFT's `safe_merge`, which is always on).
 
     Example:
         >>> import phi3_jax as p3
@@ -90,7 +92,20 @@ def _unmerged(adapter: AnyAdapter, weight: Array) -> Array:
     return adapter.unmerged(weight)
 
 
-def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Change) -> Phi3ForCausalLM:
+Parts = Mapping[str, Sequence[tuple[slice, AnyAdapter]]]
+
+
+def merge_plan(model: Phi3ForCausalLM, lora: Lora) -> tuple[Phi3ForCausalLM, Parts]:
+    """What merging does: the model that is changed, and by module name which adapters change which rows of it.
+
+    Args:
+        model: The base; shapes in place of arrays are enough.
+        lora: What is to be merged into it.
+
+    Returns:
+        The model as it is, or with an output head of its own where embedding and head become two; with
+            `modules_to_save` in place. And the adapters, those of slices under the name of their fused layer.
+    """
     adapters: dict[str, AnyAdapter] = dict(flat_items(lora.materialise()))
     changes: dict[str, list[tuple[slice, AnyAdapter]]] = {}
     if model.lm_head is None and _unties(adapters):
@@ -103,7 +118,12 @@ def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Change) -> Phi3For
     for name, adapter in adapters.items():
         parent, rows = parents.get(name, (name, slice(None)))
         changes.setdefault(parent, []).append((rows, adapter))
-    graph, state = nnx.split(model.with_saved(lora))
+    return model.with_saved(lora), changes
+
+
+def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Change) -> Phi3ForCausalLM:
+    model, changes = merge_plan(model, lora)
+    graph, state = nnx.split(model)
     weights = dict(nnx.to_flat_state(state))
     for name, parts in changes.items():
         path = (*name.split("."), "weight")
@@ -114,8 +134,42 @@ def _with_weights(model: Phi3ForCausalLM, lora: Lora, change: Change) -> Phi3For
             )
         for rows, adapter in parts:
             weight = _changed(change, adapter, weight, rows)
+        _check_finite(name, weight)
         weights[path] = weights[path].replace(weight)
     return nnx.merge(graph, nnx.from_flat_state(weights))
+
+
+def _check_finite(name: str, weight: Float[Array, "*stack out in"]) -> None:
+    if not isinstance(weight, jax.core.Tracer) and not jnp.isfinite(weight).all():
+        raise InputError(not_finite(name, str(weight.dtype)))
+
+
+def not_finite(name: str, dtype: str) -> str:
+    """What is said of a merged weight that holds NaN or infinity."""
+    reason = "; float16 ends at 65504, take bfloat16 or float32" if dtype == "float16" else ""
+    return (
+        f"{name}: the merged weight holds NaN or infinity in {dtype}, expected finite numbers; is the adapter or the "
+        f"base broken?{reason}"
+    )
+
+
+def merged_tensor(
+    parts: Sequence[tuple[slice, AnyAdapter]], weight: Float[np.ndarray, "out in"]
+) -> Float[np.ndarray, "out in"]:
+    """One layer's weight with its adapters, in float32; `weight` itself, in float32, is overwritten.
+
+    Args:
+        parts: The adapters of this layer, and the rows that each changes.
+        weight: The base's.
+    """
+    for rows, adapter in parts:
+        weight[rows] = _merge_float32(adapter, weight[rows])
+    return weight
+
+
+@jax.jit
+def _merge_float32(adapter: AnyAdapter, weight: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    return adapter.merged(weight)
 
 
 def _unties(adapters: Mapping[str, AnyAdapter]) -> bool:

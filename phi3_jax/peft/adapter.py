@@ -11,18 +11,20 @@ import numpy as np
 
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.lora import LoraConfig
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.hub import SMALL_FILES, resolve_checkpoint
-from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, read_header, read_metadata, read_tensor
+from phi3_jax.hf.layout import EMBEDDING, HEAD
+from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, equals, read_header, read_metadata, read_tensor
 from phi3_jax.hf.tokenizer import has_tokenizer
 from phi3_jax.lora.adapters import AnyAdapter
 from phi3_jax.lora.base_weights import weight_shape
 from phi3_jax.lora.targets import saved_modules
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
-from phi3_jax.peft.config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from phi3_jax.peft.config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, ties_weights
 from phi3_jax.peft.folder import adapter_folder, is_checkpoint
 from phi3_jax.peft.state import load_state, state_config
-from phi3_jax.peft.targets import peft_modules
+from phi3_jax.peft.targets import peft_modules, with_both_ends
 from phi3_jax.peft.tensors import PREFIX, from_peft, peft_adapters, saved_names, tensor_names
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.manifest import Damaged, check_files
@@ -86,11 +88,19 @@ class PeftAdapter:
         """Whether a tokenizer lies beside it, with the template that it was trained with."""
         return has_tokenizer(self.folder)
 
-    def load(self, model: Phi3ForCausalLM) -> Lora:
+    @property
+    def has_base_copies(self) -> bool:
+        """Whether copies of the base's embedding or output head lie in its file, as PEFT saves beside adapters of
+        these; False where there is no file that can be read."""
+        path = self.folder / WEIGHTS_FILE
+        return path.is_file() and not _base_weight_names().isdisjoint(read_header(path))
+
+    def load(self, model: Phi3ForCausalLM, base: Checkpoint | None = None) -> Lora:
         """Its tensors, as float32 whatever their type in the file.
 
         Args:
             model: The base, whose names and shapes the adapter must fit; shapes in place of arrays are enough.
+            base: The base's files, to hold copies of its embedding against where the model has shapes alone.
 
         Raises:
             InputError: As `load_adapter`.
@@ -99,6 +109,8 @@ class PeftAdapter:
             return load_state(self.folder, model)
         path = self.folder / WEIGHTS_FILE
         config = self.config
+        if model.lm_head is None and ties_weights(self.folder):
+            config = with_both_ends(config)
         if not path.is_file():
             # Of a hub's repository a pickle is not even downloaded, so it may be there unseen.
             found = "found only adapter_model.bin" if (self.folder / "adapter_model.bin").exists() else "not found"
@@ -111,7 +123,7 @@ class PeftAdapter:
             saved = saved_modules(model, config.modules_to_save or ())
         except InputError as error:
             raise InputError(f"{self.folder / CONFIG_FILE}: {error}") from error
-        arrays = _read_tensors(path, model, _expected_shapes(model, adapters, saved))
+        arrays = _read_tensors(path, model, base, _expected_shapes(model, adapters, saved))
         num_layers = model.config.num_hidden_layers
         weights = {name: [arrays[tensor] for tensor in saved_names(name, num_layers)] for name in saved}
         return from_peft(
@@ -200,7 +212,9 @@ def _expected_shapes(
     return expected
 
 
-def _read_tensors(path: Path, model: Phi3ForCausalLM, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _read_tensors(
+    path: Path, model: Phi3ForCausalLM, base: Checkpoint | None, expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     entries = read_header(path)
     # PEFT saves the untouched table along where embedding or output head have an adapter.
     base_copies = {n: entry for n, entry in entries.items() if n in _base_weight_names() and n not in expected}
@@ -220,7 +234,7 @@ def _read_tensors(path: Path, model: Phi3ForCausalLM, expected: Mapping[str, tup
     problems = {
         "not finite": [name for name, array in arrays.items() if not np.isfinite(array).all()],
         "not the base's, though modules_to_save does not name them": [
-            name for name, entry in base_copies.items() if not _is_base_weight(entry, model)
+            name for name, entry in base_copies.items() if not _is_base_weight(entry, model, base)
         ],
     }
     _raise_for(path, problems)
@@ -250,12 +264,25 @@ def _base_weight_names() -> set[str]:
     }
 
 
-def _is_base_weight(entry: TensorEntry, model: Phi3ForCausalLM) -> bool:
+def _is_base_weight(entry: TensorEntry, model: Phi3ForCausalLM, base: Checkpoint | None) -> bool:
+    """Whether a tensor is the base's own, but for the type that either has been rounded to."""
+    is_head = model.lm_head is not None and ".lm_head." in entry.name
     head, table = model.lm_head, model.model.embed_tokens
-    weight = (head if head is not None and ".lm_head." in entry.name else table).weight.get_value()
-    if not isinstance(weight, jax.Array):
+    weight = (head if is_head and head is not None else table).weight.get_value()
+    if entry.shape != weight.shape:
+        return False
+    if isinstance(weight, jax.Array):
+        return _is_rounded(entry, np.asarray(weight))
+    if base is None or not base.has_weights:
         raise InputError(
             f"{entry.path}: holds a copy of the base's embeddings, which cannot be compared with a base that is not "
             "loaded; save the adapter without (PEFT's save_embedding_layers=False)"
         )
-    return entry.shape == weight.shape and np.array_equal(_read(entry).astype(weight.dtype), np.asarray(weight))
+    stored = base.weights.tensors[HEAD if is_head else ".".join(EMBEDDING)]
+    array = np.empty(stored.shape, FLOATS[stored.dtype])
+    read_tensor(stored, array)
+    return _is_rounded(entry, array)
+
+
+def _is_rounded(entry: TensorEntry, weight: np.ndarray) -> bool:
+    return equals(entry, weight) or equals(entry, weight.astype(FLOATS[entry.dtype]))

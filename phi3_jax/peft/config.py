@@ -12,6 +12,7 @@ from phi3_jax.system.reading import read_json
 from phi3_jax.system.text import shown
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+TYING = "ensure_weight_tying"
 
 # The entries that a finished adapter's configuration is read from: how LoftQ began is of no matter any more.
 SUPPORTED = {field.name for field in fields(LoraConfig)} - {"loftq_config"}
@@ -34,7 +35,7 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
             f"{path}: peft_type is {shown(raw.get('peft_type'))}, expected 'LORA'; no other kind is supported"
         )
     foreign = table().peft
-    known = {"peft_type", "loftq_config", *foreign.bookkeeping, *foreign.beginnings}
+    known = {"peft_type", "loftq_config", TYING, *foreign.bookkeeping, *foreign.beginnings}
     asked = [name for name in sorted(raw) if name not in known and _is_unsupported(name, raw[name])]
     unsupported = [f"{name} {_short(raw[name])}" for name in asked]
     if unsupported:
@@ -46,6 +47,7 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
         if not isinstance(raw.get(name), str | None):
             raise InputError(f"{path}: {name} is {shown(raw[name])}, expected {wanted}")
     entries = {name: raw[name] for name in SUPPORTED if raw.get(name) is not None}
+    entries.pop("bias", None)
     if entries.get("init_lora_weights") != "eva":
         entries.pop("eva_config", None)
     for name, default in (("r", 8), ("lora_alpha", 8)):  # PEFT's, not ours
@@ -56,9 +58,15 @@ def read_adapter_config(folder: str | Path) -> LoraConfig:
         raise InputError(f"{path}: {error}") from error
 
 
+def ties_weights(folder: str | Path) -> bool:
+    """Whether adapter_config.json says that what is done to the embedding was done to a head that shares its table,
+    and the other way round: each of them then has tensors of its own in the file."""
+    return bool(read_json(Path(folder) / CONFIG_FILE).get(TYING))
+
+
 def _is_unsupported(name: str, value: object) -> bool:
-    if name == "bias":
-        return value not in (None, "none")
+    if name == "bias":  # of the base's layers, of which Phi-3's have none
+        return value not in (None, "none", "all", "lora_only")
     if name == "task_type":
         return value not in (None, "CAUSAL_LM")
     return name not in SUPPORTED and bool(value)

@@ -11,6 +11,7 @@ from typing import Self
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.hf.safetensors_io import TensorSource, write_safetensors
+from phi3_jax.hf.save_tokenizer import save_tokenizer
 from phi3_jax.lora.tree import Lora
 from phi3_jax.peft.card import model_card
 from phi3_jax.peft.config import CONFIG_FILE, WEIGHTS_FILE, config_entries
@@ -67,7 +68,7 @@ def save_adapter(
     files = AdapterFiles.of(lora, base_model_name_or_path, revision)
     with storing(folder, files.nbytes), temporary_folder(folder.parent, f".{folder.name}.") as temporary:
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            save_tokenizer(tokenizer, temporary)
         files.write(temporary)
         _move(temporary, folder)
 

@@ -1,10 +1,16 @@
 """Which modules the adapters of a PEFT file belong to."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.lora.targets import Module, adaptable_modules, match_targets, saved_modules
 from phi3_jax.model import Phi3ForCausalLM
+from phi3_jax.system.dotted import last_part
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import matches
+
+ENDS = ("embed_tokens", "lm_head")
 
 
 def peft_modules(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
@@ -26,6 +32,27 @@ def peft_modules(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
     saved = saved_modules(model, config.modules_to_save or ())
     chosen = [_chosen(module, config) for module in modules if module.name not in saved]
     return [module for module in chosen if module is not None]
+
+
+def with_both_ends(config: LoraConfig) -> LoraConfig:
+    """The configuration of an adapter whose embedding and output head, sharing one table, were adapted alike.
+
+    Example:
+        >>> with_both_ends(LoraConfig(target_modules=("qkv_proj", "lm_head"))).target_modules
+        ('qkv_proj', 'lm_head', 'embed_tokens')
+        >>> with_both_ends(LoraConfig(target_modules=("qkv_proj",))).target_modules
+        ('qkv_proj',)
+    """
+    targets, saved = config.target_modules, config.modules_to_save or ()
+    if not isinstance(targets, str):
+        targets = _both(targets)
+    return replace(config, target_modules=targets, modules_to_save=_both(saved) or None)
+
+
+def _both(names: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(names)
+    ends = [end for end in ENDS if any(last_part(name) == end for name in found)]
+    return (*found, *(end for end in ENDS if ends and end not in ends))
 
 
 def _chosen(module: Module, config: LoraConfig) -> Module | None:

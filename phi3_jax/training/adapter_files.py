@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.hf.save_tokenizer import save_tokenizer
 from phi3_jax.lora import Lora, combine
 from phi3_jax.parallel.distributed import is_main, to_host
 from phi3_jax.peft.save import AdapterFiles, save_adapter
@@ -89,6 +90,6 @@ class RunAdapter:
     def _tokenizer(self) -> dict[str, bytes]:
         """The tokenizer's files. Made once: a tokenizer's files are large to write as text."""
         with tempfile.TemporaryDirectory() as folder:
-            self._job.tokenizer.save_pretrained(folder)
+            save_tokenizer(self._job.tokenizer, Path(folder))
             files = [path for path in Path(folder).rglob("*") if path.is_file()]
             return {str(path.relative_to(folder)): path.read_bytes() for path in files}

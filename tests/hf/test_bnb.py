@@ -21,6 +21,7 @@ from phi3_jax.quant import Int8Weight, NF4Weight, quantize_model
 from tests.helpers.models import quantizable_model
 
 NAME = "model.layers.1.mlp.down_proj"
+PACKED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 STATE = f"{NAME}.weight.quant_state.bitsandbytes__nf4"
 
 
@@ -90,6 +91,44 @@ class TestThereAndBack:
         print_info(info)
         assert f"quantization: {info['quantization']}" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("kind", ["nf4"])
+    @pytest.mark.parametrize("storage", ["bfloat16", "float16", "float32"])
+    def test_bytes_that_pass_for_another_type(self, folder, storage):
+        before = Checkpoint.open(folder).load_model(dtype=jnp.float32)
+        kind = np.dtype(jnp.dtype(storage))
+        packed = [f"model.layers.{i}.{name}.weight" for i in range(2) for name in PACKED]
+
+        def change(tensors):
+            tensors |= {name: tensors[name].reshape(-1).view(kind)[:, None] for name in packed}
+
+        edit(folder, change)
+        edit_config(folder, bnb_4bit_quant_storage=storage)
+        after = Checkpoint.open(folder).load_model(dtype=jnp.float32)
+        for (path, one), (_, other) in zip(leaves(before), leaves(after), strict=True):
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), path
+
+    def test_modules_that_are_skipped_in_some_layers_only(self, folder, kind, caplog):
+        """As Unsloth's dynamic quants are: such weights are dense in all layers, with the same numbers."""
+        quantized = Checkpoint.open(folder).load_model(dtype=jnp.float32)
+        dense = jax.tree.map(lambda leaf: leaf[1], quantized.model.layers.mlp.down_proj.weight.get_value())
+        weight = np.asarray(dense.dequantize(jnp.float32))
+        gone = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", STATE.removeprefix(f"{NAME}.weight")]
+
+        def change(tensors):
+            for name in [f"{NAME}.weight{end}" for end in gone] + [f"{NAME}.SCB", f"{NAME}.weight_format"]:
+                tensors.pop(name, None)
+            tensors[f"{NAME}.weight"] = weight
+
+        edit(folder, change)
+        edit_config(folder, llm_int8_skip_modules=["lm_head", "merger", NAME])
+        mixed = Checkpoint.open(folder).load_model(dtype=jnp.float32)
+        assert "1 weights are quantised whose kin in other layers are not" in caplog.text
+        held = mixed.model.layers.mlp.down_proj.weight.get_value()
+        assert isinstance(held, jax.Array)
+        np.testing.assert_array_equal(held[1], weight)
+        ids = jnp.arange(1, 9)[None]
+        np.testing.assert_array_equal(mixed(ids), quantized(ids))
+
 
 def checkpoint_info_of_dense(folder) -> int:
     save_model(quantizable_model(num_hidden_layers=2), folder)
@@ -117,11 +156,12 @@ CONFIGS = {
     "both": ({"load_in_4bit": True, "load_in_8bit": True}, "expected one of the two"),
     "neither": ({"load_in_4bit": False, "load_in_8bit": False}, "expected one of the two"),
     "type": ({"load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "af4"}, "'af4'"),
-    "storage": ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage is 'bfloat16', expected 'uint8'"),
+    "storage": ({"bnb_4bit_quant_storage": "float8"}, "bnb_4bit_quant_storage is 'float8', expected one of uint8"),
+    "another storage": ({"bnb_4bit_quant_storage": "bfloat16"}, "wrong dtypes"),
     "fp16 weights": ({"llm_int8_has_fp16_weight": True}, "llm_int8_has_fp16_weight"),
     "head": ({"llm_int8_skip_modules": ["o_proj"]}, "lm_head is quantised"),
     "pattern": ({"llm_int8_skip_modules": [".*proj"]}, "plain module names"),
-    "some layers": ({"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp"]}, "in some layers and not in others"),
+    "some layers": ({"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp"]}, "layers.1.mlp.down_proj.weight"),
     # The files then have other tensors than the section says.
     "no statistics": ({"bnb_4bit_use_double_quant": False}, "wrong dtypes"),
     "skipped": ({"llm_int8_skip_modules": ["lm_head", "o_proj"]}, "self_attn.o_proj.weight"),

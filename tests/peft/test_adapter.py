@@ -14,8 +14,10 @@ import yaml
 from safetensors import numpy as safetensors
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.save import save_model
 from phi3_jax.lora import Lora, LoraLinear, init_lora
-from phi3_jax.peft.adapter import load_adapter
+from phi3_jax.peft.adapter import PeftAdapter, load_adapter
 from phi3_jax.peft.config import read_adapter_config
 from phi3_jax.peft.save import save_adapter
 from tests.helpers.models import smallest_model
@@ -293,6 +295,46 @@ def test_the_bases_own_tables_may_lie_beside_but_not_changed(model, saved, name)
     assert f"1 not the base's, though modules_to_save does not name them ({name})" in error_of(saved, model)
 
 
+def test_a_copy_is_the_bases_whatever_either_has_been_rounded_to(saved, tmp_path):
+    name = f"{HEAD}.base_layer.weight"
+    before = load_adapter(saved, smallest_model())
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = smallest_model(dtype)
+        weight = np.array(model.lm_head.weight[...])
+        for copy in (weight.astype(np.float32), weight.astype(ml_dtypes.bfloat16)):
+            edit_tensors(saved, **{name: copy})
+            assert_equal(load_adapter(saved, model), before)
+        # Held against the files where the model has shapes alone.
+        save_model(model, tmp_path / str(dtype))
+        base = Checkpoint.open(tmp_path / str(dtype))
+        adapter = PeftAdapter.open(saved)
+        assert adapter.has_base_copies
+        assert_equal(adapter.load(base.shapes, base), before)
+        edit_tensors(saved, **{name: weight.astype(np.float32) * 2})
+        with pytest.raises(InputError, match="1 not the base's"):
+            adapter.load(base.shapes, base)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_phi_3_does_not_have(model, saved, bias):
+    before = load_adapter(saved, model)
+    edit_config(saved, bias=bias, ensure_weight_tying=True)  # nor has this base weights that are tied
+    assert_equal(load_adapter(saved, model), before)
+
+
+@pytest.mark.parametrize(
+    "given", [{"target_modules": ["o_proj", "embed_tokens"]}, {"target_modules": ["o_proj", "lm_head"]}]
+)
+def test_what_peft_ties_has_tensors_at_both_ends(tmp_path, given):
+    model = smallest_model(tie_word_embeddings=True)
+    lora = make_lora(model, target_modules=["o_proj", "lm_head", "embed_tokens"])
+    save_adapter(tmp_path, lora)
+    edit_config(tmp_path, ensure_weight_tying=True, **given)
+    assert_equal(load_adapter(tmp_path, model), lora)
+    edit_config(tmp_path, ensure_weight_tying=False)
+    assert "2 unknown" in error_of(tmp_path, model)
+
+
 def test_names_in_full_as_peft_writes_them_for_small_models(model, saved):
     before = load_adapter(saved, model)
     names = [f"model.layers.{i}.mlp.down_proj" for i in range(3)]
@@ -305,9 +347,8 @@ def test_names_in_full_as_peft_writes_them_for_small_models(model, saved):
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
-        ("bias", "all"),
+        ("bias", "some"),
         ("megatron_config", {"a": 1}),
-        ("ensure_weight_tying", True),
         ("layer_replication", [[0, 2]]),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1]),
