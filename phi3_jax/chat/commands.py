@@ -8,7 +8,7 @@ from typing import Protocol
 import yaml
 
 from phi3_jax.chat.session import SETTINGS, Session
-from phi3_jax.config.names import BASE, nearest
+from phi3_jax.config.names import BASE, did_you_mean
 from phi3_jax.generation.text import Answer
 from phi3_jax.peft.names import named
 from phi3_jax.system.errors import InputError
@@ -57,8 +57,8 @@ def _command(line: str, session: Session, screen: Screen) -> bool:
     name, argument = parts[0], parts[1] if len(parts) > 1 else ""
     if name not in COMMANDS:
         raise InputError(
-            f"unknown command {name}; did you mean {nearest(name, list(COMMANDS))}? A message that begins with / is "
-            "written with //"
+            f"unknown command {name}{did_you_mean(name, COMMANDS) or ';'} /help lists them; a message that begins with "
+            "/ is written with //"
         )
     _, run = COMMANDS[name]
     if run is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phi3_jax.chat.prompt import chat_prompt, check_text
 from phi3_jax.config.generation import OF_CHECKPOINT, SAMPLING, GenerationConfig
-from phi3_jax.config.names import BASE, NONE, nearest
+from phi3_jax.config.names import BASE, NONE, did_you_mean
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
 from phi3_jax.data.tokenizer import Tokenizer
@@ -152,7 +152,8 @@ class Session:
             InputError: There is no such setting, or it cannot have this value.
         """
         if name not in SETTINGS:
-            raise InputError(f"unknown setting {name}; did you mean {nearest(name, SETTINGS)}?")
+            near = did_you_mean(name, SETTINGS) or f"; there are {', '.join(SETTINGS)}"
+            raise InputError(f"unknown setting {name}{near}")
         if isinstance(value, dict) or (isinstance(value, list) and name != "stop_strings"):
             raise InputError(f"{name} is {value!r}, expected a single value")
         draws = {"do_sample": True} if name in SAMPLING else {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from phi3_jax.config.names import nearest
+from phi3_jax.config.names import did_you_mean
 from phi3_jax.system.errors import InputError
 
 USAGE = """\
@@ -23,5 +23,6 @@ def run(argv: Sequence[str]) -> None:
         return
     name, *rest = argv
     if name not in benchmarks:
-        raise InputError(f"unknown benchmark {name}; did you mean {nearest(name, list(benchmarks))}?")
+        near = did_you_mean(name, benchmarks) or "; there are train and generate"
+        raise InputError(f"unknown benchmark {name}{near}")
     benchmarks[name](rest)

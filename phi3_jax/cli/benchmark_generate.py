@@ -24,6 +24,26 @@ settings."""
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax benchmark generate`."""
+    options = make_parser().parse(argv)
+    if options.model is not None:
+        refuse_shape(options, "--model")
+
+    from phi3_jax.peft.adapter import PeftAdapter
+    from phi3_jax.performance.generate import benchmark_generate
+
+    adapter = None if options.adapter is None else PeftAdapter.open(options.adapter, hub_of(options).at(None))
+    model = _model(options, adapter)
+    lora = None if adapter is None else adapter.load(model)
+    result = benchmark_generate(
+        model, lora, batch=options.batch, prompt=options.prompt, new_tokens=options.new_tokens, rounds=options.rounds
+    )
+    if not options.json:
+        _print_table(result)
+    print(json.dumps(result))
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax benchmark generate`."""
     parser = Parser("benchmark generate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("--model", metavar="PATH", help="checkpoint folder, or a folder with config.json alone")
@@ -42,22 +62,7 @@ def run(argv: Sequence[str]) -> None:
     add("--quantization", choices=("nf4", "int8"), help="what the linear layers of the base are kept in")
     add_hub_arguments(parser)
     add("--json", action="store_true", help="print the JSON object alone")
-    options = parser.parse(argv)
-    if options.model is not None:
-        refuse_shape(options, "--model")
-
-    from phi3_jax.peft.adapter import PeftAdapter
-    from phi3_jax.performance.generate import benchmark_generate
-
-    adapter = None if options.adapter is None else PeftAdapter.open(options.adapter, hub_of(options).at(None))
-    model = _model(options, adapter)
-    lora = None if adapter is None else adapter.load(model)
-    result = benchmark_generate(
-        model, lora, batch=options.batch, prompt=options.prompt, new_tokens=options.new_tokens, rounds=options.rounds
-    )
-    if not options.json:
-        _print_table(result)
-    print(json.dumps(result))
+    return parser
 
 
 def _model(options: argparse.Namespace, adapter: "PeftAdapter | None") -> "Phi3ForCausalLM":

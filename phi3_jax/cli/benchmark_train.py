@@ -45,7 +45,7 @@ DEFAULTS: Raw = {
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax benchmark train`."""
-    options = _parser().parse(argv)
+    options = make_parser().parse(argv)
     _spell_out(options)
     raw = read_run(options)
     model = raw.get("model")
@@ -74,7 +74,8 @@ def run(argv: Sequence[str]) -> None:
     print(json.dumps(result))
 
 
-def _parser() -> RunParser:
+def make_parser() -> RunParser:
+    """The options of `phi3-jax benchmark train`."""
     parser = RunParser("benchmark train", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add_shape_arguments(parser)

@@ -20,15 +20,7 @@ MAX_NEW_TOKENS = 512
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax chat`."""
-    parser = Parser("chat", "Talk to a model and its adapters. /help lists what can be done on the way.")
-    add_base_arguments(parser)
-    add_adapters_argument(
-        parser,
-        "folder of an adapter, run or checkpoint, or hub id (PEFT); may be given again, the first answers",
-    )
-    parser.add_argument("--system", metavar="TEXT", help="system message")
-    add_generation_arguments(parser, AS_CHECKPOINT.format(MAX_NEW_TOKENS), without=("num_return_sequences",))
-    arguments = parser.parse(argv)
+    arguments = make_parser().parse(argv)
     if NONE in arguments.adapter:
         raise InputError("--adapter none has no meaning here: the base is always there; leave it out")
     loaded = load(arguments)
@@ -57,3 +49,15 @@ def run(argv: Sequence[str]) -> None:
         names = ", ".join([BASE, *loaded.adapters])
         screen.notice(f"{loaded.checkpoint.name}: {names}. /help lists the commands, Ctrl-D leaves.")
     converse(session, screen)
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax chat`."""
+    parser = Parser("chat", "Talk to a model and its adapters. /help lists what can be done on the way.")
+    add_base_arguments(parser)
+    add_adapters_argument(
+        parser, "folder of an adapter, run or checkpoint, or hub id (PEFT); may be given again, the first answers"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    add_generation_arguments(parser, AS_CHECKPOINT.format(MAX_NEW_TOKENS), without=("num_return_sequences",))
+    return parser

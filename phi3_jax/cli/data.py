@@ -27,7 +27,7 @@ place, before or after the options."""
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax data`."""
-    options = _parser().parse(argv)
+    options = make_parser().parse(argv)
     config = _config(options)
 
     from phi3_jax.data.vocabulary import check_vocabulary
@@ -65,7 +65,8 @@ class _DataParser(RunParser):
         super().error(message)
 
 
-def _parser() -> RunParser:
+def make_parser() -> RunParser:
+    """The options of `phi3-jax data`."""
     parser = _DataParser("data", DESCRIPTION, EPILOG)
     parser.add_argument(
         "data_files", nargs="*", metavar="DATA", help="files, folders or hub dataset ids, each shown by itself"

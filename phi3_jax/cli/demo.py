@@ -11,15 +11,7 @@ from phi3_jax.system.files import storing, write_text
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax demo`."""
-    parser = Parser("demo", "Fine-tune the built-in model on the built-in chat set; nothing is downloaded.")
-    parser.add_argument("--output", default="out/demo", metavar="DIR", help="folder to write (default: out/demo)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--rows",
-        metavar="DIR",
-        help="write 300 of its chats to DIR/chats.jsonl and 200 others to DIR/test.jsonl, to practise with, and stop",
-    )
-    arguments = parser.parse(argv)
+    arguments = make_parser().parse(argv)
     if arguments.rows is not None:
         _write_rows(Path(arguments.rows))
         return
@@ -28,6 +20,19 @@ def run(argv: Sequence[str]) -> None:
     from phi3_jax.training.loop import train
 
     train(demo_config(arguments.output, arguments.seed))
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax demo`."""
+    parser = Parser("demo", "Fine-tune the built-in model on the built-in chat set; nothing is downloaded.")
+    parser.add_argument("--output", default="out/demo", metavar="DIR", help="folder to write (default: out/demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--rows",
+        metavar="DIR",
+        help="write 300 of its chats to DIR/chats.jsonl and 200 others to DIR/test.jsonl, to practise with, and stop",
+    )
+    return parser
 
 
 def _write_rows(folder: Path) -> None:

@@ -25,7 +25,7 @@ without it the likeliest tokens are taken, and --temperature, --top-k, --top-p a
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax evaluate`."""
-    arguments = _parser().parse(argv)
+    arguments = make_parser().parse(argv)
     data = DataSection(
         train=arguments.data,
         split=arguments.split,
@@ -103,7 +103,8 @@ def _print_table(results: "Results", output_dir: str | None) -> None:
         print(f"wrote {output_dir}/results.json, {output_dir}/report.html and {output_dir}/predictions")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The options of `phi3-jax evaluate`."""
     choices = {field.name: get_args(field.type) for field in fields(DataSection)}
     parser = Parser("evaluate", "Measure a model, its adapters and merged checkpoints on chats.")
     parser.epilog = METRICS

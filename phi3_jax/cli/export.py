@@ -14,6 +14,32 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax export`."""
+    arguments = make_parser().parse(argv)
+    if arguments.portable and arguments.base_dtype:
+        raise InputError("--base-dtype is for --merge; a portable adapter holds no base and is float32, leave it out")
+    output = Path(arguments.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: exists already; name another folder with --output")
+
+    from phi3_jax.hf.files import CONFIG
+    from phi3_jax.hf.hub import CHECKPOINT_FILES, LICENCE_FILES
+    from phi3_jax.peft.adapter import ALL_FILES, PeftAdapter
+    from phi3_jax.peft.base import open_base
+
+    hub = hub_of(arguments)
+    adapter = PeftAdapter.open(arguments.adapter, hub.at(None), patterns=ALL_FILES)
+    # Copies of the base's weights in an adapter are held against the base's own.
+    patterns = (*CHECKPOINT_FILES, *LICENCE_FILES) if arguments.merge or adapter.has_base_copies else (CONFIG,)
+    base = open_base(arguments.base, [adapter], hub, patterns=patterns)
+    if arguments.merge:
+        merge(adapter, base, output, dtype=arguments.base_dtype)
+    else:
+        make_portable(adapter, base, output)
+    print(f"wrote {output}")
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax export`."""
     parser = Parser("export", "Write an adapter in another form: merged into its base, or for vLLM and llama.cpp.")
     parser.add_argument("adapter", metavar="ADAPTER", help="folder of an adapter, run or checkpoint, or hub id (PEFT)")
     form = parser.add_mutually_exclusive_group(required=True)
@@ -36,28 +62,7 @@ def run(argv: Sequence[str]) -> None:
         help="with --merge: type of the weights written (default: that of the base)",
     )
     add_hub_arguments(parser, revision="branch, tag or commit of the base on the hub")
-    arguments = parser.parse(argv)
-    if arguments.portable and arguments.base_dtype:
-        raise InputError("--base-dtype is for --merge; a portable adapter holds no base and is float32, leave it out")
-    output = Path(arguments.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists already; name another folder with --output")
-
-    from phi3_jax.hf.files import CONFIG
-    from phi3_jax.hf.hub import CHECKPOINT_FILES, LICENCE_FILES
-    from phi3_jax.peft.adapter import ALL_FILES, PeftAdapter
-    from phi3_jax.peft.base import open_base
-
-    hub = hub_of(arguments)
-    adapter = PeftAdapter.open(arguments.adapter, hub.at(None), patterns=ALL_FILES)
-    # Copies of the base's weights in an adapter are held against the base's own.
-    patterns = (*CHECKPOINT_FILES, *LICENCE_FILES) if arguments.merge or adapter.has_base_copies else (CONFIG,)
-    base = open_base(arguments.base, [adapter], hub, patterns=patterns)
-    if arguments.merge:
-        merge(adapter, base, output, dtype=arguments.base_dtype)
-    else:
-        make_portable(adapter, base, output)
-    print(f"wrote {output}")
+    return parser
 
 
 def merge(adapter: "PeftAdapter", base: "Checkpoint", output: Path, *, dtype: str | None) -> None:

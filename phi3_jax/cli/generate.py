@@ -34,7 +34,7 @@ MAX_NEW_TOKENS = 128
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax generate`."""
-    arguments = _parser().parse(argv)
+    arguments = make_parser().parse(argv)
     _check(arguments)
 
     from phi3_jax.cli.prompts import prompt_tokens, read_prompts, text_prompt
@@ -63,7 +63,8 @@ def run(argv: Sequence[str]) -> None:
             _answer(loaded, tokens, adapters, settings, arguments.batch_size, write)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The options of `phi3-jax generate`."""
     parser = Parser("generate", "Answer prompts.")
     add_base_arguments(parser)
     add_adapters_argument(

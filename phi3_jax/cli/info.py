@@ -8,11 +8,7 @@ from phi3_jax.cli.parser import Parser, add_hub_arguments
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax info`."""
-    parser = Parser("info", "What a checkpoint, an adapter or a run holds; weights are not loaded.")
-    parser.add_argument("path", metavar="PATH", help="folder of a checkpoint, an adapter or a run, or a hub id")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_hub_arguments(parser, revision="branch, tag or commit on the hub")
-    arguments = parser.parse(argv)
+    arguments = make_parser().parse(argv)
 
     from phi3_jax.hf.info import checkpoint_info, print_info
 
@@ -26,3 +22,12 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(info, indent=2))
     else:
         print_info(info)
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax info`."""
+    parser = Parser("info", "What a checkpoint, an adapter or a run holds; weights are not loaded.")
+    parser.add_argument("path", metavar="PATH", help="folder of a checkpoint, an adapter or a run, or a hub id")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_hub_arguments(parser, revision="branch, tag or commit on the hub")
+    return parser

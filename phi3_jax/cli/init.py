@@ -44,13 +44,7 @@ QUESTIONS = {
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax init`."""
-    parser = Parser("init", DESCRIPTION)
-    for name, text in HELP.items():
-        parser.add_argument(f"--{name}", metavar="NAME" if name in ("device", "method") else "PATH", help=text)
-    parser.add_argument("--defaults", action="store_true", help="ask nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
-    add_hub_arguments(parser)
-    arguments = parser.parse(argv)
+    arguments = make_parser().parse(argv)
 
     from phi3_jax.config.commented import commented_yaml
     from phi3_jax.data.look import look_at
@@ -85,6 +79,17 @@ def run(argv: Sequence[str]) -> None:
     print(f"wrote {one_line(str(output))}; what next:")
     print(f"  phi3-jax data --config {one_line(str(output))}     # what will be trained on, targets marked")
     print(f"  phi3-jax train --config {one_line(str(output))}")
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax init`."""
+    parser = Parser("init", DESCRIPTION)
+    for name, text in HELP.items():
+        parser.add_argument(f"--{name}", metavar="NAME" if name in ("device", "method") else "PATH", help=text)
+    parser.add_argument("--defaults", action="store_true", help="ask nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    add_hub_arguments(parser)
+    return parser
 
 
 def _answer(

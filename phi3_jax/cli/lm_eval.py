@@ -15,14 +15,7 @@ BATCH_SIZE = "8"  # the harness's own default is 1
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax lm-eval`."""
-    parser = Parser("lm-eval", "Run lm-evaluation-harness's tasks on a model.")
-    add_base_arguments(parser)
-    parser.add_argument("--adapter", metavar="PATH", help="folder of an adapter, run or checkpoint, or hub id (PEFT)")
-    parser.epilog = (
-        "All other options are those of `lm-eval run`, such as --tasks, --num_fewshot, --limit, --apply_chat_template, "
-        "--gen_kwargs, --include_path, --output_path, --log_samples and --batch_size (here 8 where it is not given); "
-        "`lm-eval run --help` lists them."
-    )
+    parser = make_parser()
     arguments, rest = parser.parse_known_args(parser.spelt(argv))
 
     import phi3_jax.harness  # noqa: F401  registers the model, and says how to install what is missing
@@ -54,6 +47,19 @@ def run(argv: Sequence[str]) -> None:
         if isinstance(error, InputError) or not frame.f_globals["__name__"].startswith("lm_eval."):
             raise
         raise InputError(str(error)) from error
+
+
+def make_parser() -> Parser:
+    """Our own options of `phi3-jax lm-eval`."""
+    parser = Parser("lm-eval", "Run lm-evaluation-harness's tasks on a model.")
+    add_base_arguments(parser)
+    parser.add_argument("--adapter", metavar="PATH", help="folder of an adapter, run or checkpoint, or hub id (PEFT)")
+    parser.epilog = (
+        "All other options are those of `lm-eval run`, such as --tasks, --num_fewshot, --limit, --apply_chat_template, "
+        "--gen_kwargs, --include_path, --output_path, --log_samples and --batch_size (here 8 where it is not given); "
+        "`lm-eval run --help` lists them."
+    )
+    return parser
 
 
 def _parse(rest: Sequence[str]) -> tuple[HarnessCommand, argparse.Namespace]:

@@ -17,11 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
-from phi3_jax.config.names import nearest
+from phi3_jax.config.names import did_you_mean
 from phi3_jax.system.compat_xla import is_out_of_memory
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import one_line
+from phi3_jax.system.verbosity import Verbosity, at_verbosity, verbosity
 
 COMMANDS = {
     "demo": "The whole job on a built-in model and chat set, on a CPU.",
@@ -37,6 +38,18 @@ COMMANDS = {
     "plan": "Whether a run fits on a device, and what it needs there.",
     "benchmark": "How fast the train step and decoding are.",
     "info": "What a checkpoint or an adapter holds.",
+    "completion": "A script that has a shell complete these commands and their options.",
+}
+# What other programs call them.
+_WORDS = {
+    "train": "finetune fine-tune fine_tune tune sft lora qlora fit",
+    "export --merge": "fuse merge merge-adapter merge_adapter",
+    "export": "convert save",
+    "generate": "infer inference predict answer complete prompt",
+    "evaluate": "eval test score",
+    "benchmark": "bench speed",
+    "info": "inspect describe",
+    "data": "dataset preview",
 }
 
 USAGE = f"""\
@@ -47,7 +60,7 @@ LoRA fine-tuning of Phi-3 in JAX.
 commands:
 {chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
 
-`phi3-jax COMMAND --help` lists a command's options.
+`phi3-jax COMMAND --help` lists a command's options; -v says more of what goes on, --quiet less.
 Exit status: 0 done, 2 the input or the configuration is wrong (one line on standard error), 143 training was
 stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint saved, 1 anything else.
 """
@@ -59,21 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a process of its own
         sys.excepthook = _show_error
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
+        name, *rest = _plain(arguments)
+        if name == "--help":
             print(USAGE, end="")
-            return 0
-        if arguments[0] == "--version":
+        elif name == "--version":
             print(f"phi3-jax {version('phi3_jax')}")
-            return 0
-        name, *rest = arguments
-        if name not in COMMANDS:
-            raise InputError(
-                f"unknown command {name}; did you mean {nearest(name, list(COMMANDS))}? There are {', '.join(COMMANDS)}"
-            )
-        _quiet()
-        _keep_compiled()
-        _leave_absent_tpu()
-        importlib.import_module(f"phi3_jax.cli.{name.replace('-', '_')}").run(rest)
+        elif name not in COMMANDS:
+            raise InputError(_unknown(name))
+        else:
+            with at_verbosity(_verbosity(rest)):
+                _quiet()
+                _keep_compiled()
+                _leave_absent_tpu()
+                importlib.import_module(f"phi3_jax.cli.{name.replace('-', '_')}").run(rest)
     except InputError as error:
         print(f"phi3-jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -92,6 +103,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"phi3-jax: out of memory ({reason}); `phi3-jax plan` says what fits", file=sys.stderr)
         return 1
     return 0
+
+
+def _plain(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a command, or `--help` or `--version`, first."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help", "help"):
+        return [*rest[:1], "--help", *rest[1:]] if rest else ["--help"]
+    if name in ("-V", "version"):
+        name = "--version"
+    hyphened = name.replace("_", "-")
+    return [hyphened if hyphened in COMMANDS else name, *rest]
+
+
+def _unknown(name: str) -> str:
+    meant = next((command for command, words in _WORDS.items() if name in words.split()), None)
+    near = f"; did you mean {meant}?" if meant else did_you_mean(name, COMMANDS)
+    return f"unknown command {name}{near or ';'} {'T' if near else 't'}here are {', '.join(COMMANDS)}"
+
+
+def _verbosity(arguments: Sequence[str]) -> Verbosity | None:
+    """What the options of a command say of how much is said; None where they are silent."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    asked: dict[Verbosity, tuple[str, str]] = {"verbose": ("-v", "--verbose"), "quiet": ("-q", "--quiet")}
+    given = [level for level, names in asked.items() if not set(names).isdisjoint(options)]
+    if len(given) > 1:
+        raise InputError("--verbose and --quiet are both given; leave one out")
+    return given[0] if given else None
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -126,17 +164,20 @@ def _leave_absent_tpu() -> None:
 def _quiet() -> None:
     """Keeps other libraries' warnings and progress bars off standard error, which is for our one line.
 
-    Environment variables, because the libraries read them as they are imported; a user's own win.
+    Environment variables, because the libraries read them as they are imported; a user's own win. With --verbose
+    their warnings are let through.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty() or verbosity() == "quiet":
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if verbosity() == "verbose":
+        return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("absl", "jax", "orbax", "datasets", "transformers", "huggingface_hub", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:

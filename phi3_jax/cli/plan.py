@@ -13,15 +13,7 @@ these."""
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax plan`."""
-    parser = RunParser("plan", DESCRIPTION)
-    parser.add_argument(
-        "--topology",
-        metavar="NAME",
-        help="here, cpu, gpu:h100 (rtx4090, l4, t4 …), gpu:h100:8, gpu:24GB, or a TPU slice: v5e:2x2, v5litepod-8",
-    )
-    parser.add_argument("--estimate", action="store_true", help="estimate the memory, compile nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse(argv)
+    options = make_parser().parse(argv)
     if options.topology is None:
         raise InputError("--topology is not given; give one such as here, gpu:rtx4090, gpu:24GB or v5litepod-8")
     config = make_run(read_run(options))
@@ -33,3 +25,16 @@ def run(argv: Sequence[str]) -> None:
         print(json.dumps(plan.to_dict()))
     else:
         print_plan(plan)
+
+
+def make_parser() -> RunParser:
+    """The options of `phi3-jax plan`."""
+    parser = RunParser("plan", DESCRIPTION)
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="here, cpu, gpu:h100 (rtx4090, l4, t4 …), gpu:h100:8, gpu:24GB, or a TPU slice: v5e:2x2, v5litepod-8",
+    )
+    parser.add_argument("--estimate", action="store_true", help="estimate the memory, compile nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser

@@ -11,9 +11,7 @@ NAME that recipe's file, to copy: phi3-jax recipes NAME > my.yaml."""
 
 def run(argv: Sequence[str]) -> None:
     """Runs `phi3-jax recipes`."""
-    parser = Parser("recipes", DESCRIPTION)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="print this one")
-    name = parser.parse(argv).name
+    name = make_parser().parse(argv).name
     if name is not None:
         print(recipe_text(name), end="")
         return
@@ -22,3 +20,10 @@ def run(argv: Sequence[str]) -> None:
     for row in rows:
         print("  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]]).rstrip())
     print("\nphi3-jax train --config NAME --data.train chats.jsonl trains by one; phi3-jax recipes NAME prints it")
+
+
+def make_parser() -> Parser:
+    """The options of `phi3-jax recipes`."""
+    parser = Parser("recipes", DESCRIPTION)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this one")
+    return parser

@@ -12,6 +12,8 @@ from phi3_jax.config.foreign import known_names
 from phi3_jax.config.parse import Raw, merged
 from phi3_jax.config.recipes import read_config
 from phi3_jax.config.run import SECTIONS, RunConfig, parse_run_config
+from phi3_jax.config.words import full_key, is_switch, near_key, placed
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import printable
 
 
@@ -34,7 +36,9 @@ class RunParser(Parser, jsonargparse.ArgumentParser):
             help="YAML file of a run, or a recipe's name; may be given again",
         )
         self._mappings: list[str] = []
+        self._run_options = set()
         for option, mapping in _run_options():
+            self._run_options.add(option)
             if mapping is None:
                 self.add_argument(option, help=argparse.SUPPRESS)
             else:
@@ -42,7 +46,7 @@ class RunParser(Parser, jsonargparse.ArgumentParser):
                 self._mappings.append(f"{option}.")
 
     def parse(self, argv: Sequence[str]) -> jsonargparse.Namespace:
-        options = self.parse_args(self.spelt(argv, unknown=self._refuse), defaults=False)
+        options = self.parse_args(self._with_sections(argv), defaults=False)
         for name, default in self._defaults.items():
             if name not in options:
                 options[name] = default
@@ -59,9 +63,61 @@ class RunParser(Parser, jsonargparse.ArgumentParser):
         example = "; options look like --training.learning_rate 1e-4" if message.startswith("unrecognized") else ""
         super().error(message + example)
 
+    def _with_sections(self, argv: Sequence[str]) -> list[str]:
+        """The arguments with every option of a run as `--section.key=value`, under whatever name it was given."""
+        tokens: list[str] = []
+        left = list(argv)
+        while left:
+            token = left.pop(0)
+            if token == "--":
+                return [*tokens, token, *left]
+            name, equals, value = token.partition("=")
+            key, is_opposite = self._run_key(name) if name.startswith("--") else (None, False)
+            if key is None:
+                tokens.append(f"{self._own_name(name) or name}{equals}{value}")
+                continue
+            if not equals and is_switch(key, SECTIONS) and (not left or left[0].startswith("-")):
+                equals, value = "=", "true"
+            if is_opposite:
+                value = _opposite(name, value if equals else left.pop(0))
+                equals = "="
+            tokens.append(f"--{key}{equals}{value}")
+        return tokens
+
+    def _run_key(self, name: str) -> tuple[str | None, bool]:
+        """The `section.key` that an option means, None for one of the command's own; and whether the opposite."""
+        own = self._own_name(name)
+        if own is not None:
+            return (own[2:] if own in self._run_options else None), False
+        word = name[2:].replace("-", "_")
+        if word == "use_peft":  # TRL's
+            return "peft.full_finetuning", True
+        if key := full_key(word, SECTIONS):
+            return key, False
+        key = full_key(word.removeprefix("no_"), SECTIONS) if word.startswith("no_") else None
+        if key is not None and is_switch(key, SECTIONS):
+            return key, True
+        self._refuse(name)
+        return None, False
+
+    def _options(self) -> list[str]:
+        keys = {f"--{section}.{name}" for section, cls in SECTIONS.items() for name in get_type_hints(cls)}
+        return [option for option in super()._options() if option in keys or option not in self._run_options]
+
     def _refuse(self, name: str) -> None:
-        if not name.startswith(tuple(self._mappings)):
+        """Raises `InputError` for a name that no option has; entries of a mapping have one."""
+        if name.startswith(tuple(self._mappings)):
+            return
+        near = near_key(name.lstrip("-"), SECTIONS)
+        if near is None:
             super()._refuse(name)
+        raise InputError(f"unknown option {name}; did you mean --{near}?")
+
+
+def _opposite(name: str, value: str) -> str:
+    if value.lower() not in ("true", "false"):
+        raise InputError(f"{name} is {value}, expected true or false")
+    return str(value.lower() == "false").lower()
 
 
 def _run_options() -> Iterator[tuple[str, type | None]]:
@@ -82,10 +138,12 @@ def read_run(options: jsonargparse.Namespace) -> Raw:
 
     What stands on the command line wins over the files of `--config`, a later file over an earlier.
     """
-    given: Raw = {}
+    given: dict[str, dict[str, object]] = {}
     for section in SECTIONS:
         if section in options:
             given[section] = options[section].as_dict()
+    if options.verbose or options.quiet:
+        given.setdefault("logging", {})["verbosity"] = "verbose" if options.verbose else "quiet"
     return merged(*map(_read_config, options.config), given)
 
 
@@ -94,7 +152,7 @@ def _read_config(name: str) -> Raw:
     raw, line = read_config(name)
     if line is not None:
         print(printable(line), file=sys.stderr)
-    return raw
+    return dict(placed(raw, SECTIONS))
 
 
 def make_run(raw: Raw, notices_to: TextIO | None = None) -> RunConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 from phi3_jax.config.foreign import table
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.config.names import nearest
+from phi3_jax.config.names import did_you_mean
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.numbers import is_number, is_whole
 
@@ -135,7 +135,8 @@ def _check_names(settings: Mapping[str, object]) -> None:
     names = [f.name for f in fields(GenerationConfig)]
     for name in settings:
         if name not in names:
-            raise InputError(f"unknown generation setting {name!r}; did you mean {nearest(name, names)!r}?")
+            near = did_you_mean(name, names, "{!r}") or f"; there are {', '.join(names)}"
+            raise InputError(f"unknown generation setting {name!r}{near}")
 
 
 def _check_implemented(file: Mapping[str, object]) -> None:

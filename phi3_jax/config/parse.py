@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser
 
 from phi3_jax.config import foreign
-from phi3_jax.config.names import nearest
+from phi3_jax.config.words import near_key, placed
 from phi3_jax.system import reading
 from phi3_jax.system.compat import hide_options
 from phi3_jax.system.errors import InputError
@@ -37,7 +37,7 @@ def parse_sections(raw: Mapping[str, object], classes: Classes) -> tuple[dict[st
     """Makes a run's sections of nested values, typed or the text of a command line.
 
     Args:
-        raw: The values of each section.
+        raw: The values of each section; names of which only one section can be meant may stand beside them.
         classes: The dataclass of each section.
 
     Returns:
@@ -47,9 +47,7 @@ def parse_sections(raw: Mapping[str, object], classes: Classes) -> tuple[dict[st
         InputError: For the first thing that is wrong.
     """
     sections: dict[str, Mapping[str, object]] = {}
-    for name, values in raw.items():
-        if name not in classes:
-            raise InputError(f"unknown section {name}; did you mean {nearest(str(name), list(classes))}?")
+    for name, values in placed(raw, classes).items():
         values = {} if values is None else values  # an empty section in YAML
         if not isinstance(values, Mapping):
             raise InputError(f"{name} is {values!r}, expected a section of keys and values")
@@ -99,13 +97,12 @@ def _parser(classes: tuple[tuple[str, type], ...]) -> ArgumentParser:
 
 
 def _check_keys(section: str, values: Mapping[str, object], classes: Classes) -> None:
-    keys = {name: [field.name for field in fields(cls)] for name, cls in classes.items()}
+    known = [field.name for field in fields(classes[section])]
     for key in values:
-        if key in keys[section]:
-            continue
-        elsewhere = [f"{other}.{key}" for other, names in keys.items() if key in names]
-        near = nearest(str(key), keys[section] + foreign.known_names(section))
-        raise InputError(f"unknown key {section}.{key}; did you mean {(elsewhere or [f'{section}.{near}'])[0]}?")
+        if key not in known:
+            near = near_key(f"{section}.{key}", classes)
+            help = f"`phi3-jax train --help {section}` lists its keys"
+            raise InputError(f"unknown key {section}.{key}; " + (f"did you mean {near}?" if near else help))
 
 
 def _with_lists(values: Mapping[str, object], section: type) -> dict[str, object]:

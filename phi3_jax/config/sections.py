@@ -222,6 +222,8 @@ class LoggingSection:
         wandb_project: Its project.
         run_name: Its run name.
         progress: Show a progress bar on the console.
+        verbosity: What is said on the console. verbose adds every step that takes time and other libraries' warnings;
+            quiet leaves results, warnings and errors.
     """
 
     tensorboard: bool = True
@@ -229,3 +231,4 @@ class LoggingSection:
     wandb_project: str = "phi3_jax"
     run_name: str | None = None
     progress: bool = True
+    verbosity: Literal["quiet", "normal", "verbose"] = "normal"

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from phi3_jax.config.names import nearest
+from phi3_jax.config.names import did_you_mean
 from phi3_jax.evaluate.metric import Columns, Figure, Metric, Row, Scores, Share
 from phi3_jax.evaluate.tool_calls import ToolCalls
 from phi3_jax.report.statistics import mean
@@ -311,8 +311,8 @@ def make_metrics(specs: Sequence[str]) -> dict[str, Metric]:
                 raise InputError(f"metric {name} takes no value, found {spec!r}; give {name}")
             metrics[name] = PLAIN[name]()
         else:
-            near = nearest(name, [*PLAIN, *WITH_VALUE])
-            raise InputError(f"unknown metric {name!r}; did you mean {near}? There are {', '.join(NAMES)}")
+            near = did_you_mean(name, [*PLAIN, *WITH_VALUE])
+            raise InputError(f"unknown metric {name!r}{near}; there are {', '.join(NAMES)}")
     if not metrics:
         raise InputError(f"no metric is given; give some of {', '.join(NAMES)}")
     return metrics

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class TokenizersStep(Protocol):
@@ -174,6 +174,39 @@ def option_strings(parser: argparse.ArgumentParser) -> list[str]:
     choices and subcommands alone.
     """
     return list(parser._option_string_actions)
+
+
+class Option(NamedTuple):
+    """An option of a parser.
+
+    Attributes:
+        name: Its long name, `--output`.
+        help: Its help text; empty where the help leaves it out.
+        values: Those that it can have, where they are listed.
+        takes_value: Whether one follows it.
+    """
+
+    name: str
+    help: str
+    values: tuple[str, ...]
+    takes_value: bool
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[Option]:
+    """The options of a parser with a long name."""
+    found = []
+    for action in parser._actions:
+        name = next((name for name in action.option_strings if name.startswith("--")), None)
+        if name is not None:
+            text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
+            values = tuple(map(str, action.choices or ()))
+            found.append(Option(name, text, values, takes_value=action.nargs != 0))
+    return found
+
+
+def positionals(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The arguments of a parser that have no option's name: where each is stored, and what the help calls it."""
+    return {action.dest: str(action.metavar or action.dest) for action in parser._get_positional_actions()}
 
 
 def hide_options(parser: argparse.ArgumentParser, names: Container[str]) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it prints, and how it refuses bad input."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from phi3_jax.cli import main
+from phi3_jax.cli.run_options import RunParser, make_run, read_run
+from phi3_jax.config.parse import merged
+from phi3_jax.config.run import SECTIONS, RunConfig
+from phi3_jax.config.sections import ModelSection
 from tests.helpers.commands import ROW, refusal, train_arguments
 
 PROGRAM = [sys.executable, "-c", "import sys; from phi3_jax.cli import main; sys.exit(main())"]
@@ -135,11 +140,12 @@ def test_data_without_anything_to_learn_is_refused(rows, words, base, tmp_path, 
     ("argv", "words"),
     [
         (["train", "--training.learnin_rate", "1"], ["--training.learnin_rate", "mean --training.learning_rate?"]),
-        (["train", "--lr", "1"], ["--lr", "did you mean --training.learning_rate?"]),
         (["train", "--trainig.seed", "1"], ["--trainig.seed", "did you mean --training.seed?"]),
-        (["train", "--learning_rate", "1"], ["--learning_rate", "did you mean --training.learning_rate?"]),
+        (["train", "--learning_rat", "1"], ["--learning_rat", "did you mean --training.learning_rate?"]),
+        (["train", "--help", "paralel"], ["there is no section paralel", "did you mean parallel?"]),
+        (["generate", "-v", "--quiet"], ["--verbose and --quiet"]),
         (["train", "--confg", "x"], ["--confg", "did you mean --config?"]),
-        (["train", "--config", "absent.yaml"], ["absent.yaml", "cannot be read"]),
+        (["train", "--config", "absent.yaml"], ["absent.yaml", "no such file"]),
         (["train", "absent.yaml"], ["unrecognized arguments: absent.yaml", "options look like --training"]),
         (["train", "--training.max_steps"], ["--training.max_steps: expected one argument"]),
         (["train", "--training.max_steps", "--data.train", "x"], ["--training.max_steps: expected one argument"]),
@@ -222,7 +228,7 @@ def test_help_is_printed_with_status_0(command, capfd):
 
 
 def test_every_setting_has_a_help_text(capfd):
-    main(["train", "--help"])
+    main(["train", "--help-all"])
     text = " ".join(capfd.readouterr().out.split())
     for words in ("--config FILE", "--training.learning_rate LEARNING_RATE Peak of the schedule.", "--peft.r R Rank"):
         assert words in text
@@ -230,9 +236,51 @@ def test_every_setting_has_a_help_text(capfd):
     assert not [part for part in text.split("--")[1:] if ") " not in part and "(type:" in part.split()[1:2]]
 
 
-def test_version(capfd):
-    assert main(["--version"]) == 0
+def test_the_help_of_train_fits_a_screen_and_that_of_a_section_tells_its_keys(capfd):
+    assert main(["train", "--help"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) <= 25
+    assert [line for line in lines if len(line) > 100] == []
+    assert [line.partition(":")[0] for line in lines if line.partition(":")[0] in SECTIONS] == list(SECTIONS)
+    assert main(["help", "train", "peft"]) == 0
+    out = capfd.readouterr().out
+    assert "--peft.r R" in out
+    assert "--training." not in out
+
+
+@pytest.mark.parametrize("word", ["--version", "version"])
+def test_version(word, capfd):
+    assert main([word]) == 0
     assert capfd.readouterr().out.startswith("phi3-jax 0.")
+
+
+# What people type, and the answer: what it is read as (values that differ from the defaults), the hint, or nothing.
+SLIPS = [line.split("\t") for line in (Path(__file__).parent / "slips.tsv").read_text().splitlines()[1:]]
+DEFAULTS = RunConfig(ModelSection("base")).to_dict()
+
+
+@pytest.mark.parametrize(("typed", "answer"), SLIPS, ids=[typed for typed, _ in SLIPS])
+def test_slips_are_understood_or_answered_with_the_right_name_or_with_none(typed, answer, capfd):
+    command, *options = typed.split()
+    if answer.startswith("read as"):
+        raw = merged({"model": {"name_or_path": "base"}}, read_run(RunParser(command, "").parse(options)))
+        found = make_run(raw).to_dict()
+        changed = {
+            f"{section}.{key}={value}"
+            for section, values in found.items()
+            for key, value in values.items()
+            if value != DEFAULTS[section][key]
+        }
+        assert changed == set(answer.removeprefix("read as").split())
+        return
+    line = refusal(capfd, [command, *options])
+    hint = re.search(r"did you mean (.*?)\?|give it by itself: (.*)", line)
+    if answer == "nothing":
+        assert hint is None
+        assert "unknown" in line
+    else:
+        assert hint is not None
+        assert answer == f"hint {hint[1] or hint[2]}"
 
 
 # What the commands do.

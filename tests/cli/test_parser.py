@@ -8,6 +8,7 @@ from phi3_jax.cli.parser import Parser, positive
 
 def parser() -> Parser:
     made = Parser("try", "A command.")
+    made.add_argument("file", metavar="FILE", nargs="?")
     made.add_argument("--output")
     made.add_argument("--max-new-tokens", type=positive)
     made.add_argument("--parallel.data")
@@ -24,6 +25,8 @@ def parser() -> Parser:
         (["--max_new_tokens=3"], "max_new_tokens", 3),
         (["--output", "max_new_tokens"], "output", "max_new_tokens"),
         (["--output=--max_new"], "output", "--max_new"),
+        (["--verbose"], "verbose", True),
+        (["--", "--max_new"], "file", "--max_new"),
     ],
 )
 def test_old_spellings_are_aliases(given, attribute, value):
@@ -38,7 +41,10 @@ def test_old_spellings_are_aliases(given, attribute, value):
         ("--paralel.data", "did you mean --parallel.data"),
         ("--parallel.dat", "did you mean --parallel.data"),
         ("--data", "did you mean --parallel.data"),
-        ("--ra", "did you mean --raw"),
+        ("--rww", "did you mean --raw"),
+        ("--max-tokens", "did you mean --max-new-tokens"),
+        ("--foo", "unknown option --foo; see phi3-jax try --help"),
+        ("--file", "give it by itself: phi3-jax try FILE"),
     ],
 )
 def test_the_nearest_option_is_named(given, message):

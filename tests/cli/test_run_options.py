@@ -55,7 +55,7 @@ def test_sections_are_merged_key_by_key():
     assert under["model"] == {"dtype": "float32", "revision": "a"}
 
 
-@pytest.mark.parametrize("given", ["--training.max_steps.x=1", "--nothing.x=1", "--training.learnin_rate=1"])
+@pytest.mark.parametrize("given", ["--training.max_steps.x=1", "--data.seed=1", "--training.learnin_rate=1"])
 def test_a_key_that_there_is_not_is_refused(given):
     with pytest.raises(InputError, match=f"unknown option {given[:-2]}; did you mean --"):
         read(given)
@@ -71,3 +71,30 @@ def test_a_key_that_there_is_not_is_refused(given):
 def test_an_entry_of_the_wrong_type_is_refused_as_the_mapping_is(given, found):
     with pytest.raises(InputError, match=f"^{found}, expected a mapping of names or null$"):
         make_run(read("--model.name_or_path=m", given))
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        (["--lr", "-1"], "training.learning_rate", "-1"),
+        (["--training.learning-rate=1"], "training.learning_rate", "1"),
+        (["--bf16"], "training.bf16", "true"),
+        (["--bf16", "false"], "training.bf16", "false"),
+        (["--packing", "--seed", "1"], "data.packing", "true"),
+        (["--no-packing"], "data.packing", "false"),
+        (["--use_peft", "false"], "peft.full_finetuning", "true"),
+        (["--model", "m"], "model.name_or_path", "m"),
+    ],
+)
+def test_names_without_a_section_and_switches_without_a_value(given, key, value):
+    section, _, name = key.partition(".")
+    assert read(*given)[section][name] == value
+
+
+def test_how_much_is_said_is_the_runs_own_setting(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("verbosity: verbose\nlr: 1\ntraining: {seed: 2}\n")
+    assert read("--config", str(file), "-q", "--learning_rate=3") == {
+        "logging": {"verbosity": "quiet"},
+        "training": {"learning_rate": "3", "seed": 2},
+    }

@@ -22,6 +22,8 @@ from phi3_jax.system.compat import (
     is_compressed,
     ngram_counts,
     option_strings,
+    options_of,
+    positionals,
     score_of_counts,
     step_state,
 )
@@ -129,6 +131,15 @@ def test_a_parser_knows_the_names_of_its_options(kind):
     parser.add_argument("--one", "-o")
     parser.add_mutually_exclusive_group().add_argument("--two")
     assert option_strings(parser) == ["-h", "--help", "--one", "-o", "--two"]
+
+
+def test_a_parser_knows_its_arguments_and_their_values():
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--one", "-o", choices=("a", "b"), help="The first.")
+    parser.add_argument("--two", action="store_true", help=argparse.SUPPRESS)
+    assert positionals(parser) == {"file": "FILE"}
+    assert options_of(parser) == [("--one", "The first.", ("a", "b"), True), ("--two", "", (), False)]
 
 
 def test_an_option_for_a_whole_section_can_be_hidden():
