@@ -11,13 +11,14 @@ import yaml
 from phi3_jax.config.parse import parse_sections
 from phi3_jax.config.scripts import Given, sections_of_script
 from phi3_jax.config.sections import (
+    EVAL,
     DataSection,
     LoggingSection,
     ModelSection,
     ParallelSection,
     PeftSection,
 )
-from phi3_jax.config.training import TrainingSection
+from phi3_jax.config.training import FIGURES, TrainingSection
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
 
@@ -193,6 +194,8 @@ class RunConfig:
         if self.data.has_eval:
             return
         wanted = [name for name in NEED_EVALUATIONS if getattr(training, name)]
+        if training.save_strategy == "best":
+            wanted.append("save_strategy")
         if training.eval_strategy == "epoch":
             wanted.append("eval_strategy")
         if training.eval_strategy == "steps" and training.eval_steps is not None:
@@ -253,7 +256,25 @@ def _check_evaluation(run: RunConfig) -> None:
             )
     if training.load_best_model_at_end and training.save_strategy == "no":
         raise InputError(
-            "training.load_best_model_at_end is true, but training.save_strategy is no; give steps or epoch"
+            "training.load_best_model_at_end is true, but training.save_strategy is no; give steps, epoch or best"
+        )
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        raise InputError(
+            "training.save_strategy is best, but training.eval_strategy is no, so that nothing is the best; give "
+            "steps or epoch"
+        )
+    _check_metric(run)
+
+
+def _check_metric(run: RunConfig) -> None:
+    """Raises `InputError` where evaluations are to be compared by what they do not measure."""
+    if not run.data.has_eval:
+        return  # their names may be given to `train`
+    measured = [f"{of}_{figure}" for of in dict.fromkeys([EVAL, *run.data.eval_sources]) for figure in FIGURES]
+    if run.training.best_metric not in measured:
+        raise InputError(
+            f"training.metric_for_best_model is {run.training.metric_for_best_model}, but what is measured is "
+            f"{', '.join(measured)}; give one of them"
         )
 
 
@@ -266,7 +287,7 @@ def _check_streaming(run: RunConfig) -> None:
         raise InputError(
             "data.streaming is true, so that nobody knows how many steps an epoch has; give training.max_steps"
         )
-    for name in ("eval", "save"):
+    for name in ("logging", "eval", "save"):
         if getattr(training, f"{name}_strategy") == "epoch":
             raise InputError(
                 f"training.{name}_strategy is epoch, but with data.streaming nobody knows where one ends; give steps, "

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from phi3_jax.config.ranges import check_range
+from phi3_jax.config.schedules import Settings, Value, schedule_settings
 from phi3_jax.system.errors import InputError
+
+# What every evaluation measures; in results behind `eval_`, or `eval_NAME_` for a set of rows with a name.
+FIGURES = ("loss", "perplexity", "token_accuracy")
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,10 @@ class TrainingSection:
         overwrite_output_dir: Replace the run that output_dir holds, unless it is resumed.
         learning_rate: Peak of the schedule.
         lr_scheduler_type: Course of the learning rate after warm-up.
+        lr_scheduler_kwargs: Settings of that course, for example {num_cycles: 3} for cosine_with_restarts, {min_lr:
+            1e-6} for cosine_with_min_lr, {num_decay_steps: 100} for warmup_stable_decay.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
-        warmup_steps: The same in steps; where given, it wins over warmup_ratio.
+        warmup_steps: The same in steps, or below 1 as a share; where given, it wins over warmup_ratio.
         num_train_epochs: Passes over the training rows.
         max_steps: Optimizer steps; where positive, it wins over num_train_epochs.
         per_device_train_batch_size: Rows in a forward pass.
@@ -45,16 +51,26 @@ class TrainingSection:
         remat_policy: What is kept all the same. full: each layer's input alone; attention: its result too; dots: and
             the products with weights; offload: the input, in the host's memory; none: everything, as without
             gradient_checkpointing.
-        logging_steps: Steps between lines of metrics.jsonl.
+        logging_strategy: When to write a line of metrics.jsonl; a run writes one at its end unless no, and evaluations
+            are written always.
+        logging_steps: Steps between lines; below 1 a share of all steps, as with the other keys that count steps.
+        logging_first_step: Write a line after the first step too.
         eval_strategy: When to evaluate; a run with evaluation rows also evaluates at its end unless no.
         eval_steps: Steps between evaluations; null evaluates at the end alone.
-        save_strategy: When to write a checkpoint.
+        eval_on_start: Evaluate before the first step, for the report to compare with.
+        eval_delay: Evaluations before so many steps, or epochs where eval_strategy is epoch, are left out.
+        save_strategy: When to write a checkpoint; best does so after every evaluation that is better than all before.
         save_steps: Steps between checkpoints.
-        save_total_limit: Checkpoints to keep; null keeps all.
-        load_best_model_at_end: The adapter written is that of the lowest evaluation loss, not the last.
-        early_stopping_patience: Stop after so many evaluations in a row without a lower loss.
+        save_total_limit: Checkpoints to keep; null or 0 keeps all.
+        load_best_model_at_end: The adapter written is that of the best evaluation, not the last.
+        metric_for_best_model: What makes an evaluation the best, loss where it is null; or perplexity,
+            token_accuracy, or those of one of several evaluation sets, as eval_NAME_loss.
+        greater_is_better: Whether more of it is better; null goes by what it is.
+        early_stopping_patience: Stop after so many evaluations in a row without a better one.
+        early_stopping_threshold: By how much an evaluation has to be better for that.
         seed: Of the adapter's start, dropout, the order of rows and the held-out fraction.
-        resume_from_checkpoint: Continue the run that output_dir holds, from its last whole checkpoint.
+        resume_from_checkpoint: Continue the run that output_dir holds, from its last whole checkpoint; or the folder of
+            a checkpoint, of this run or another one, to go on from.
         resume_changed: Continue it even with settings that change its result.
         fallback_dir: Folder for the weights where output_dir takes no more, as on a full disk; null: none.
         eval_generations: Evaluation rows answered before and after training, for the report.
@@ -64,9 +80,21 @@ class TrainingSection:
     output_dir: str = "out"
     overwrite_output_dir: bool = False
     learning_rate: float = 1e-4
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
+    lr_scheduler_type: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "cosine"
+    lr_scheduler_kwargs: dict[str, Value] | None = None
     warmup_ratio: float = 0.03
-    warmup_steps: int = 0
+    warmup_steps: int | float | None = None
     num_train_epochs: float = 1.0
     max_steps: int = -1
     per_device_train_batch_size: int = 4
@@ -86,16 +114,23 @@ class TrainingSection:
     neftune_noise_alpha: float | None = None
     gradient_checkpointing: bool = True
     remat_policy: Literal["none", "dots", "attention", "full", "offload"] = "full"
-    logging_steps: int = 10
+    logging_strategy: Literal["no", "steps", "epoch"] = "steps"
+    logging_steps: int | float = 10
+    logging_first_step: bool = False
     eval_strategy: Literal["no", "steps", "epoch"] = "steps"
-    eval_steps: int | None = None
-    save_strategy: Literal["no", "steps", "epoch"] = "steps"
-    save_steps: int = 100
+    eval_steps: int | float | None = None
+    eval_on_start: bool = True
+    eval_delay: float = 0
+    save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
+    save_steps: int | float = 100
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = False
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
     early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
     seed: int = 0
-    resume_from_checkpoint: bool = False
+    resume_from_checkpoint: bool | str = False
     resume_changed: bool = False
     fallback_dir: str | None = None
     eval_generations: int = 4
@@ -107,31 +142,81 @@ class TrainingSection:
         return self.eval_strategy == "epoch" or (self.eval_strategy == "steps" and self.eval_steps is not None)
 
     @property
+    def schedule(self) -> Settings:
+        """The course of the learning rate, with its settings.
+
+        Raises:
+            InputError: lr_scheduler_kwargs does not go with it.
+        """
+        return schedule_settings(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+
+    @property
+    def best_metric(self) -> str:
+        """The name of the figure by which evaluations are compared."""
+        name = "eval_" + (self.metric_for_best_model or "loss").removeprefix("eval_")
+        return name.replace("_mean_token_accuracy", "_token_accuracy")  # as TRL calls it
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether more of that figure is better; where nothing is said, of losses and perplexities less is."""
+        given = self.greater_is_better
+        return not self.best_metric.endswith(("loss", "perplexity")) if given is None else given
+
+    @property
     def remat(self) -> str:
         """The rematerialisation policy in force."""
         return self.remat_policy if self.gradient_checkpointing else "none"
 
     def __post_init__(self) -> None:
-        for name in ("output_dir", "fallback_dir"):  # which a shell does not see in a file
-            if (path := getattr(self, name)) is not None:
+        for name in ("output_dir", "fallback_dir", "resume_from_checkpoint"):  # which a shell does not see in a file
+            if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, os.path.expanduser(path))
+        if not self.save_total_limit:  # another word for null
+            object.__setattr__(self, "save_total_limit", None)
+        for name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps"):
+            self._check_steps(name)
         at_least_1 = (
-            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
-            "eval_steps save_steps save_total_limit early_stopping_patience eval_max_new_tokens"
+            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps save_total_limit "
+            "early_stopping_patience eval_max_new_tokens"
         )
         check_range("training", self, at_least_1, low=1)
         check_range("training", self, "warmup_ratio", low=0, high=1)
         check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
         not_negative = (
-            "learning_rate warmup_steps num_train_epochs adam_epsilon weight_decay max_grad_norm loraplus_lr_embedding "
-            "neftune_noise_alpha seed eval_generations max_skipped_steps"
+            "learning_rate num_train_epochs adam_epsilon weight_decay max_grad_norm loraplus_lr_embedding "
+            "neftune_noise_alpha seed eval_generations max_skipped_steps eval_delay early_stopping_threshold"
         )
         check_range("training", self, not_negative, low=0)
         if self.max_steps != -1 and self.max_steps < 1:
             raise InputError(f"training.max_steps is {self.max_steps}, expected at least 1, or -1 to train by epochs")
         if self.max_steps == -1 and self.num_train_epochs == 0:
             raise InputError("training.num_train_epochs is 0 and training.max_steps -1: nothing to train; raise one")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise InputError(
+                f"training.early_stopping_threshold is {self.early_stopping_threshold}, but without patience nothing "
+                "reads it; give training.early_stopping_patience too"
+            )
+        if not self.best_metric.endswith(tuple(f"_{figure}" for figure in FIGURES)):
+            raise InputError(
+                f"training.metric_for_best_model is {self.metric_for_best_model}, but evaluations measure "
+                f"{', '.join(FIGURES)} (of a set with a name eval_NAME_{FIGURES[0]} and so on); give one of them"
+            )
+        if self.resume_from_checkpoint == "":
+            raise InputError("training.resume_from_checkpoint is empty, expected true, false or a checkpoint's folder")
         self._check_loraplus()
+        _ = self.schedule
+
+    def _check_steps(self, name: str) -> None:
+        """A whole number, whatever its type, or a share of all steps."""
+        value, least = getattr(self, name), 0 if name == "warmup_steps" else 1
+        if value is None or 0 < value < 1:
+            return
+        if not (least <= value < float("inf")) or value != int(value):
+            raise InputError(
+                f"training.{name} is {value}, expected a whole number of at least {least}, or below 1 a share of all "
+                "steps"
+            )
+        object.__setattr__(self, name, int(value))
 
     def _check_loraplus(self) -> None:
         ratio = self.loraplus_lr_ratio

@@ -1,12 +1,11 @@
-"""Learning-rate schedules and optimizers that step as those of transformers' Trainer do."""
+"""Optimizers that step as those of transformers' Trainer do."""
 
-import math
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim import loraplus
@@ -15,35 +14,6 @@ from phi3_jax.optim.lorafa import lorafa
 
 # transformers' Trainer.get_decay_parameter_names: no decay on biases and norms.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
-
-
-def warmup_steps(training: TrainingSection, total_steps: int) -> int:
-    """`warmup_steps` where given, else `warmup_ratio` of all steps, rounded up."""
-    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
-
-
-def make_schedule(training: TrainingSection, total_steps: int) -> optax.Schedule:
-    """The learning rate of each optimizer step, counted from 0: transformers' `get_scheduler`.
-
-    Rises from 0 at the first step over the warm-up, then stays (`constant`, which has no warm-up,
-    and `constant_with_warmup`), falls to 0 linearly (`linear`) or as half a cosine (`cosine`).
-    """
-    peak, kind = training.learning_rate, training.lr_scheduler_type
-    warmup = 0 if kind == "constant" else warmup_steps(training, total_steps)
-
-    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
-        step = jnp.asarray(step, jnp.float32)
-        rising = step / max(1, warmup)
-        progress = (step - warmup) / max(1, total_steps - warmup)
-        if kind == "linear":
-            after = jnp.maximum(0.0, 1 - progress)
-        elif kind == "cosine":
-            after = jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
-        else:
-            after = jnp.ones_like(step)
-        return peak * jnp.where(step < warmup, rising, after)
-
-    return schedule
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -77,7 +47,7 @@ def make_optimizer(
 
     Args:
         training: the settings.
-        schedule: the learning rate by step, see `make_schedule`.
+        schedule: the learning rate by step, see `optim.schedule`.
         lora: the adapter or its frozen half: `lorafa` (see there) takes A from it.
 
     Raises:

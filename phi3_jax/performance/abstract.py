@@ -17,7 +17,8 @@ from phi3_jax.data.batch import TRAINING_KEYS
 from phi3_jax.lora import Lora, ParameterTable, init_lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
 from phi3_jax.parallel.mesh import AXES, mesh_shape, pass_rows
 from phi3_jax.peft.adapter import PeftAdapter

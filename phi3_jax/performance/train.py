@@ -12,7 +12,8 @@ from jaxtyping import Array, Int
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.performance.weights import random_model
 from phi3_jax.system.errors import InputError

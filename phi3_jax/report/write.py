@@ -36,7 +36,7 @@ def write_report(
         before: Figures by name (`eval_loss`, `exact_match` ...) before training, where they were measured; beside one,
             `<name>_interval` (low, high). None without evaluation rows.
         after: The same after training, and `<name>_p_value` of the change.
-        samples: `prompt`, `reference`, and the answers `before` and `after` training.
+        samples: `prompt`, `reference`, and the answers `before` training, if there are any, and `after`.
         data_stats: Counts, or one mapping of counts for each set of rows (`train`, `eval`), as of
             `DataStats.to_dict()`.
         parameter_table: (module, trainable parameters).
@@ -68,7 +68,8 @@ def write_report(
     """
     model = str(_section(run_config, "model").get("name_or_path") or "model")
     data = str(_section(run_config, "data").get("train") or "data")
-    answers = [Sample.of(row, (row.get("before", ""), row.get("after", ""))) for row in samples]
+    when = ("before", "after") if any("before" in row for row in samples) else ("after",)
+    answers = [Sample.of(row, [row.get(name, "") for name in when]) for row in samples]
     total = sum(count for _, count in parameter_table)
     write_page(
         path,
@@ -80,7 +81,8 @@ def write_report(
         facts=_facts(run_config, total),
         tiles=tiles(before, after),
         curves=_curves(history),
-        answers=grouped(("Before", "After"), answers),
+        answers_when=" and ".join(when),
+        answers=grouped([name.capitalize() for name in when], answers),
         data=described(data_stats),
         speed=speed(history, train_results or {}, memory or {}),
         parameters=_texts([*parameter_table, ("total", total)]) if parameter_table else [],

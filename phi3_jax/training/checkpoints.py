@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -24,12 +23,11 @@ from phi3_jax.system.files import StorageError, storage_error, sync
 from phi3_jax.system.manifest import Damaged, change_eval_loss, check, write_manifest
 from phi3_jax.system.text import first_line
 from phi3_jax.training.adapter_files import Beside
+from phi3_jax.training.checkpoint_names import DAMAGED, REMOVING, SAVING, SUPERSEDED, UNFINISHED
 from phi3_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
 
-SAVING, REMOVING, DAMAGED = ".saving", ".removing", ".damaged"  # what follows the step while it does not count
-UNFINISHED = re.compile(rf"\d+({re.escape(SAVING)}|{re.escape(REMOVING)}).*")
 PATIENCE = 10.0  # seconds that training waits for a disk in silence
 
 
@@ -165,6 +163,22 @@ class Checkpoints:
             ) from error
         return _unflatten(like, loaded["state"]), loaded["progress"]
 
+    def set_aside_after(self, step: int) -> list[int]:
+        """Has the checkpoints of later steps count no more, so that the run can go on from `step`.
+
+        Returns:
+            Which they were.
+        """
+        later = [later for later in self.steps if later > step]
+
+        def set_aside() -> None:
+            for old in later:
+                self._set_aside(self._folder / str(old), SUPERSEDED)
+                del self._losses[old]
+
+        self._decide(set_aside)
+        return later
+
     def wait(self) -> None:
         """Until what was started is on disk; raises what went wrong in the background."""
         saving, self._saving = self._saving, None
@@ -238,8 +252,9 @@ class Checkpoints:
     def _check_one(self, step: int) -> None:
         if step not in self._losses or not self._check(step, thoroughly=True):
             raise InputError(
-                f"{self._folder / str(step)}: the checkpoint is damaged or gone; set training.load_best_model_at_end "
-                "false and training.resume_changed true to take the last weights instead"
+                f"{self._folder / str(step)}: the checkpoint is damaged or gone; to go on from another one set "
+                "training.resume_from_checkpoint true; to take the last weights instead of the best set "
+                "training.load_best_model_at_end false and training.resume_changed true"
             )
 
     def _check(self, step: int, *, thoroughly: bool) -> bool:
@@ -247,7 +262,7 @@ class Checkpoints:
         try:
             self._losses[step] = check(folder, thoroughly=thoroughly)
         except Damaged as damage:
-            aside = self._set_aside(folder)
+            aside = self._set_aside(folder, DAMAGED)
             del self._losses[step]
             self._warn(f"warning: {folder}: the checkpoint is damaged ({damage}); it is left out, and kept as {aside}")
             return False
@@ -255,9 +270,9 @@ class Checkpoints:
             raise InputError(f"{folder}: cannot be read ({error.strerror}); see to the disk") from error
         return True
 
-    def _set_aside(self, folder: Path) -> str:
+    def _set_aside(self, folder: Path, why: str) -> str:
         for number in itertools.count(1):
-            aside = folder.with_name(f"{folder.name}{DAMAGED}{'' if number == 1 else number}")
+            aside = folder.with_name(f"{folder.name}{why}{'' if number == 1 else number}")
             if not aside.exists():
                 folder.rename(aside)
                 return aside.name

@@ -17,6 +17,7 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import check_writable, storing
 from phi3_jax.system.lock import check_not_held
 from phi3_jax.system.reading import read_yaml
+from phi3_jax.training.resume import ResumePoint
 
 # What a run leaves behind that another run would spoil.
 RUN_FILES = ("metrics.jsonl", "checkpoints", "adapter", "model")
@@ -52,7 +53,10 @@ FREE_ON_RESUME = frozenset(
         "training.per_device_eval_batch_size",
         "training.gradient_checkpointing",
         "training.remat_policy",
+        "training.logging_strategy",
         "training.logging_steps",
+        "training.logging_first_step",
+        "training.eval_on_start",
         "training.max_skipped_steps",
         "training.debug_nans",
         "training.save_strategy",
@@ -89,25 +93,22 @@ def check_output_folder(run: RunConfig, *, held: bool = False) -> None:
         InputError: where one of them cannot be a folder to write to, where the output folder holds a run that is not to
             be resumed, and where a run that goes on holds it.
     """
-    folder = Path(run.training.output_dir)
+    folder, training = Path(run.training.output_dir), run.training
     check_writable("training.output_dir", folder)
     if run.training.fallback_dir is not None:
         check_writable("training.fallback_dir", Path(run.training.fallback_dir))
     if not held and is_main():
         check_not_held(folder)
     found = [name for name in RUN_FILES if (folder / name).exists()]
-    if found and not (run.training.resume_from_checkpoint or run.training.overwrite_output_dir):
+    point = ResumePoint.of(training)
+    if found and not (point is not None and point.is_own) and not training.overwrite_output_dir:
+        elsewhere = "" if point is None else f", not the one that {point.run} is to be gone on with from"
         raise InputError(
-            f"{folder} already holds a run ({', '.join(found)}); name another training.output_dir, or set "
+            f"{folder} already holds a run ({', '.join(found)}){elsewhere}; name another training.output_dir, or set "
             "training.resume_from_checkpoint true to continue it"
         )
-    if run.training.resume_from_checkpoint and has_checkpoints(folder):
-        check_unchanged(run, folder / "config.yaml")
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Whether the run that the folder holds has anything to be resumed from."""
-    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+    if point is not None and point.exists:
+        check_unchanged(run, point.config)
 
 
 def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> None:

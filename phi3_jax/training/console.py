@@ -62,8 +62,8 @@ class RunConsole:
         numbers = {name: value for name, value in before.items() if isinstance(value, float)}
         for name, value in after.items():
             if isinstance(value, float):  # the others are intervals
-                old, new = (form_of(name).write(x) for x in (numbers[name], value))
-                self.print(f"{figure_words(name)}: {old} before, {new} after")
+                old = f"{form_of(name).write(numbers[name])} before, " if name in numbers else ""
+                self.print(f"{figure_words(name)}: {old}{form_of(name).write(value)} after")
 
     def stop(self) -> None:
         self._bar.stop()

@@ -1,16 +1,20 @@
 """A run's output folder while the run goes on: held by a lock, opened for checkpoints and metrics, let go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.distributed import is_main, together
 from phi3_jax.system.files import StorageError, storing, write_text
 from phi3_jax.system.lock import RunLock
 from phi3_jax.training import checks
+from phi3_jax.training.checkpoint_names import SUPERSEDED
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.metrics import MetricsLog
+from phi3_jax.training.resume import ResumePoint
+from phi3_jax.training.step import TrainState
 from phi3_jax.training.versions import write_versions
 
 
@@ -23,11 +27,13 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        point: what the run goes on from, None where it begins at its start.
         checkpoints: None where there are none and none are to be.
     """
 
     def __init__(self, run: RunConfig, say: Callable[[str], None]):
         self.path = Path(run.training.output_dir)
+        self.point = ResumePoint.of(run.training)
         self.checkpoints: Checkpoints | None = None
         self._log: MetricsLog | None = None
         self._run, self._say = run, say
@@ -56,17 +62,44 @@ class RunFolder:
         if self._lock.handle is None:
             self._say(f"warning: {self.path} cannot be locked; see to it that no other run writes there")
         checks.check_output_folder(self._run, held=True)  # once more: another run may have been there meanwhile
-        config = self.path / "config.yaml"
-        if training.overwrite_output_dir and not training.resume_from_checkpoint:
+        point = self.point
+        if training.overwrite_output_dir and not (point is not None and point.is_own):
             checks.remove_run(self.path)
-        elif checks.has_checkpoints(self.path):
-            for line in checks.describe_changes(self._run, config):
+        if point is not None and point.exists:
+            for line in checks.describe_changes(self._run, point.config):
                 self._say(line)
         checks.remove_leftovers(self.path)
-        write_text(config, self._run.to_yaml())
+        if point is not None and not point.is_own:
+            point.adopt(self.path)
+        write_text(self.path / "config.yaml", self._run.to_yaml())
         changes = write_versions(self.path / "versions.json")
         if changes is not None:
             self._say(f"warning: resuming with other versions, so that the last bits may differ: {changes}")
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Mapping[str, Any]] | None:
+        """What the run goes on from, and the JSON beside it, as `Checkpoints.restore`; None where there is nothing.
+
+        Raises:
+            InputError: where it is damaged, or not of such a run.
+        """
+        if self.point is None or self.checkpoints is None or not self.checkpoints.steps:
+            return None
+        return self.checkpoints.restore(like, self.point.step)
+
+    def set_aside_later(self) -> None:
+        """Has this run's checkpoints count no more that are later than the one it goes on from."""
+        if self.point is None or self.point.step is None or self.checkpoints is None:
+            return
+        if later := self.checkpoints.set_aside_after(self.point.step):
+            self._say(
+                f"warning: {self.path}: the run goes on from step {self.point.step}; the checkpoints of later steps "
+                f"({', '.join(map(str, later))}) are kept under names that end with {SUPERSEDED}"
+            )
+
+    def give_up(self) -> None:
+        """Removes what was taken over from another run, which could not be gone on with."""
+        if self.point is not None and not self.point.is_own and is_main():
+            checks.remove_run(self.path)
 
     def open_checkpoints(self) -> Checkpoints:
         """Opens them where they are not open yet: a run that is stopped saves one, whatever was wanted."""

@@ -8,20 +8,18 @@ from typing import Any, NoReturn
 import jax
 
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data import preview
 from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
-from phi3_jax.data.run_data import first_rows, run_batches
+from phi3_jax.data.run_data import run_batches
 from phi3_jax.data.streaming import StreamedRows
-from phi3_jax.lora import format_parameter_table
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.hardware import hardware
-from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import endings, results
 from phi3_jax.training.adapter_files import RunAdapter
-from phi3_jax.training.checkpoints import Checkpoints
+from phi3_jax.training.announce import announce
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
 from phi3_jax.training.evaluation import value
@@ -31,7 +29,7 @@ from phi3_jax.training.folder import RunFolder
 from phi3_jax.training.job import RunJob, load_job
 from phi3_jax.training.metrics import Row
 from phi3_jax.training.preemption import Stopped, StopSignals
-from phi3_jax.training.progress import Progress, Stopwatch
+from phi3_jax.training.progress import Progress, Stopwatch, rank_of
 from phi3_jax.training.step import TrainStep, Window, make_train_step
 from phi3_jax.training.timetable import Timetable
 from phi3_jax.training.watch import Watch
@@ -157,34 +155,16 @@ class Trainer:
             self.signals.leave()
 
     def begin(self) -> None:
-        """Opens the output folder; restores the newest checkpoint, or evaluates the start."""
-        self._tell_plan()
+        """Opens the output folder; restores the checkpoint to go on from, or evaluates the start."""
+        announce(self.run, self.job, self.timetable, self.batch_size, self.console.print)
         self.files.open()
-        restored = self.files.checkpoints is not None and self._restore(self.files.checkpoints)
-        if self.run.training.resume_from_checkpoint and not restored:
+        restored = self._restore()
+        if self.files.point is not None and not restored:
             self.console.print(f"{self.files.path} holds no complete checkpoint to resume: starting at step 0")
         self.progress.rows = self.files.open_metrics(self.progress.rows)
-        if self.evaluator.wanted and not restored:
+        if self.evaluator.wanted and self.run.training.eval_on_start and not restored:
             self._evaluate("before")
             self.progress.answers_before = self.evaluator.answers(self.state.trainable)
-
-    def _tell_plan(self) -> None:
-        training, console = self.run.training, self.console
-        epoch = f" ({self.epoch_steps} an epoch)" if self.epoch_steps is not None else ""
-        rows = self.batch_size * training.gradient_accumulation_steps
-        console.print(format_parameter_table(self.job.table))
-        console.print(self.job.data.summary())
-        console.print(f"first row, targets in ⟦⟧: {preview(first_rows(self.job.data.train), self.job.tokenizer)}")
-        console.print(describe_mesh(self.job.devices.mesh))
-        console.print(
-            f"{self.total_steps} steps of {rows} rows{epoch}, "
-            f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
-        )
-        if self.total_steps == 1 and self.schedule(0) == 0 < training.learning_rate:
-            console.print(
-                "warning: the only step has learning rate 0, with which the warm-up begins: nothing will be learnt; "
-                "take more (training.num_train_epochs, data.packing false), or set training.warmup_ratio 0"
-            )
 
     def loop(self) -> None:
         """Takes steps until all are done, or patience is over."""
@@ -292,8 +272,12 @@ class Trainer:
             )
 
     def _after_step(self) -> None:
-        is_due = self.timetable.line_is_due(self.progress.step)
-        if is_due or (self.run.training.debug_nans and self._look_after_skips()):
+        step, timetable = self.progress.step, self.timetable
+        if (
+            timetable.line_is_due(step)
+            or (timetable.look_is_due(step) and self._collect())
+            or (self.run.training.debug_nans and self._look_after_skips())
+        ):
             self._log()
         self._evaluate_and_save()
 
@@ -312,18 +296,18 @@ class Trainer:
             self._evaluate_and_save()
 
     def _evaluate_and_save(self) -> None:
-        eval_loss, is_best = None, False
+        score, is_best = None, False
         if self.timetable.evaluation_is_due(self.progress.step) and self.progress.evaluated_step < self.progress.step:
             self._pause()
-            eval_loss = self._evaluate("last")
-            is_best = self.progress.rank()
+            self._evaluate("last")
+            score = rank_of(self.progress.evaluations["last"], self.run.training)
+            is_best = self.progress.rank(self.run.training)
             self.stopwatch.start()
-        due = self.timetable.checkpoint_is_due(self.progress)
-        if due or (is_best and self.run.training.load_best_model_at_end):
+        if self.timetable.checkpoint_is_due(self.progress, is_best=is_best):
             self._pause()
             # Else weights that nothing but skipped steps have seen could drive the good ones out.
             if not jax.device_get(self.state.skips.in_a_row):
-                self._save(eval_loss)
+                self._save(score)
             self.stopwatch.start()
 
     def _pause(self) -> None:
@@ -334,26 +318,32 @@ class Trainer:
     def _log(self) -> None:
         """Writes a line of metrics for the steps since the last one."""
         progress = self.progress
-        is_over = self._look_after_skips()
-        window: Window = jax.device_get(self.state.window)
-        self._pause()
-        self.stopwatch.start()
-        self.state = replace(self.state, window=self.job.devices.replicate(Window.empty()))
+        is_over = self._collect()
         learning_rate = float(self.schedule(max(0, progress.step - progress.skipped - 1)))
-        row = progress.line(window, self.batches.epochs_at(progress.step), learning_rate) | {
-            "compilations": self.train_step.compilations
-        }
+        row = progress.line(self.batches.epochs_at(progress.step), learning_rate)
+        row["compilations"] = self.train_step.compilations
         if (peaks := hardware()) is not None:
             trainable, full = self.job.table.trainable, self.run.peft.full_finetuning
-            flops = step_flops(self.job.config, trainable, full, int(window.tokens), float(window.attended))
+            tokens, attended = int(progress.window["tokens"]), progress.window["attended"]
+            flops = step_flops(self.job.config, trainable, full, tokens, attended)
             row["mfu"] = flops / progress.window_seconds / (peaks.flops * self.job.devices.mesh.size)
-        progress.close_window(window)
-        self._write(row)
+        progress.close_window()
+        if self.run.training.logging_strategy != "no" or self.timetable.line_is_due(progress.step):
+            self._write(row)
         if is_over:
             limit = self.run.training.max_skipped_steps
             self._stop(
                 f"the loss or its gradient is not finite, more than training.max_skipped_steps {limit} times in a row"
             )
+
+    def _collect(self) -> bool:
+        """Takes the sums since the last line from the device; whether it skipped too many steps in a row."""
+        is_over = self._look_after_skips()
+        self.progress.collect(jax.device_get(self.state.window))
+        self._pause()
+        self.stopwatch.start()
+        self.state = replace(self.state, window=self.job.devices.replicate(Window.empty()))
+        return is_over
 
     def _write(self, row: Row) -> None:
         with together():
@@ -361,17 +351,15 @@ class Trainer:
         self.progress.rows += 1
         self.console.figures(row, self.total_steps)
 
-    def _evaluate(self, name: str) -> float:
-        """Writes a line of figures and remembers them under `name`; returns the loss."""
+    def _evaluate(self, name: str) -> None:
+        """Writes a line of figures and remembers them under `name`."""
         progress, trainable = self.progress, self.state.trainable
         figures = self.evaluator.figures(trainable)
-        loss = value(figures, "eval_loss")
-        if not math.isfinite(loss):
+        if not math.isfinite(value(figures, "eval_loss")):
             self._stop(f"the evaluation's loss is not finite: {self.evaluator.why_not_finite(trainable)}")
         progress.evaluations[name], progress.evaluated_step = figures, progress.step
         numbers = {key: found for key, found in figures.items() if isinstance(found, float)}
         self._write({"step": progress.step, "epoch": self.batches.epochs_at(progress.step), **numbers})
-        return loss
 
     # Numbers that are not finite.
 
@@ -397,19 +385,24 @@ class Trainer:
 
     # Checkpoints.
 
-    def _save(self, eval_loss: float | None) -> None:
-        """Saves everything that the rest of the run depends on; `eval_loss`, if it was just measured."""
+    def _save(self, score: float | None) -> None:
+        """Saves everything that the rest of the run depends on; `score` is that of an evaluation just made."""
         self.progress.data = self.batches.get_state()
         with together():
             self.files.log.sync()
         beside = self.adapter.beside(self.state.trainable)
-        self.files.open_checkpoints().save(self.progress.step, self.state, asdict(self.progress), eval_loss, beside)
+        self.files.open_checkpoints().save(self.progress.step, self.state, asdict(self.progress), score, beside)
 
-    def _restore(self, checkpoints: Checkpoints) -> bool:
-        if not checkpoints.steps:
-            return False
-        self.state, saved = checkpoints.restore(self.state)
-        self.progress = Progress(**saved)
-        self.batches.set_state(self.progress.data)
+    def _restore(self) -> bool:
+        try:
+            if (found := self.files.restore(self.state)) is None:
+                return False
+            self.state, saved = found
+            self.progress = Progress(**saved)
+            self.batches.set_state(self.progress.data)
+        except InputError:
+            self.files.give_up()
+            raise
+        self.files.set_aside_later()
         self.console.print(f"resuming at step {self.progress.step} of {self.total_steps}")
         return True

@@ -51,11 +51,12 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def samples(job: RunJob, before: Sequence[str], after: Sequence[str]) -> list[dict[str, str]]:
-    """The prompts that were answered, for the report: what the data says, and the two answers."""
-    return [
-        {"prompt": job.tokenizer.decode(ids), "reference": reference, "before": old, "after": new}
-        for (ids, reference), old, new in zip(job.prompts, before, after, strict=True)
+    """The prompts that were answered, for the report: what the data says, and the answers; none before, perhaps."""
+    told = [
+        {"prompt": job.tokenizer.decode(ids), "reference": reference, "after": new}
+        for (ids, reference), new in zip(job.prompts, after, strict=True)
     ]
+    return [{**row, "before": old} for row, old in zip(told, before, strict=True)] if before else told
 
 
 def report(

@@ -13,7 +13,8 @@ from phi3_jax import Phi3ForCausalLM
 from phi3_jax.config.run import RunConfig
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import Lora, partition, trainable_mask
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.training import loop
 from phi3_jax.training.loop import train
 from phi3_jax.training.step import Params, TrainState, TrainStep, make_train_step

@@ -9,7 +9,8 @@ import pytest
 
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim.adam8bit import QuantizedMoment, bias_correction, dequantize, nearest_code, quantize
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.quant.dynamic import dynamic_map
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState

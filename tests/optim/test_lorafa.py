@@ -9,7 +9,8 @@ from flax import nnx
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import partition, trainable_mask
 from phi3_jax.lora.adapters import LoraEmbedding, LoraLinear
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.loop import Trainer, load_job

@@ -7,7 +7,8 @@ from flax import nnx
 
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.lora import trainable_mask
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule
+from phi3_jax.optim.optimizer import make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from tests.helpers.optimizers import flat, tree
 
 NO_BASE = nnx.State({})

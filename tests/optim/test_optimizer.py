@@ -1,6 +1,4 @@
-"""Schedules, clipping and weight decay, against their formulas."""
-
-import math
+"""Clipping and weight decay, against their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -9,29 +7,9 @@ import pytest
 from flax import nnx
 
 from phi3_jax.config.training import TrainingSection
-from phi3_jax.optim.optimizer import clip_by_global_norm, decays, make_optimizer, make_schedule, warmup_steps
+from phi3_jax.optim.optimizer import clip_by_global_norm, decays, make_optimizer
+from phi3_jax.optim.schedule import make_schedule
 from tests.helpers.models import tiny_model
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("constant", [1.0] * 6),
-        ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.0, 0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * k / 4)) for k in (1, 2, 3))]),
-    ],
-)
-def test_schedules(kind, expected):
-    training = TrainingSection(learning_rate=2e-4, lr_scheduler_type=kind, warmup_steps=2)
-    schedule = make_schedule(training, 6)
-    np.testing.assert_allclose([schedule(i) for i in range(6)], 2e-4 * np.array(expected), rtol=1e-6, atol=1e-12)
-
-
-def test_warm_up_in_steps_wins_over_its_ratio_which_rounds_up():
-    assert warmup_steps(TrainingSection(warmup_ratio=0.1), 101) == 11
-    assert warmup_steps(TrainingSection(warmup_ratio=0.1, warmup_steps=3), 101) == 3
-    assert warmup_steps(TrainingSection(warmup_ratio=0.0), 101) == 0
 
 
 def test_clipping():

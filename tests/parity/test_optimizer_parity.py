@@ -23,7 +23,8 @@ from phi3_jax.config.training import TrainingSection  # noqa: E402
 from phi3_jax.lora.adapters import LoraLinear  # noqa: E402
 from phi3_jax.optim import loraplus  # noqa: E402
 from phi3_jax.optim.adam8bit import BLOCK_SIZE, QuantizedMoment, dequantize, quantize  # noqa: E402
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule  # noqa: E402
+from phi3_jax.optim.optimizer import make_optimizer  # noqa: E402
+from phi3_jax.optim.schedule import make_schedule  # noqa: E402
 from phi3_jax.quant.dynamic import dynamic_map  # noqa: E402
 from phi3_jax.system.errors import InputError  # noqa: E402
 from tests.helpers.references import torch_phi3  # noqa: E402

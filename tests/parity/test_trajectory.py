@@ -17,7 +17,8 @@ from flax import nnx  # noqa: E402
 from phi3_jax.config.training import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.lora import Lora, combine, partition, trainable_mask  # noqa: E402
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
+from phi3_jax.optim.optimizer import make_optimizer  # noqa: E402
+from phi3_jax.optim.schedule import make_schedule, warmup_steps  # noqa: E402
 from phi3_jax.peft.adapter import load_adapter  # noqa: E402
 from phi3_jax.training.step import TrainState, TrainStep, Window, make_train_step  # noqa: E402
 from tests.helpers.references import torch_phi3  # noqa: E402

@@ -152,6 +152,43 @@ def test_the_best_checkpoint_is_kept_and_loaded(inputs, monkeypatch):
     assert weights(out / "adapter") == weights(Path(two_steps.training.output_dir) / "adapter")
 
 
+def test_lines_by_epoch_and_checkpoints_of_the_best_by_accuracy(inputs, monkeypatch, capsys):
+    accuracies = iter([0.1, 0.3, 0.2])  # after steps 3, 6 and 7; none before training
+
+    def evaluate(*_):
+        return {"eval_loss": 1.0, "eval_perplexity": 2.7, "eval_token_accuracy": next(accuracies)}
+
+    monkeypatch.setattr(evaluation, "evaluate_rows", evaluate)
+    settings = {
+        "max_steps": 7,
+        "logging_strategy": "epoch",
+        "eval_steps": 0.35,
+        "eval_on_start": False,
+        "save_strategy": "best",
+        "metric_for_best_model": "token_accuracy",
+        "load_best_model_at_end": True,
+        "lr_scheduler_type": "cosine_with_restarts",
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "save_total_limit": 0,
+    }
+    everything = train(run_config(inputs, "accurate", training=settings))
+    out, told = inputs / "accurate", capsys.readouterr().out
+    assert sorted(int(p.name) for p in (out / "checkpoints").iterdir()) == [3, 6]
+    assert everything["eval_token_accuracy"] == 0.3
+    assert "loaded the best checkpoint, step 6" in told
+    assert "token accuracy: 30.0% after" in told.lower()
+    assert "; training.save_steps 2, since training.save_strategy is best" in told
+    rows = metrics(out)
+    assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 7]
+    steps = [int(row["step"]) for row in rows if "loss" in row]
+    assert steps[-1] == 7
+    assert len(steps) < 7
+    report = (out / "report.html").read_text()
+    assert "After training, on the evaluation rows" in report
+    assert "<h2>Answers after</h2>" in report
+    assert "Before" not in report
+
+
 def scripted(losses):
     def evaluate(*args):
         loss = next(losses)

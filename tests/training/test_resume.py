@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from phi3_jax import InputError
+from phi3_jax.config.training import TrainingSection
+from phi3_jax.training.checkpoint_names import steps_of
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.loop import train
+from phi3_jax.training.resume import ResumePoint
 from tests.helpers.models import random_lora, tiny_model
 from tests.helpers.rows import accumulated, random_rows
 from tests.helpers.runs import SETTINGS, cut_off, metrics, run_config, same_run, start, write_inputs
@@ -42,6 +45,59 @@ def test_resuming_continues_bit_for_bit(inputs, monkeypatch, capsys):
     # Resuming what is finished changes nothing.
     train(resumed)
     same_run(inputs / "whole", cut)
+    # From a checkpoint that is not the newest, and from that of another run.
+    first, *_, last = steps_of(cut)
+    settings = {**SETTINGS, "resume_from_checkpoint": str(cut / "checkpoints" / str(first))}
+    train(run_config(inputs, "branch", **{**LIKE, "training": settings}))
+    same_run(inputs / "whole", inputs / "branch")
+    assert f"resuming at step {first} of 7" in capsys.readouterr().out
+    train(run_config(inputs, "cut", **{**LIKE, "training": settings}))
+    same_run(inputs / "whole", cut)
+    assert f"{last}) are kept under names that end with .superseded" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_rows_leaves_nothing_behind(inputs, monkeypatch):
+    settings = {"max_steps": 4, "eval_strategy": "no", "eval_steps": None}
+    cut_off(run_config(inputs, "rows", training=settings), 3, monkeypatch)
+    settings |= {"resume_from_checkpoint": str(inputs / "rows"), "resume_changed": True}
+    other = run_config(inputs, "other", training=settings, data={"train": str(inputs / "eval.jsonl")})
+    for _ in range(2):
+        with pytest.raises(InputError, match="other training rows"):
+            train(other)
+    assert not (inputs / "other" / "checkpoints").exists()
+
+
+def a_run(folder: Path, *steps: int) -> Path:
+    for step in steps:
+        (folder / "checkpoints" / str(step)).mkdir(parents=True)
+    return folder
+
+
+def test_where_a_run_goes_on_from(tmp_path, monkeypatch):
+    out, other = a_run(tmp_path / "out", 2, 10), a_run(tmp_path / "other", 4)
+    monkeypatch.chdir(out)
+
+    def point(value):
+        found = ResumePoint.of(TrainingSection(output_dir=str(out), resume_from_checkpoint=value))
+        return found and (found.run.resolve(), found.step, found.is_own)
+
+    assert point(False) is None
+    assert point(True) == (out, None, True)
+    assert point(str(out)) == point("../out/checkpoints") == (out, None, True)
+    assert point("checkpoints/2") == (out, 2, True)
+    assert point("../other") == point(f"{other}/checkpoints/4") == (other, 4, False)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").touch()
+    for name, words in (
+        ("gone", "gone, which is not there; give a folder such as out/checkpoints/100"),
+        ("", "which holds no checkpoint of a run"),
+        ("checkpoint-5", "transformers' Trainer, .* give it as peft.init_from"),
+    ):
+        with pytest.raises(InputError, match=f"^training.resume_from_checkpoint is .*{words}"):
+            ResumePoint.of(TrainingSection(resume_from_checkpoint=str(tmp_path / name)))
 
 
 def test_resuming_without_a_checkpoint_starts_anew(inputs, monkeypatch, capsys):

@@ -14,7 +14,8 @@ from transformers.trainer_pt_utils import LabelSmoother  # noqa: E402
 from phi3_jax.config.training import TrainingSection  # noqa: E402
 from phi3_jax.hf.checkpoint import Checkpoint  # noqa: E402
 from phi3_jax.objectives.next_token import loss  # noqa: E402
-from phi3_jax.optim.optimizer import make_optimizer, make_schedule, warmup_steps  # noqa: E402
+from phi3_jax.optim.optimizer import make_optimizer  # noqa: E402
+from phi3_jax.optim.schedule import make_schedule, warmup_steps  # noqa: E402
 from tests.helpers.references import torch_phi3  # noqa: E402
 
 

@@ -1,0 +1,99 @@
+"""What a run says of itself before its first step."""
+
+from collections.abc import Callable
+
+from phi3_jax.config.run import RunConfig
+from phi3_jax.config.schedules import WarmupStableDecay
+from phi3_jax.config.training import TrainingSection
+from phi3_jax.data import preview
+from phi3_jax.data.run_data import first_rows
+from phi3_jax.lora import format_parameter_table
+from phi3_jax.optim.schedule import make_schedule, warmup_steps
+from phi3_jax.parallel.mesh import describe_mesh
+from phi3_jax.training.job import RunJob
+from phi3_jax.training.timetable import Timetable
+
+
+def announce(run: RunConfig, job: RunJob, timetable: Timetable, batch_size: int, say: Callable[[str], None]) -> None:
+    """Says what trains on what, in how many steps, and which settings come to nothing.
+
+    Args:
+        run: The settings.
+        job: What the run works on.
+        timetable: When what is due.
+        batch_size: Rows of a forward pass, over all devices.
+        say: What takes lines for the console.
+    """
+    training = run.training
+    epoch = f" ({timetable.epoch_steps} an epoch)" if timetable.epoch_steps is not None else ""
+    rows = batch_size * training.gradient_accumulation_steps
+    say(format_parameter_table(job.table))
+    say(job.data.summary())
+    say(f"first row, targets in ⟦⟧: {preview(first_rows(job.data.train), job.tokenizer)}")
+    say(describe_mesh(job.devices.mesh))
+    say(
+        f"{timetable.total_steps} steps of {rows} rows{epoch}, "
+        f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
+    )
+    if unused := unused_settings(training):
+        say(f"not used: {'; '.join(unused)}")
+    for line in warnings(training, timetable):
+        say(f"warning: {line}")
+
+
+def warnings(training: TrainingSection, timetable: Timetable) -> list[str]:
+    """What is allowed, and seldom meant.
+
+    Args:
+        training: The settings.
+        timetable: When what is due.
+    """
+    total, found = timetable.total_steps, []
+    if total == 1 and make_schedule(training, total)(0) == 0 < training.learning_rate:
+        found.append(
+            "the only step has learning rate 0, with which the warm-up begins: nothing will be learnt; take more "
+            "(training.num_train_epochs, data.packing false), or set training.warmup_ratio 0"
+        )
+    settings, warmup = training.schedule, warmup_steps(training, total)
+    if isinstance(settings, WarmupStableDecay):
+        needed = warmup + (settings.num_stable_steps or 0) + settings.num_decay_steps
+        if needed > total:
+            found.append(
+                f"training.lr_scheduler_kwargs and the warm-up ask for {needed} steps, and there are {total}, so that "
+                "the learning rate never has its whole course"
+            )
+    if timetable.evaluates and not timetable.evaluation_is_due(total):
+        found.append(f"training.eval_delay is {training.eval_delay:g}, before which the run ends: nothing is evaluated")
+    if training.greater_is_better and training.best_metric.endswith(("loss", "perplexity")):
+        found.append(
+            f"training.greater_is_better is true, so that the evaluation with the highest {training.best_metric} is "
+            "taken for the best"
+        )
+    return found
+
+
+def unused_settings(training: TrainingSection) -> list[str]:
+    """Settings that others make meaningless, where they are not the defaults, each with the reason.
+
+    Example:
+        >>> unused_settings(TrainingSection(max_steps=20, num_train_epochs=3))
+        ['training.num_train_epochs 3, since training.max_steps is 20']
+    """
+    default, found = TrainingSection(), []
+
+    def because(meaningless: bool, names: str, reason: str) -> None:
+        for name in names.split():
+            value = getattr(training, name)
+            if meaningless and value != getattr(default, name):
+                found.append(f"training.{name} {value}, since training.{reason} is {getattr(training, reason)}")
+
+    because(training.max_steps > 0, "num_train_epochs", "max_steps")
+    because(training.lr_scheduler_type == "constant", "warmup_ratio warmup_steps", "lr_scheduler_type")
+    because(training.warmup_steps is not None, "warmup_ratio", "warmup_steps")
+    for what in ("logging", "eval", "save"):
+        because(getattr(training, f"{what}_strategy") != "steps", f"{what}_steps", f"{what}_strategy")
+    because(training.eval_strategy == "no", "eval_delay", "eval_strategy")
+    because(not training.gradient_checkpointing, "remat_policy", "gradient_checkpointing")
+    because(training.optim in ("sgd", "adafactor"), "adam_beta1 adam_beta2", "optim")
+    because(training.optim in ("sgd", "adafactor", "lion"), "adam_epsilon", "optim")
+    return found
