@@ -37,7 +37,7 @@ COMMANDS = {
     "export": "Merge an adapter into its base, or make it portable.",
     "plan": "Whether a run fits on a device, and what it needs there.",
     "benchmark": "How fast the train step and decoding are.",
-    "info": "What a checkpoint or an adapter holds.",
+    "info": "What a checkpoint or an adapter holds, and how a run went.",
     "completion": "A script that has a shell complete these commands and their options.",
 }
 # What other programs call them.

@@ -1,6 +1,8 @@
 """`phi3-jax info`."""
 
 import json
+import shutil
+from pathlib import Path
 
 from safetensors.numpy import load_file
 
@@ -27,3 +29,13 @@ def test_info_counts_the_parameters_of_a_folder_without_weights(testdata, capfd)
     facts = json.loads(capfd.readouterr().out)
     assert facts["parameters"] == 3_821_079_552
     assert facts["weights"] is None
+
+
+def test_info_on_a_run_tells_of_the_run(tmp_path, capfd):
+    run = shutil.copytree(Path(__file__).parents[1] / "from_before" / "lora", tmp_path / "run")
+    assert main(["info", str(run)]) == 0
+    said = capfd.readouterr().out
+    assert "the checkpoint of step 2 is the newest" in said
+    assert f"phi3-jax train --config {run}/config.yaml --training.resume_from_checkpoint true" in said
+    assert main(["info", str(run), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["run"]["state"] == "stopped"
