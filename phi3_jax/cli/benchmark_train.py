@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     if is_random:
         raw = merged(DEFAULTS, {"model": {"dtype": auto_dtype("auto")}}, raw)
     run = make_run(raw)
-    config = random_shape(options, run.data.max_length) if is_random else _named(run)
+    config = random_shape(options, run.data.limit) if is_random else _named(run)
 
     from phi3_jax.performance.train import benchmark_train
 

@@ -94,15 +94,15 @@ def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> 
         found.append(("lengths", text.format(**figures)))
     sequences = stats.rows
     if stats.packing_efficiency is not None:
-        sequences = round(stats.tokens / (stats.packing_efficiency * data.max_length))
+        sequences = round(stats.tokens / (stats.packing_efficiency * data.limit))
         used = f"{stats.packing_efficiency:.1%} used"
-        found.append(("positions", f"{used}, rows packed into {counted(sequences, 'sequence')} of {data.max_length:,}"))
+        found.append(("positions", f"{used}, rows packed into {counted(sequences, 'sequence')} of {data.limit:,}"))
     if step_rows is not None:
         what = "row" if stats.packing_efficiency is None else "sequence"
         found.append(("steps", f"{-(-sequences // step_rows):,} an epoch, of {counted(step_rows, what)}"))
     if stats.truncated:
         cut = ", ".join(few([name_in(where, stats.sources) for where in stats.truncated_rows], stats.truncated))
-        found.append(("cut", f"{counted(stats.truncated, 'row')} at {data.max_length:,} tokens: {cut}"))
+        found.append(("cut", f"{counted(stats.truncated, 'row')} at {data.limit:,} tokens: {cut}"))
     left_out = [
         f"{name_in(where, stats.sources)}{',' if why.startswith('turn ') else ':'} {why}"
         for where, why in stats.left_out
@@ -129,12 +129,12 @@ def name_in(where: str, sources: Sequence[str]) -> str:
     return where.removeprefix(f"{sources[0]}, ") if len(sources) == 1 else where
 
 
-def histogram(stats: DataStats, max_length: int) -> list[str]:
+def histogram(stats: DataStats, max_length: int | None) -> list[str]:
     """Lines with a bar for the rows of each range of lengths, and one for those that were cut."""
     lengths = stats.lengths or {"edges": [], "counts": []}
     edges, counts = folded(lengths["edges"], lengths["counts"])
     bars = [(_range(low, high - 1), count) for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)]
-    if stats.truncated:
+    if stats.truncated and max_length is not None:
         bars.append((f"over {max_length:,}", stats.truncated))
     most = max((count for _, count in bars), default=0)
     wide = max((len(label) for label, _ in bars), default=0)

@@ -49,6 +49,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_evaluation(self)
         _check_streaming(self)
+        _check_order(self)
         _check_adapter(self)
 
     @classmethod
@@ -292,6 +293,21 @@ def _check_streaming(run: RunConfig) -> None:
             raise InputError(
                 f"training.{name}_strategy is epoch, but with data.streaming nobody knows where one ends; give steps, "
                 f"and training.{name}_steps"
+            )
+
+
+def _check_order(run: RunConfig) -> None:
+    """Raises `InputError` where rows cannot come in the order that is asked for."""
+    training = run.training
+    if training.group_by_length and not run.data.shuffle:
+        raise InputError(
+            "training.group_by_length is true, but data.shuffle false wants rows as they come; leave one of them out"
+        )
+    for name in ("group_by_length", "dataloader_drop_last"):
+        if getattr(training, name) and run.data.streaming:
+            raise InputError(
+                f"training.{name} is true, but of rows that are streamed nobody knows which are still to come; "
+                "leave it out"
             )
 
 

@@ -4,7 +4,7 @@ The `Attributes` of the docstrings are the command line's help texts. A section 
 it is made.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from phi3_jax.config.hub_options import Hub
@@ -91,8 +91,13 @@ class DataSection:
         dataset_config: Configuration (subset) of a hub dataset that has several.
         format: Shape of the rows; auto looks at the columns.
         columns: Which column plays which part, for example {prompt: question, completion: answer}.
-        max_length: Positions in a row; longer conversations are cut (and counted).
+        max_length: Positions in a row; longer conversations are cut (and counted). null cuts none; without packing.
+        truncation_mode: What is kept of a longer row, its start or its end.
         packing: Several conversations in a row, each seeing itself alone.
+        packing_strategy: Which share a row. best_fit packs all of them anew each epoch; bfd, bfd_split and wrapped make
+            the rows of TRL's pack_dataset, once. bfd_split goes on with the rest of a longer row in another, and
+            wrapped cuts everything, end to end, into rows without padding, whose conversations see each other.
+        eval_packing: The same as packing for evaluation rows, where that differs.
         shuffle: New order every epoch.
         template: How prompt and completion become a row where they are strings. auto renders them as a chat, but for
             those that hold the template's control tokens already; none takes all as they are, with nothing in between
@@ -120,8 +125,11 @@ class DataSection:
     dataset_config: str | None = None
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"] = "auto"
     columns: dict[str, str] | None = None
-    max_length: int = 2048
+    max_length: int | None = 2048
+    truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
     packing: bool = True
+    packing_strategy: Literal["best_fit", "bfd", "bfd_split", "wrapped"] = "best_fit"
+    eval_packing: bool | None = None
     shuffle: bool = True
     template: Literal["auto", "none"] = "auto"
     loss_on: Literal["assistant", "all", "last", "completion"] = "assistant"
@@ -149,11 +157,65 @@ class DataSection:
             )
         if isinstance(self.eval, dict):
             _check_names(self.eval)
+        self._check_packing()
         if self.streaming and self.eval_fraction:
             raise InputError(
                 f"data.eval_fraction is {self.eval_fraction}, but of rows that are streamed no share can be drawn "
                 "beforehand; give data.eval"
             )
+
+    def _check_packing(self) -> None:
+        packed = next((name for name in ("packing", "eval_packing") if getattr(self, name)), None)
+        if self.max_length is None and packed:
+            raise InputError(
+                f"data.max_length is null, but data.{packed} fills sequences of so many positions; give a number, or "
+                f"set data.{packed} false"
+            )
+        if self.max_length is None and self.streaming:
+            raise InputError(
+                "data.max_length is null, but of rows that are streamed nobody knows beforehand how long they are; "
+                "give a number"
+            )
+        if packed and self.packs_as_trl and self.truncation_mode != "keep_start":
+            raise InputError(
+                f"data.truncation_mode is {self.truncation_mode}, but data.packing_strategy {self.packing_strategy} "
+                "never looks at it, here as in TRL; leave it out, or give packing_strategy best_fit"
+            )
+        if self.streaming and self.packing and self.packs_as_trl:
+            raise InputError(
+                f"data.packing_strategy is {self.packing_strategy}, but rows that are streamed are packed while they "
+                "come; give best_fit"
+            )
+
+    @property
+    def packs_as_trl(self) -> bool:
+        """Whether packed rows are those of TRL's `pack_dataset`."""
+        return self.packing_strategy != "best_fit"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether rows are cut at `max_length`, each by itself."""
+        is_split = self.packing and self.packing_strategy in ("bfd_split", "wrapped")
+        return self.max_length is not None and not is_split
+
+    @property
+    def limit(self) -> int:
+        """`max_length`, for what has to know it.
+
+        Raises:
+            InputError: Where it is null.
+        """
+        if self.max_length is None:
+            raise InputError(
+                "data.max_length is null, so that rows are as long as they are, and nobody knows beforehand how long; "
+                "give a number for this"
+            )
+        return self.max_length
+
+    @property
+    def evaluation(self) -> "DataSection":
+        """The section for evaluation rows."""
+        return self if self.eval_packing is None else replace(self, packing=self.eval_packing, eval_packing=None)
 
     def require_train(self) -> str:
         """`train`. Raises `InputError` where it is not set."""

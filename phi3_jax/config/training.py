@@ -69,6 +69,9 @@ class TrainingSection:
         early_stopping_patience: Stop after so many evaluations in a row without a better one.
         early_stopping_threshold: By how much an evaluation has to be better for that.
         seed: Of the adapter's start, dropout, the order of rows and the held-out fraction.
+        data_seed: Of the order of rows, where that is to differ.
+        group_by_length: Rows of like length share a step, with a bit of chance, as transformers draws them.
+        dataloader_drop_last: Leave out the rows at the end of an epoch that fill no batch.
         resume_from_checkpoint: Continue the run that output_dir holds, from its last whole checkpoint; or the folder of
             a checkpoint, of this run or another one, to go on from.
         resume_changed: Continue it even with settings that change its result.
@@ -130,6 +133,9 @@ class TrainingSection:
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
     seed: int = 0
+    data_seed: int | None = None
+    group_by_length: bool = False
+    dataloader_drop_last: bool = False
     resume_from_checkpoint: bool | str = False
     resume_changed: bool = False
     fallback_dir: str | None = None
@@ -167,6 +173,11 @@ class TrainingSection:
         """The rematerialisation policy in force."""
         return self.remat_policy if self.gradient_checkpointing else "none"
 
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of rows."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __post_init__(self) -> None:
         for name in ("output_dir", "fallback_dir", "resume_from_checkpoint"):  # which a shell does not see in a file
             if isinstance(path := getattr(self, name), str):
@@ -183,6 +194,7 @@ class TrainingSection:
         check_range("training", self, "warmup_ratio", low=0, high=1)
         check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
         not_negative = (
+            "neftune_noise_alpha seed data_seed eval_generations max_skipped_steps"
             "learning_rate num_train_epochs adam_epsilon weight_decay max_grad_norm loraplus_lr_embedding "
             "neftune_noise_alpha seed eval_generations max_skipped_steps eval_delay early_stopping_threshold"
         )

@@ -4,6 +4,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import SupportsIndex
 
 import grain
@@ -11,10 +12,11 @@ import numpy as np
 
 from phi3_jax.config.sections import DataSection
 from phi3_jax.data.batch import HostBatch
-from phi3_jax.data.packing import plan_epoch
+from phi3_jax.data.packing import Order, plan_epoch
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.system.buckets import bucket
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.text import counted
 
 # Rows are in memory, so that one thread that stays a few batches ahead is all it takes.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -96,6 +98,8 @@ def train_batches(
     seed: int,
     pad_id: int,
     part: Sequence[int] | None = None,
+    group_by_length: bool = False,
+    drop_last: bool = False,
 ) -> Batches:
     """Batches for `epochs` epochs, or without end for None; one for each optimizer step.
 
@@ -109,6 +113,11 @@ def train_batches(
         pad_id: The token that fills sequences up.
         part: Which sequences of a micro-batch to assemble (default: all), where several processes share the
             batches. `length` and the order are those of the whole; a state is good for any part.
+        group_by_length: Whether sequences of like length share a step; see `packing.grouped`.
+        drop_last: Whether sequences that fill no micro-batch at the end of an epoch are left out.
+
+    Raises:
+        InputError: Where nothing is left.
 
     Returns:
         An iterator of dictionaries of int32 `[accumulation, batch_size, length]`: `input_ids` (padded right with
@@ -128,7 +137,9 @@ def train_batches(
         >>> batch["input_ids"].shape, batch["segment_ids"].tolist(), batch["positions"].tolist()
         ((1, 1, 6), [[[1, 1, 1, 2, 2, 0]]], [[[0, 1, 2, 0, 1, 0]]])
     """
-    return Batches(_TrainingSteps(rows, data, batch_size, accumulation, epochs, seed, pad_id, part))
+    order = Order(seed, batch_size * accumulation if group_by_length else None)
+    shape = _Shape(batch_size, accumulation, pad_id, part, drop_last)
+    return Batches(_TrainingSteps(rows, data, order, shape, epochs))
 
 
 def eval_batches(
@@ -159,61 +170,81 @@ def eval_order(rows: TokenizedRows, data: DataSection) -> list[list[int]]:
     # The order is no matter for sums, so it may be the one that pads least: that of a shuffled
     # plan when packing, by length when padding.
     lengths = rows.lengths
-    plan = plan_epoch(lengths, data, seed=0, epoch=0)
+    plan = plan_epoch(rows, data, Order(0), 0)
     return plan if data.packing else sorted(plan, key=lambda sequence: int(lengths[sequence[0]]))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How batches are cut, as `train_batches` is told."""
+
+    batch_size: int
+    accumulation: int
+    pad_id: int
+    part: Sequence[int] | None
+    drop_last: bool
+
+    @property
+    def step(self) -> int:
+        """Sequences of a step."""
+        return self.batch_size * self.accumulation
 
 
 class _TrainingSteps:
     """Grain's data source: item `i` is the batch of step `i`."""
 
-    def __init__(
-        self,
-        rows: TokenizedRows,
-        data: DataSection,
-        batch_size: int,
-        accumulation: int,
-        epochs: int | None,
-        seed: int,
-        pad_id: int,
-        part: Sequence[int] | None,
-    ) -> None:
-        self.rows, self._data, self._seed, self._pad_id = rows, data, seed, pad_id
-        self._shape, self._part = (accumulation, batch_size), part
-        self._planned = 0, plan_epoch(rows.lengths, data, seed=seed, epoch=0)
-        self.per_epoch = math.ceil(len(self._planned[1]) / (accumulation * batch_size))
+    def __init__(self, rows: TokenizedRows, data: DataSection, order: Order, shape: _Shape, epochs: int | None) -> None:
+        self.rows, self._data, self._order, self._shape = rows, data, order, shape
+        self._planned = 0, self._plan(0)
+        self.per_epoch = math.ceil(len(self._planned[1]) / shape.step)
+        if not self.per_epoch:
+            raise InputError(
+                f"training.dataloader_drop_last is true, but {counted(len(rows), 'row')} fill no batch of "
+                f"{shape.batch_size}; give a smaller training.per_device_train_batch_size, or leave it out"
+            )
         self._length = sys.maxsize if epochs is None else epochs * self.per_epoch
-        digest = hashlib.sha256()
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        digest, rows, data, shape = hashlib.sha256(), self.rows, self._data, self._shape
         for array in (rows.input_ids, rows.loss_mask, rows.offsets):
             digest.update(np.ascontiguousarray(array).data)
-        settings = data.max_length, data.packing, data.shuffle, self._shape, seed, pad_id
-        digest.update(repr(settings).encode())
-        self.fingerprint = digest.hexdigest()[:16]
+        cut = shape.accumulation, shape.batch_size
+        digest.update(repr((data.max_length, data.packing, data.shuffle, cut, self._order.seed, shape.pad_id)).encode())
+        # Where they say nothing the name is the one of runs that were begun before there were such settings.
+        others = data.packing and data.packs_as_trl and data.packing_strategy, self._order.group, shape.drop_last
+        if any(others):
+            digest.update(repr(others).encode())
+        return digest.hexdigest()[:16]
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        plan, size = plan_epoch(self.rows, self._data, self._order, epoch), self._shape.batch_size
+        return plan[: len(plan) // size * size] if self._shape.drop_last else plan
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, step: SupportsIndex) -> HostBatch:
-        accumulation, batch_size = self._shape
-        sequences = self.rows_of(int(step))
+        shape = self._shape
         batch = assemble(
             self.rows,
-            sequences,
+            self.rows_of(int(step)),
             self._data,
-            batch_size=batch_size,
-            pad_id=self._pad_id,
-            part=self._part,
-            accumulation=accumulation,
+            batch_size=shape.batch_size,
+            pad_id=shape.pad_id,
+            part=shape.part,
+            accumulation=shape.accumulation,
         )
-        return {name: array.reshape(accumulation, -1, array.shape[-1]) for name, array in batch.items()}
+        return {name: array.reshape(shape.accumulation, -1, array.shape[-1]) for name, array in batch.items()}
 
     def rows_of(self, step: int) -> list[list[int]]:
         epoch, index = divmod(step, self.per_epoch)
         # Taken and put back as one: the loop may ask, too, while Grain's thread is ahead in another epoch.
         planned, plan = self._planned
         if epoch != planned:
-            plan = plan_epoch(self.rows.lengths, self._data, seed=self._seed, epoch=epoch)
+            plan = self._plan(epoch)
             self._planned = epoch, plan
-        size = math.prod(self._shape)
+        size = self._shape.step
         return plan[index * size : (index + 1) * size]
 
 
@@ -235,9 +266,15 @@ class _EvaluationSteps:
         return assemble(self._rows, sequences, self._data, batch_size=size, pad_id=self._pad_id, part=self._part)
 
 
-def sequence_length(longest: int, max_length: int) -> int:
-    """The bucket that holds the longest row: a power of two, at least 64 and at most `max_length`."""
-    return min(bucket(longest, least=64, doubling=max_length), max_length)
+def sequence_length(longest: int, max_length: int | None) -> int:
+    """The bucket that holds the longest row: a power of two, at least 64 and at most `max_length`.
+
+    Example:
+        >>> sequence_length(90, 100), sequence_length(90, None)
+        (100, 128)
+    """
+    limit = sys.maxsize if max_length is None else max_length
+    return min(bucket(longest, least=64, doubling=limit), limit)
 
 
 def assemble(
@@ -270,7 +307,7 @@ def assemble(
     # By all of them, so that every process has the same shape.
     lengths = rows.lengths
     longest = max(sum(int(lengths[row]) for row in sequence) for sequence in sequences)
-    shape = len(chosen), data.max_length if data.packing else sequence_length(longest, data.max_length)
+    shape = len(chosen), data.limit if data.packing else sequence_length(longest, data.max_length)
     batch = {name: np.zeros(shape, np.int32) for name in ("positions", "segment_ids", "loss_mask")}
     batch["input_ids"] = np.full(shape, pad_id, np.int32)
     for index, choice in enumerate(chosen):

@@ -12,7 +12,8 @@ from phi3_jax.data.cache import cached_rows
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.collected import Collected
 from phi3_jax.data.memory import TRAIN, GivenRows, GivenSets, given_sets, given_source, with_given_rows
-from phi3_jax.data.packing import plan_epoch
+from phi3_jax.data.packing import Order, plan_epoch
+from phi3_jax.data.pieces import pieces
 from phi3_jax.data.progress import watched
 from phi3_jax.data.row_arrays import from_arrays
 from phi3_jax.data.row_key import RowKeys
@@ -108,9 +109,18 @@ def prepare_data(
         train_rows, eval_rows, note = _read(data, train, eval, seed)
     return PreparedData(
         prepare_rows(train_rows, chat, keys, data, seed=seed),
-        {name: prepare_rows(rows, chat, keys, data, seed=seed) for name, rows in eval_rows.items()},
+        prepare_sets(eval_rows, chat, tokenizer, data, seed=seed),
         note,
     )
+
+
+def prepare_sets(
+    sets: Mapping[str, Sequence[Row]], chat: ChatTokenizer, tokenizer: Tokenizer, data: DataSection, *, seed: int
+) -> dict[str, TokenizedRows]:
+    """`prepare_rows` of each set to evaluate on."""
+    data = data.evaluation
+    keys = RowKeys(tokenizer, data)
+    return {name: prepare_rows(rows, chat, keys, data, seed=seed) for name, rows in sets.items()}
 
 
 def _read(
@@ -171,9 +181,8 @@ def prepare_rows(
     def make() -> TokenizedRows:
         return tokenize_rows(rows, chat, data, seed=seed, shared=shared)
 
-    if not data.cache:
-        return make()
-    found = cached_rows(key, make)
+    found = pieces(cached_rows(key, make) if data.cache else make(), data)
+    found.stats.target_tokens = int(found.loss_mask.sum(dtype=np.int64))
     count_positions(found, data, seed)
     return found
 
@@ -241,8 +250,7 @@ def tokenize_rows(
     stats.rows, stats.tokens = len(tokenized), int(tokenized.offsets[-1])
     stats.target_tokens = int(tokenized.loss_mask.sum(dtype=np.int64))
     stats.lengths, stats.length_figures = length_histogram(lengths, data.max_length), length_figures(lengths)
-    add_notices(stats, chat)
-    count_positions(tokenized, data, seed)
+    add_notices(stats, chat, data)
     return tokenized
 
 
@@ -256,5 +264,5 @@ def count_positions(rows: TokenizedRows, data: DataSection, seed: int) -> None:
     """Looks how full packed sequences are, for the statistics."""
     rows.stats.packing_efficiency = None
     if data.packing:
-        sequences = len(plan_epoch(rows.lengths, data, seed=seed, epoch=0))
-        rows.stats.packing_efficiency = rows.stats.tokens / (sequences * data.max_length)
+        sequences = len(plan_epoch(rows, data, Order(seed), 0))
+        rows.stats.packing_efficiency = rows.stats.tokens / (sequences * data.limit)

@@ -31,6 +31,7 @@ NOT_COUNTED = frozenset(
         "eval_split",
         "dataset_config",
         "packing",
+        "eval_packing",
         "shuffle",
         "streaming",
         "shuffle_buffer_size",
@@ -130,6 +131,8 @@ def tokenizer_parts(tokenizer: Tokenizer) -> list[bytes]:
 def settings_parts(data: DataSection) -> list[bytes]:
     """The settings that rows depend on."""
     counted = {name: value for name, value in asdict(data).items() if name not in NOT_COUNTED}
+    if not data.packing:
+        counted["packing_strategy"] = DataSection.packing_strategy
     return [json.dumps(counted, sort_keys=True).encode()]
 
 

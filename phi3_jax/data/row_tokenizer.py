@@ -53,7 +53,7 @@ class TokenizedRow:
 
     Attributes:
         row: Where it is from.
-        ids: Its tokens, at most `data.max_length`.
+        ids: Its tokens, at most `data.max_length` where that cuts rows.
         mask: 1 at targets.
         length: Tokens before it was cut.
         prompt_length: Tokens before the last assistant turn, 0 where there is none.
@@ -83,6 +83,8 @@ class RowTokenizer:
 
     def __init__(self, chat: ChatTokenizer, data: DataSection, stats: DataStats) -> None:
         self._chat, self._data, self._stats = chat, data, stats
+        # Rows end to end: the first token of one is predicted from the last of another.
+        self._first = data.packing and data.packing_strategy == "wrapped"
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[TokenizedRow]:
         """What becomes of the rows, in their order; some at a time are in memory.
@@ -201,7 +203,7 @@ class RowTokenizer:
                 yield found
 
     def _marked(self, row: Row, document: Rendered, encoded: Encoded) -> TokenizedRow:
-        mask = target_mask(encoded, document, self._data.loss_on)
+        mask = target_mask(encoded, document, self._data.loss_on, first=self._first)
         self._check_targets(mask, lambda: _why_empty(document, self._chat))
         stats, answer = self._stats, document.answer
         stats.dropped_turns += document.dropped
@@ -214,17 +216,37 @@ class RowTokenizer:
     def _taken(self, row: Row, tokens: Tokens) -> TokenizedRow:
         """A row that was tokenised elsewhere; its answer is the last run of targets."""
         mask = np.ones_like(tokens.mask) if self._data.loss_on == "all" else tokens.mask.copy()
-        mask[:1] = False
+        mask[:1] &= self._first
         self._check_targets(mask, lambda: "none of its tokens is a target")
         end = len(mask) - int(mask[::-1].argmax())
         start = end - int((~mask[:end])[::-1].argmax())
         return self._cut(row, tokens.ids.astype(np.int32), mask, start, self._chat.decode(tokens.ids[start:end]))
 
     def _check_targets(self, mask: Bool[ndarray, "tokens"], why: Callable[[], str]) -> None:
-        limit = self._data.max_length
         self._stats.longest = max(self._stats.longest, len(mask))
-        if not mask[:limit].any():
-            raise _EmptyError(f"all its targets lie beyond data.max_length {limit}" if mask.any() else why())
+        if self._kept(mask).any():
+            return
+        if not mask.any():
+            raise _EmptyError(why())
+        if not (self._data.packing and self._data.packs_as_trl):
+            where = "beyond" if self._data.truncation_mode == "keep_start" else "before the last"
+            raise _EmptyError(f"all its targets lie {where} data.max_length {self._data.max_length}")
+        _count(self._stats.remarks, ["all targets lie beyond data.max_length: packed all the same, as TRL does"])
+
+    def _kept(self, mask: Bool[ndarray, "tokens"]) -> Bool[ndarray, "kept"]:
+        """The targets of a row once it is cut."""
+        part = self._part(len(mask))
+        kept = mask[part].copy()
+        if part.start:
+            kept[:1] = False
+        return kept
+
+    def _part(self, length: int) -> slice:
+        """What is kept of a row."""
+        limit = self._data.max_length
+        if limit is None or length <= limit or not self._data.cuts:
+            return slice(0, length)
+        return slice(0, limit) if self._data.truncation_mode == "keep_start" else slice(length - limit, length)
 
     def _cut(
         self,
@@ -234,17 +256,17 @@ class RowTokenizer:
         prompt_length: int,
         reference: str,
     ) -> TokenizedRow:
-        limit, stats = self._data.max_length, self._stats
-        if len(ids) > limit:
+        part, stats = self._part(len(ids)), self._stats
+        if part.stop - part.start < len(ids):
             stats.truncated += 1
             if len(stats.truncated_rows) < MOST_NAMED:
                 stats.truncated_rows.append(row.where)
         return TokenizedRow(
             row,
-            ids[:limit].copy(),  # a view would keep the rest
-            mask[:limit].astype(np.uint8),
+            ids[part].copy(),  # a view would keep the rest
+            self._kept(mask).astype(np.uint8),
             len(ids),
-            prompt_length if prompt_length < limit else 0,
+            prompt_length - part.start if part.start < prompt_length < part.stop else 0,
             reference,
         )
 
@@ -278,12 +300,12 @@ def _why_empty(document: Rendered, chat: ChatTokenizer) -> str:
     return "none of its tokens is a target"
 
 
-def target_mask(encoded: Encoded, document: Rendered, loss_on: str) -> Bool[ndarray, "tokens"]:
+def target_mask(encoded: Encoded, document: Rendered, loss_on: str, *, first: bool = False) -> Bool[ndarray, "tokens"]:
     """Which tokens are trained on.
 
     `assistant`: the assistant's turns, each with the token that ends it; `last`: the last of them; `all`: everything;
     `completion`: the completion of a row that has one, everything of another.
-    The first token of a document is predicted from nothing, and never a target.
+    The first token of a document is predicted from nothing, and a target only where `first` is true.
     """
     spans = document.spans
     if loss_on == "completion" and document.completion is not None:
@@ -295,7 +317,7 @@ def target_mask(encoded: Encoded, document: Rendered, loss_on: str) -> Bool[ndar
         for span in spans:
             if span.trained and (loss_on != "last" or document.answer is None or span.end > document.answer.start):
                 mask[slice(*encoded.covered_by(span))] = True
-    mask[:1] = False
+    mask[:1] &= first
     return mask
 
 
@@ -308,7 +330,7 @@ def _counts(of: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({counted(count, 'row')})" for name, count in of.items())
 
 
-def add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
+def add_notices(stats: DataStats, chat: ChatTokenizer, data: DataSection) -> None:
     """Puts into words what the user should know of the counts."""
     found = []
     if len(stats.formats) > 1:
@@ -331,5 +353,6 @@ def add_notices(stats: DataStats, chat: ChatTokenizer) -> None:
         how_many = f"{counted(stats.invalid, 'row')} as invalid, {stats.skipped:,} as empty"
         found.append(f"left out: {how_many}; the first: {where}: {why}")
     if stats.truncated:
-        found.append(f"{counted(stats.truncated, 'row')} lost their end; the longest has {stats.longest:,} tokens")
+        lost = "end" if data.truncation_mode == "keep_start" else "beginning"
+        found.append(f"{counted(stats.truncated, 'row')} lost their {lost}; the longest has {stats.longest:,} tokens")
     stats.notices = found + [f"{text} ({counted(count, 'row')})" for text, count in stats.remarks.items()]

@@ -100,18 +100,18 @@ class DataStats:
 
 
 def length_histogram(
-    lengths: Sequence[int] | Int[ndarray, "rows"], max_length: int, *, bins: int = 30
+    lengths: Sequence[int] | Int[ndarray, "rows"], max_length: int | None, *, bins: int = 30
 ) -> dict[str, list[int]]:
     """How many rows have which length: `counts[i]` of them from `edges[i]` to below `edges[i + 1]`.
 
-    In at most about `bins` bins of equal, whole width. Rows longer than `max_length` are in none.
+    In at most about `bins` bins of equal, whole width. Rows longer than `max_length` are in none; null counts all.
 
     Example:
         >>> length_histogram([3, 4, 4, 9], 8)
         {'edges': [3, 4, 5], 'counts': [1, 2]}
     """
     found = np.asarray(lengths, np.int64)
-    fitting = found[found <= max_length]
+    fitting = found if max_length is None else found[found <= max_length]
     if not fitting.size:
         return {"edges": [], "counts": []}
     low, high = int(fitting.min()), int(fitting.max()) + 1
@@ -150,6 +150,8 @@ class TokenizedRows:
         references: The last assistant turn's text.
         stats: What became of the rows of the source.
         origins: Where the rows stand; None where they are from no file.
+        whole: The rows that these are pieces of; None where they are no pieces.
+        blocks: The first of those pieces that are packed together, for each such block; None where they are no pieces.
     """
 
     def __init__(
@@ -161,10 +163,12 @@ class TokenizedRows:
         references: Sequence[str],
         stats: DataStats,
         origins: Origins | None = None,
+        whole: "TokenizedRows | None" = None,
+        blocks: Int[ndarray, "blocks"] | None = None,
     ) -> None:
         self.input_ids, self.loss_mask, self.offsets = input_ids, loss_mask, offsets
         self.prompt_lengths, self.references, self.stats = prompt_lengths, references, stats
-        self.origins = origins
+        self.origins, self.whole, self.blocks = origins, whole, blocks
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -187,8 +191,9 @@ class TokenizedRows:
     @property
     def prompts(self) -> list[tuple[Int[ndarray, "prompt"], str]]:
         """`(prompt_ids, reference text)` of every row that has a last assistant turn, for generation."""
+        rows = self if self.whole is None else self.whole
         return [
-            (self[index][0][:length], self.references[index])
-            for index, length in enumerate(self.prompt_lengths)
+            (rows[index][0][:length], rows.references[index])
+            for index, length in enumerate(rows.prompt_lengths)
             if length
         ]

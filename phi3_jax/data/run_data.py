@@ -8,8 +8,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
 from phi3_jax.data.pipeline import Batches, train_batches
-from phi3_jax.data.prepare import PreparedData, evaluation_rows, prepare_data, prepare_rows
-from phi3_jax.data.row_key import RowKeys
+from phi3_jax.data.prepare import PreparedData, evaluation_rows, prepare_data, prepare_sets
 from phi3_jax.data.row_streams import open_stream
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.data.streaming import StreamedBatches, StreamedRows
@@ -98,8 +97,7 @@ def load_data(
         stream = open_stream(data, train)
         found, note = evaluation_rows(data, eval, stream.names)
         streamed = StreamedRows(stream, chat, data)
-    keys = RowKeys(tokenizer, data)
-    held_out = {name: prepare_rows(rows, chat, keys, data, seed=seed) for name, rows in found.items()}
+    held_out = prepare_sets(found, chat, tokenizer, data, seed=seed)
     if table_rows is not None:
         check_vocabulary([streamed.first, *held_out.values()], tokenizer, table_rows)
         streamed.check = partial(check_row_ids, table_rows=table_rows, tokenizer=tokenizer)
@@ -116,8 +114,10 @@ def run_batches(
     seed: int,
     pad_id: int,
     part: Sequence[int] | None = None,
+    group_by_length: bool = False,
+    drop_last: bool = False,
 ) -> Batches | StreamedBatches:
-    """`train_batches` of rows of either kind; streamed ones know their section."""
+    """`train_batches` of rows of either kind; streamed ones know their section, and are neither grouped nor dropped."""
     if isinstance(rows, StreamedRows):
         return rows.batches(
             batch_size=batch_size, accumulation=accumulation, epochs=epochs, seed=seed, pad_id=pad_id, part=part
@@ -131,6 +131,8 @@ def run_batches(
         seed=seed,
         pad_id=pad_id,
         part=part,
+        group_by_length=group_by_length,
+        drop_last=drop_last,
     )
 
 

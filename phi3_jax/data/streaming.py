@@ -63,7 +63,7 @@ class StreamedRows:
     @property
     def max_length(self) -> int:
         """Tokens of a row at most."""
-        return self._data.max_length
+        return self._data.limit
 
     @property
     def names(self) -> list[str]:
@@ -208,7 +208,7 @@ class _Steps(Iterator[Step]):
     ) -> None:
         self._check = check
         self._rows, self._chat, self._data, self._names, self.shape = rows, chat, data, names, shape
-        self._sequences: OpenSequences[Rendered] = OpenSequences(data.max_length, lambda row: row.length)
+        self._sequences: OpenSequences[Rendered] = OpenSequences(data.limit, lambda row: row.length)
         self._ready: list[list[Rendered]] = []
         self._counts = {"steps": 0, "rows": 0, "tokens": 0, "target_tokens": 0, "sequences": 0}
 
@@ -229,8 +229,8 @@ class _Steps(Iterator[Step]):
             notices=[],
         )
         if self._data.packing and counts["sequences"]:
-            stats.packing_efficiency = counts["tokens"] / (counts["sequences"] * self._data.max_length)
-        add_notices(stats, self._chat)
+            stats.packing_efficiency = counts["tokens"] / (counts["sequences"] * self._data.limit)
+        add_notices(stats, self._chat, self._data)
         rendered = sum(stats.formats.values())
         if rendered > stats.rows:
             stats.notices.append(

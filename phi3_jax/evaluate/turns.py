@@ -12,7 +12,7 @@ from phi3_jax.generation.tokens import decode
 from phi3_jax.system.errors import InputError
 
 
-def every_turn(rows: TokenizedRows, tokenizer: Tokenizer, max_length: int) -> TokenizedRows:
+def every_turn(rows: TokenizedRows, tokenizer: Tokenizer, max_length: int | None) -> TokenizedRows:
     """A row for each assistant turn of each row, which ends with it; no other turn of it is a target.
 
     All of them together have the targets that the rows have, but for a turn that was cut at `max_length`: of that
@@ -32,7 +32,7 @@ def every_turn(rows: TokenizedRows, tokenizer: Tokenizer, max_length: int) -> To
         for start, end in _runs(mask):
             if start == rows.prompt_lengths[index]:
                 parts.append((index, start, end, rows.references[index]))
-            elif end < max_length:
+            elif max_length is None or end < max_length:
                 parts.append((index, start, end, decode(tokenizer, ids[start:end].tolist()).strip()))
     if not parts:
         raise InputError(f"every assistant turn is cut at data.max_length {max_length}; raise that")

@@ -89,7 +89,7 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
 
     first = jax.eval_shape(create, parts.trainable, parts.frozen, jax.eval_shape(lambda: jax.random.key(0)))
     rows = pass_rows(training.per_device_train_batch_size, mesh.shape)
-    shape = (training.gradient_accumulation_steps, rows, run.data.max_length)
+    shape = (training.gradient_accumulation_steps, rows, run.data.limit)
     entry = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, 3))
     batch = dict.fromkeys(TRAINING_KEYS, entry)
     return AbstractStep(step, _laid_out(first, mesh), parts.frozen, batch, mesh, parts.table)

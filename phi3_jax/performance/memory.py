@@ -78,7 +78,7 @@ class Estimator:
         mesh = abstract_mesh(run, topology)
         kind = attention_of(run, config, mesh)
         rows = run.training.per_device_train_batch_size
-        tokens = rows * run.data.max_length // mesh.shape["context"]
+        tokens = rows * run.data.limit // mesh.shape["context"]
         kept = tokens * self._kept_per_token(run, policy, kind, topology)
         # On a CPU `none` does not keep everything either.
         everything = tokens * self._kept_per_token(run, "none", kind, replace(topology, platform="gpu"))
@@ -103,7 +103,7 @@ class Estimator:
         Traced on a row that is as long as need be: only `xla` keeps what grows faster than the length.
         """
         context = abstract_mesh(run, topology).shape["context"]
-        length = run.data.max_length if kind == "xla" else 1024 * context
+        length = run.data.limit if kind == "xla" else 1024 * context
         # cuDNN's kernel can only be traced where it is, and splash takes a while; both keep what `chunked` does.
         kind = "chunked" if kind in ("cudnn", "splash") else kind
         traced = run.changed(
@@ -129,7 +129,7 @@ class Estimator:
 
 def attention_of(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> str:
     """The attention kernel that the run has on the mesh's devices. Raises `InputError` where they lack it."""
-    shape = (1, run.data.max_length, config.num_attention_heads, config.head_dim)
+    shape = (1, run.data.limit, config.num_attention_heads, config.head_dim)
     q = jax.eval_shape(partial(jnp.zeros, shape, run.model.dtype))
     with jax.sharding.use_abstract_mesh(mesh):
         return attention.kernel_for(q, run.model.attention)
@@ -177,7 +177,7 @@ def _kept(step: AbstractStep, config: Phi3Config) -> int:
 
 def _pairs(run: RunConfig, config: Phi3Config, mesh: AbstractMesh, kind: str) -> int:
     """What attention makes of pairs of positions in one layer, and of keys that devices of `context` share."""
-    length, rows = run.data.max_length, run.training.per_device_train_batch_size
+    length, rows = run.data.limit, run.training.per_device_train_batch_size
     queries = length // int(mesh.shape["context"])
     heads = config.num_attention_heads // int(mesh.shape["tensor"])
     pairs = rows * queries * length
@@ -209,7 +209,7 @@ def _layer_weights(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> in
 
 def _loss(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> int:
     """A chunk's logits, their gradient and what is between, and the gradient of the hidden states."""
-    tokens = run.training.per_device_train_batch_size * run.data.max_length // mesh.shape["context"]
+    tokens = run.training.per_device_train_batch_size * run.data.limit // mesh.shape["context"]
     with jax.sharding.use_abstract_mesh(mesh):
         chunk = chunk_tokens(tokens, config.vocab_size)
     return int(3 * chunk * config.vocab_size * 4 // mesh.shape["tensor"] + 2 * tokens * config.hidden_size * 4)

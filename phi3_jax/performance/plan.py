@@ -93,7 +93,7 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
     topology = parse_topology(topology_name)
     checkpoint = Checkpoint.open_config(run.model.name_or_path, run.model.hub)
     run, config = as_stored(run, checkpoint), checkpoint.config
-    check_length(run.data.max_length, config)
+    check_length(run.data.limit, config)
     mesh = mesh_shape(asdict(run.parallel), topology.devices)
     check_mesh(run, config, mesh)
     estimator = Estimator(config)

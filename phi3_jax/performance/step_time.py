@@ -62,7 +62,7 @@ def step_time(
         mesh: The size of each axis.
         trainable: How many parameters train.
     """
-    length, training = run.data.max_length, run.training
+    length, training = run.data.limit, run.training
     rows = training.gradient_accumulation_steps * pass_rows(training.per_device_train_batch_size, mesh)
     attended = float(np.minimum(np.arange(length) + 1.0, config.sliding_window or np.inf).sum())
     flops = step_flops(config, trainable, run.peft.full_finetuning, length, attended) / length

@@ -113,7 +113,7 @@ def _idle_devices(run: RunConfig, topology: Topology) -> list[Changes]:
 
 
 def _length(run: RunConfig) -> list[Changes]:
-    lengths, length = [], run.data.max_length // 2
+    lengths, length = [], run.data.limit // 2
     while length >= SHORTEST:
         lengths.append(length)
         length //= 2

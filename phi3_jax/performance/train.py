@@ -79,7 +79,7 @@ def random_batch(
     rng: np.random.Generator, run: RunConfig, config: Phi3Config, *, rows: int, documents: int = 1
 ) -> dict[str, Int[np.ndarray, "accumulation rows seq"]]:
     """Rows of random tokens without padding, of `documents` equally long documents each, all of them targets."""
-    seq = run.data.max_length
+    seq = run.data.limit
     shape = (run.training.gradient_accumulation_steps, rows, seq)
     # Document d covers the places from d * seq / documents on.
     segments = 1 + np.arange(seq) * documents // seq
@@ -91,7 +91,7 @@ def random_batch(
 
 def check_workload(run: RunConfig, config: Phi3Config, *, documents: int) -> None:
     """Raises `InputError` for what can be seen before anything is made."""
-    seq = run.data.max_length
+    seq = run.data.limit
     check_length(seq, config)
     if documents > seq // 2:
         raise InputError(f"{documents} documents in a row of {seq} tokens have less than 2 each; give fewer")
@@ -166,7 +166,7 @@ def benchmark_train(
 
 def _speed(run: RunConfig, config: Phi3Config, workload: Workload, documents: int, seconds: float) -> dict[str, object]:
     rows = workload.rows * run.training.gradient_accumulation_steps
-    tokens = rows * run.data.max_length
+    tokens = rows * run.data.limit
     positions = random_batch(np.random.default_rng(0), run, config, rows=1, documents=documents)["positions"][0]
     keys = np.minimum(positions + 1.0, config.sliding_window or np.inf)
     trainable, full = workload.job.table.trainable, run.peft.full_finetuning
@@ -198,7 +198,7 @@ def _settings(run: RunConfig, workload: Workload, documents: int) -> dict[str, o
         "kv_heads": config.num_key_value_heads,
         "intermediate": config.intermediate_size,
         "vocab": config.vocab_size,
-        "seq": run.data.max_length,
+        "seq": run.data.limit,
         "batch": training.per_device_train_batch_size,
         "accumulation": training.gradient_accumulation_steps,
         "documents": documents,

@@ -125,7 +125,7 @@ def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> N
     tensor, context = mesh["tensor"], mesh["context"]
     heads = {"attention heads": config.num_attention_heads, "key-value heads": config.num_key_value_heads}
     check_tensor_axis(tensor, {**heads, "hidden units of the MLP": config.intermediate_size})
-    if run.data.max_length % context:
+    if run.data.max_length is not None and run.data.max_length % context:
         raise InputError(
             f"parallel.context is {context}, which does not divide data.max_length {run.data.max_length}; give a "
             "divisor"

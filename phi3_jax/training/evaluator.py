@@ -28,6 +28,7 @@ class Evaluator:
 
     def __init__(self, run: RunConfig, job: RunJob, signals: StopSignals):
         self._run, self._job, self._signals = run, job, signals
+        self._data = run.data.evaluation
         self._batch_size = job.devices.batch_size(run.training.per_device_eval_batch_size)
         self.step = make_eval_step(job.graph, job.dtype)
         self.wanted = bool(job.data.eval_sets) and run.training.eval_strategy != "no"
@@ -42,14 +43,14 @@ class Evaluator:
             return job.devices.put(batch, size)
 
         sets = {
-            name: map(put, eval_batches(rows, self._run.data, batch_size=size, part=here, pad_id=job.pad_id))
+            name: map(put, eval_batches(rows, self._data, batch_size=size, part=here, pad_id=job.pad_id))
             for name, rows in job.data.eval_sets.items()
         }
         return evaluation.evaluate_rows(self.step, trainable, job.frozen, sets)
 
     def why_not_finite(self, trainable: Params) -> str:
         """Which rows a loss that is not finite comes from, in words."""
-        data, found = self._run.data, []
+        data, found = self._data, []
         for name, rows in self._job.data.eval_sets.items():
             suspects = Suspects(self._job, data, self.step, rows, self._batch_size)
             order = eval_order(rows, data)

@@ -124,8 +124,10 @@ class Trainer:
             part=job.devices.rows_here(self.batch_size),
             accumulation=training.gradient_accumulation_steps,
             epochs=None,  # as many as it takes; the loop counts steps
-            seed=training.seed,
+            seed=training.order_seed,
             pad_id=job.pad_id,
+            group_by_length=training.group_by_length,
+            drop_last=training.dataloader_drop_last,
         )
         check_agreement({"training rows": self.batches.fingerprint})
         self.epoch_steps = self.batches.steps_per_epoch

@@ -127,7 +127,7 @@ def _eva_initialiser(run: RunConfig, rows: TokenizedRows | StreamedRows) -> Call
             batch_size=run.training.per_device_train_batch_size,
             accumulation=1,
             epochs=EVA_EPOCHS,
-            seed=run.training.seed,
+            seed=run.training.order_seed,
             pad_id=0,  # padding does not count
         )
         with warnings.catch_warnings(record=True) as caught:

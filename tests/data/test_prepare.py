@@ -12,7 +12,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.data import prepare_data, preview
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Turn
-from phi3_jax.data.packing import plan_epoch
+from phi3_jax.data.packing import Order, plan_epoch
 from phi3_jax.system.errors import InputError
 from tests.helpers.tokenizers import APRIL, JULY, phi3_tokenizer, templates
 
@@ -164,7 +164,7 @@ def test_real_rows_get_the_ids_that_transformers_gives(phi3, testdata, file, rea
         assert phi3.decode(ids[mask == 1]).replace(" ", "") == answers.replace(" ", "")
     if "gsm8k" in file:
         assert prepared.train.stats.packing_efficiency >= 0.98
-        assert len(plan_epoch(prepared.train.lengths, DataSection(), seed=0, epoch=3)) == 147
+        assert len(plan_epoch(prepared.train, DataSection(), Order(0), 3)) == 147
 
 
 def test_the_cookbooks_pre_rendered_rows(phi3, testdata):

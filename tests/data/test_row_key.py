@@ -27,7 +27,10 @@ OTHER = {
     "format": "messages",
     "columns": {"prompt": "q"},
     "max_length": 7,
+    "truncation_mode": "keep_end",
     "packing": False,
+    "packing_strategy": "bfd",
+    "eval_packing": False,
     "shuffle": False,
     "streaming": True,
     "shuffle_buffer_size": 5,
@@ -43,7 +46,7 @@ OTHER = {
 }
 # Whose effect is in the rows themselves, in their order, or comes after them.
 FREE = {"train", "eval", "eval_fraction", "split", "eval_split", "dataset_config", "packing", "shuffle", "max_rows"}
-FREE |= {"streaming", "shuffle_buffer_size", "cache"}
+FREE |= {"eval_packing", "streaming", "shuffle_buffer_size", "cache"}
 LINES = [b'{"prompt": "a", "completion": "b"}', b'{"prompt": "c", "completion": "d"}']
 
 
@@ -65,6 +68,8 @@ def test_every_setting_is_decided(tokenizer):
     defaults = DataSection()
     assert set(OTHER) == {field.name for field in dataclasses.fields(DataSection)}
     assert NOT_COUNTED == FREE
+    without = [RowKeys(tokenizer, DataSection(packing=False, packing_strategy=x)) for x in ("bfd", "wrapped")]
+    assert without[0](lines(*LINES)) == without[1](lines(*LINES))
     key = RowKeys(tokenizer, defaults)(lines(*LINES))
     assert len(key) == 32
     for name, value in OTHER.items():

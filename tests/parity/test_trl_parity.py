@@ -116,6 +116,7 @@ def tools(rng: np.random.Generator) -> dict[str, Any]:
 NONE, EOS, ALL = {"template": "none"}, {"final_eos": True}, {"loss_on": "all"}
 COMPLETION = {"completion_only_loss": True}
 SILENT = {"loss_on": "completion"}  # what TRL does where a script says nothing
+PACKED, CUT = {"packing": True, "max_length": 96}, {"truncation_mode": "keep_end", "max_length": 64}
 # A row of the set, TRL's settings, and ours that mean the same.
 CASES = {
     "messages, the assistant's turns": (messages, {"assistant_only_loss": True}, EOS),
@@ -134,6 +135,15 @@ CASES = {
     "completion_mask": (masked("completion_mask"), COMPLETION, {}),
     "assistant_masks": (masked("assistant_masks"), {"assistant_only_loss": False}, {}),
     "tools": (tools, {"assistant_only_loss": True}, {}),
+    **{
+        f"packed by {name}": (
+            messages,
+            PACKED | {"packing_strategy": name},
+            SILENT | PACKED | {"packing_strategy": name},
+        )
+        for name in ("bfd", "bfd_split", "wrapped")
+    },
+    "the end is kept": (messages, CUT, SILENT | CUT),
 }
 QUICK = "several turns"
 
@@ -151,13 +161,12 @@ def losses_of_trl(model: Any, tokenizer: Any, folder: Any, settings: dict[str, A
     config = trl.SFTConfig(
         output_dir=str(folder / "trl"),
         train_sampling_strategy="sequential",
-        max_length=256,
         bf16=False,
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
         **SHARED,
-        **settings,
+        **{"max_length": 256, **settings},
     )
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     trainer = Recorder(model, config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
@@ -210,5 +219,6 @@ def test_losses_are_those_of_sft_trainer(tmp_path, name):
     model.save_pretrained(tmp_path / "start")
     expected = losses_of_trl(model, tokenizer, tmp_path, theirs)
     losses = our_losses(tmp_path, ours)
-    assert expected[-1] < expected[0] - 0.1  # of the same rows: something was learnt
+    if "packed" not in name:
+        assert expected[-1] < expected[0] - 0.1  # of the same rows: something was learnt
     np.testing.assert_allclose(losses, expected, atol=1e-5)
