@@ -194,9 +194,8 @@ class TrainingSection:
         check_range("training", self, "warmup_ratio", low=0, high=1)
         check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
         not_negative = (
-            "neftune_noise_alpha seed data_seed eval_generations max_skipped_steps"
             "learning_rate num_train_epochs adam_epsilon weight_decay max_grad_norm loraplus_lr_embedding "
-            "neftune_noise_alpha seed eval_generations max_skipped_steps eval_delay early_stopping_threshold"
+            "neftune_noise_alpha seed data_seed eval_generations max_skipped_steps eval_delay early_stopping_threshold"
         )
         check_range("training", self, not_negative, low=0)
         if self.max_steps != -1 and self.max_steps < 1:

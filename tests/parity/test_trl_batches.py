@@ -17,7 +17,7 @@ from phi3_jax.data import prepare_data  # noqa: E402
 from phi3_jax.data.run_data import run_batches  # noqa: E402
 from tests.helpers.references import torch_phi3  # noqa: E402
 from tests.helpers.tokenizers import PHI_3_5, phi3_tokenizer  # noqa: E402
-from tests.parity.test_trl_parity import answer, messages, plain_text, strings, turns, user, words  # noqa: E402
+from tests.helpers.trl_rows import answer, messages, plain_text, strings, turns, user, words  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"

@@ -18,6 +18,19 @@ from tests.helpers.references import torch_phi3  # noqa: E402
 from tests.helpers.runs import metrics  # noqa: E402
 from tests.helpers.tokenizers import CHATML_TOKENS, PHI_3_5, bytes_tokenizer, phi3_tokenizer  # noqa: E402
 from tests.helpers.tool_templates import MARKED, MARKED_TOOLS  # noqa: E402
+from tests.helpers.trl_rows import (  # noqa: E402
+    labelled,
+    masked,
+    messages,
+    plain_text,
+    rendered_strings,
+    several_turns,
+    strings,
+    text,
+    tokenised,
+    tools,
+    turns,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -34,89 +47,11 @@ SHARED = {
     "gradient_checkpointing": False,
     "save_strategy": "no",
 }
-WORDS = ["hen", "the 12", "a", "an egg", "one", "two\n", "42"]
-
-
-def words(rng: np.random.Generator) -> str:
-    return " ".join(rng.choice(WORDS, rng.integers(2, 6))).strip()
-
-
-def user(rng: np.random.Generator) -> dict[str, Any]:
-    return {"role": "user", "content": words(rng)}
-
-
-def answer(rng: np.random.Generator) -> dict[str, Any]:
-    return {"role": "assistant", "content": words(rng)}
-
-
-def messages(rng: np.random.Generator) -> dict[str, Any]:
-    system = {"role": "system", "content": words(rng)}
-    return {"messages": [system, user(rng), answer(rng), user(rng), answer(rng)]}
-
-
-def strings(rng: np.random.Generator) -> dict[str, Any]:
-    return {"prompt": words(rng), "completion": f" {words(rng)}"}
-
-
-def rendered_strings(rng: np.random.Generator) -> dict[str, Any]:
-    prompt = f"<|user|>\n{words(rng)}<|end|>\n<|assistant|>\n"
-    return {"prompt": prompt, "completion": f"{words(rng)}<|end|>"}
-
-
-def turns(rng: np.random.Generator) -> dict[str, Any]:
-    return {"prompt": [user(rng)], "completion": [answer(rng)]}
-
-
-def several_turns(rng: np.random.Generator) -> dict[str, Any]:
-    return {"prompt": [user(rng), answer(rng), user(rng)], "completion": [answer(rng), user(rng), answer(rng)]}
-
-
-def text(rng: np.random.Generator) -> dict[str, Any]:
-    return {"text": f"<|user|>\n{words(rng)}<|end|>\n<|assistant|>\n{words(rng)}<|end|>\n"}
-
-
-def plain_text(rng: np.random.Generator) -> dict[str, Any]:
-    return {"text": words(rng)}
-
-
-def ids(rng: np.random.Generator) -> list[int]:
-    return rng.integers(260, 350, rng.integers(8, 30)).tolist()
-
-
-def tokenised(rng: np.random.Generator) -> dict[str, Any]:
-    return {"input_ids": ids(rng)}
-
-
-def labelled(rng: np.random.Generator) -> dict[str, Any]:
-    given = ids(rng)
-    start = len(given) // 2
-    return {"input_ids": given, "labels": [-100] * start + given[start:]}
-
-
-def masked(name: str) -> Any:
-    def row(rng: np.random.Generator) -> dict[str, Any]:
-        given = ids(rng)
-        mask = (rng.random(len(given)) < 0.5).astype(int)
-        mask[1] = 1
-        return {"input_ids": given, name: mask.tolist()}
-
-    return row
-
-
-def tools(rng: np.random.Generator) -> dict[str, Any]:
-    definition = {"type": "function", "function": {"name": "f", "description": words(rng), "parameters": {}}}
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": words(rng)}}}
-    calling = {"role": "assistant", "content": words(rng), "tool_calls": [call]}
-    return {
-        "messages": [user(rng), calling, {"role": "tool", "content": words(rng)}, answer(rng)],
-        "tools": [definition],
-    }
-
-
 NONE, EOS, ALL = {"template": "none"}, {"final_eos": True}, {"loss_on": "all"}
 COMPLETION = {"completion_only_loss": True}
 SILENT = {"loss_on": "completion"}  # what TRL does where a script says nothing
 PACKED, CUT = {"packing": True, "max_length": 96}, {"truncation_mode": "keep_end", "max_length": 64}
+BFD, SPLIT, WRAPPED = ({"packing_strategy": name} for name in ("bfd", "bfd_split", "wrapped"))
 # A row of the set, TRL's settings, and ours that mean the same.
 CASES = {
     "messages, the assistant's turns": (messages, {"assistant_only_loss": True}, EOS),
@@ -135,14 +70,9 @@ CASES = {
     "completion_mask": (masked("completion_mask"), COMPLETION, {}),
     "assistant_masks": (masked("assistant_masks"), {"assistant_only_loss": False}, {}),
     "tools": (tools, {"assistant_only_loss": True}, {}),
-    **{
-        f"packed by {name}": (
-            messages,
-            PACKED | {"packing_strategy": name},
-            SILENT | PACKED | {"packing_strategy": name},
-        )
-        for name in ("bfd", "bfd_split", "wrapped")
-    },
+    "packed by bfd": (messages, PACKED | BFD, SILENT | PACKED | BFD),
+    "packed by bfd_split": (messages, PACKED | SPLIT, SILENT | PACKED | SPLIT),
+    "packed by wrapped": (messages, PACKED | WRAPPED, SILENT | PACKED | WRAPPED),
     "the end is kept": (messages, CUT, SILENT | CUT),
 }
 QUICK = "several turns"
