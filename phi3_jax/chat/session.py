@@ -156,7 +156,7 @@ class Session:
             raise InputError(f"unknown setting {name}{near}")
         if isinstance(value, dict) or (isinstance(value, list) and name != "stop_strings"):
             raise InputError(f"{name} is {value!r}, expected a single value")
-        draws = {"do_sample": True} if name in SAMPLING else {}
+        draws = {"do_sample": (name, value) != ("temperature", 0)} if name in SAMPLING else {}
         self.settings = self.settings.with_(**{name: value}, **draws)
 
     def row(self) -> dict[str, list[dict[str, str]]]:
@@ -212,7 +212,7 @@ class Session:
 
     def _prompt(self, turns: list[Turn]) -> list[int]:
         """The tokens up to the answer; where they do not fit, the oldest turns are left out, and that is said."""
-        room = self.model.config.max_position_embeddings - self.settings.max_new_tokens
+        room = self._room()
         system = (Turn("system", self.system),) if self.system else ()
         starts = [i for i in range(self.forgotten, len(turns)) if turns[i].role == "user"]
         for start in starts:
@@ -227,6 +227,13 @@ class Session:
             )
             self.forgotten = start
         return prompt
+
+    def _room(self) -> int:
+        """How many tokens a prompt may have."""
+        settings, positions = self.settings, self.model.config.max_position_embeddings
+        if settings.max_new_tokens is None and settings.max_length is not None:
+            return min(settings.max_length, positions) // 2  # half of what is for both
+        return positions - settings.new_tokens(1, positions)
 
     def _last_message(self) -> int:
         """The index of the user's last message."""

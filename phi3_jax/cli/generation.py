@@ -29,6 +29,7 @@ _KINDS: dict[object, dict[str, Any]] = {
     bool | str: {"choices": ("true", "false", "never")},
     int: {"type": int, "metavar": "N"},
     int | tuple[int, ...]: {"type": int, "metavar": "N"},
+    int | None: {"type": int, "metavar": "N"},
     float: {"type": float, "metavar": "X"},
     float | None: {"type": float, "metavar": "X"},
     tuple[str, ...]: {"action": "append", "metavar": "TEXT"},
@@ -74,7 +75,7 @@ def generation_settings(
     from phi3_jax.generation.text import answer_settings
 
     given = given_settings(arguments)
-    drawing = [name for name in SAMPLING if name in given]
+    drawing = [name for name in SAMPLING if name in given and (name, given[name]) != ("temperature", 0)]
     if drawing and arguments.do_sample is False:
         raise InputError(f"--{drawing[0].replace('_', '-')} has no effect with --no-do-sample; leave one of them out")
     if not hasattr(arguments, "num_return_sequences"):  # a command that shows one answer, whatever the checkpoint says

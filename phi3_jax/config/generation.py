@@ -1,20 +1,27 @@
 """How to generate: the settings of transformers' `GenerationConfig` that are implemented, under their names."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
-from phi3_jax.config.foreign import table
+from phi3_jax.config.generation_names import asked_for, is_known
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.names import did_you_mean
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.numbers import is_number, is_whole
+from phi3_jax.system.text import one_line
 
+logger = logging.getLogger(__name__)
+
+# What `generate` gives where nobody says how many.
+_NEW_TOKENS = 20
 # Settings of the draw: giving one of them means to draw.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # Those that count something.
-COUNTS = ("max_new_tokens", "num_beams", "num_return_sequences")
+COUNTS = ("max_new_tokens", "max_length", "num_beams", "num_return_sequences")
 # What belongs to the checkpoint and its tokenizer, and is not asked of the user.
 OF_CHECKPOINT = ("eos_token_id", "pad_token_id")
 
@@ -24,11 +31,13 @@ class GenerationConfig:
     """What `generate` takes; transformers' names, meanings and defaults.
 
     Attributes:
-        max_new_tokens: Longest answer in tokens, its end token counted.
+        max_new_tokens: Longest answer in tokens, its end token counted; without it `max_length` counts, and where that
+            is not given either 20.
+        max_length: Longest prompt and answer together, where there is no max_new_tokens.
         max_time: Seconds after which no further token is begun.
         do_sample: Draw each token; otherwise the most likely one is taken.
-        temperature: Below 1 the likely tokens become likelier. Of temperature, top_k, top_p and min_p the
-            distribution is made in this order.
+        temperature: Below 1 the likely tokens become likelier; 0 is for the likeliest alone, without do_sample. Of
+            temperature, top_k, top_p and min_p the distribution is made in this order.
         top_k: Draw from so many of the likeliest tokens; 0: from all.
         top_p: Draw from the likeliest tokens of this share together.
         min_p: Draw from tokens of at least this share of the likeliest one's.
@@ -54,10 +63,11 @@ class GenerationConfig:
         0.7
         >>> GenerationConfig(top_p=1.5)
         Traceback (most recent call last):
-        phi3_jax.system.errors.InputError: top_p is 1.5, expected a number above 0 and up to 1
+        phi3_jax.system.errors.InputError: top_p is 1.5, expected a number from 0 to 1
     """
 
-    max_new_tokens: int = 20
+    max_new_tokens: int | None = None
+    max_length: int | None = None
     max_time: float | None = None
     do_sample: bool = False
     temperature: float = 1.0
@@ -104,22 +114,52 @@ class GenerationConfig:
             InputError: A setting is unknown or out of range, or generation_config.json asks for what is not
                 implemented.
         """
-        _check_names(settings)
-        given = {name: value for name, value in settings.items() if value is not None}
         file: dict[str, Any] = json.loads(config.generation)
-        _check_implemented(file)
+        draws = bool((file | settings).get("do_sample"))
+        given = {name: value for name, value in _known(settings, draws).items() if value is not None}
+        _check_file(file, [f.name for f in fields(cls)], draws)
         own = {f.name: file[f.name] for f in fields(cls) if file.get(f.name) is not None}
         if "top_k" in file and file["top_k"] is None:
             own["top_k"] = 0
         own.setdefault("eos_token_id", config.end_token_ids)
         own.setdefault("pad_token_id", config.pad_token_id)
+        if "max_length" in given and "max_new_tokens" in own:
+            new = own["max_new_tokens"]
+            _warn_once(f"max_length has no effect beside generation_config.json's max_new_tokens, {new}")
         try:
-            return cls(**(own | given))
+            chosen = cls(**(own | given))
         except InputError as error:
             name = str(error).partition(" ")[0]  # messages begin with the setting
             if name in file and name not in given:
                 raise InputError(f"generation_config.json: {error}") from error
             raise
+        _tell_of_sampling(chosen, given)
+        return chosen
+
+    def new_tokens(self, prompt: int, positions: int) -> int:
+        """How many tokens an answer to a prompt has at most, of a model of so many positions.
+
+        Args:
+            prompt: The prompt's tokens.
+            positions: The model's; where nobody has said how long an answer may be, it ends there.
+
+        Raises:
+            InputError: `max_length` leaves no room for an answer, or the model's positions do not.
+
+        Example:
+            >>> GenerationConfig(max_length=64).new_tokens(60, 4096), GenerationConfig().new_tokens(60, 4096)
+            (4, 20)
+        """
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is None:
+            return max(1, min(_NEW_TOKENS, positions - prompt))
+        if prompt >= self.max_length:
+            raise InputError(
+                f"the prompt has {prompt} tokens, and max_length is {self.max_length}, which counts the prompt too; "
+                "give max_new_tokens instead, or a higher max_length"
+            )
+        return max(1, min(self.max_length, positions) - prompt)
 
     def with_(self, **changes: Any) -> "GenerationConfig":
         """With other values for some fields.
@@ -127,43 +167,69 @@ class GenerationConfig:
         Raises:
             InputError: A field is unknown, or a value out of range.
         """
-        _check_names(changes)
-        return replace(self, **changes)
+        return replace(self, **_known(changes, bool(changes.get("do_sample", self.do_sample))))
 
 
-def _check_names(settings: Mapping[str, object]) -> None:
+def _known(settings: Mapping[str, Any], draws: bool) -> dict[str, Any]:
+    """The settings without those of transformers that change no answer; raises `InputError` for others' names."""
     names = [f.name for f in fields(GenerationConfig)]
+    for name, value in asked_for(settings, draws=draws).items():
+        said = value if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
+        raise InputError(f"{name} is {said}, a setting of transformers that is not implemented here; leave it out")
     for name in settings:
-        if name not in names:
+        if name in names:
+            continue
+        if not is_known(name):
             near = did_you_mean(name, names, "{!r}") or f"; there are {', '.join(names)}"
             raise InputError(f"unknown generation setting {name!r}{near}")
+        logger.info("%s is passed over: it changes no answer", name)
+    return {name: value for name, value in settings.items() if name in names}
 
 
-def _check_implemented(file: Mapping[str, object]) -> None:
-    for name, off in table().generation.items() if file else ():
-        value = file.get(name)
-        if value is not None and value not in off:
-            raise InputError(f"generation_config.json sets {name} to {value!r}, which is not implemented; remove it")
+def _check_file(file: Mapping[str, object], names: Sequence[str], draws: bool) -> None:
+    for name, value in asked_for(file, draws=draws, in_a_file=True).items():
+        raise InputError(f"generation_config.json sets {name} to {value!r}, which is not implemented; remove it")
+    # Keys of anybody's, which transformers carries along; one that is misspelt is among them.
+    unknown = [name for name in file if not (name in names or name.startswith("_") or is_known(name))]
+    if unknown:
+        _warn_once(f"generation_config.json: unknown and passed over: {', '.join(unknown)}")
+
+
+def _tell_of_sampling(chosen: GenerationConfig, given: Mapping[str, object]) -> None:
+    """What transformers says of settings of the draw that somebody gives where nothing is drawn."""
+    default = GenerationConfig()
+    idle = [name for name in SAMPLING if name in given and given[name] not in (getattr(default, name), 0)]
+    if idle and not chosen.do_sample:
+        _warn_once(f"{', '.join(idle)}: no effect without do_sample, the most likely tokens are taken")
+
+
+@cache
+def _warn_once(line: str) -> None:
+    logger.warning("%s", one_line(line))
 
 
 def _check(s: GenerationConfig) -> None:
     """Raises `InputError` for the first value out of range."""
     for name in COUNTS:
         value = getattr(s, name)
+        if value is None and name in ("max_new_tokens", "max_length"):
+            continue
         if not is_whole(value) or value < 1:
             raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
     if not is_whole(s.top_k) or s.top_k < 0:
         raise InputError(f"top_k is {s.top_k!r}, expected a whole number, 0 for no limit")
-    for name, high, expected in (
-        ("temperature", None, "a number above 0; for the most likely token set do_sample to false"),
-        ("top_p", 1, "a number above 0 and up to 1"),
-        ("repetition_penalty", None, "a number above 0, 1 for none"),
-        ("max_time", None, "a number of seconds above 0"),
+    # As in transformers a temperature of 0 says what do_sample: false says, and is no divisor.
+    above = "a number above 0; for the most likely token set do_sample to false"
+    for name, low, high, expected in (
+        ("temperature", 0 if s.do_sample else -1, None, above if s.do_sample else "a number of at least 0"),
+        ("top_p", -1, 1, "a number from 0 to 1"),
+        ("repetition_penalty", 0, None, "a number above 0, 1 for none"),
+        ("max_time", 0, None, "a number of seconds above 0"),
     ):
         value = getattr(s, name)
         if value is None and name == "max_time":
             continue
-        if not is_number(value) or not value > 0 or (high is not None and value > high):
+        if not is_number(value) or not value > low or value < 0 or (high is not None and value > high):
             raise InputError(f"{name} is {value!r}, expected {expected}")
     if not is_number(s.min_p) or not 0 <= s.min_p <= 1:
         raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")

@@ -324,10 +324,11 @@ class Phi3JaxLM(TemplateLM):
     ) -> Iterator[tuple[int, str]]:
         """Answers to contexts of one and the same settings, with their `indices`; the longest prompts come first."""
         settings, until = self._settings(pairs[0][1])
-        room = self.max_length - settings.max_new_tokens
+        new = settings.new_tokens(0, self.max_length)
+        room = self.max_length - new
         if room < 1:
             raise InputError(
-                f"max_gen_toks is {settings.max_new_tokens}, which leaves no room for a prompt in "
+                f"max_gen_toks is {new}, which leaves no room for a prompt in "
                 f"{self.max_length} tokens; give --gen_kwargs max_gen_toks=N with fewer"
             )
         prompts = [self._prompt(context) for context, _ in pairs]

@@ -75,12 +75,14 @@ class Call:
     ):
         self.start_time = time.monotonic()
         self.settings = settings
+        # As in transformers, padding counts as part of the prompt.
+        self.most = settings.new_tokens(tokens.shape[1], model.config.max_position_embeddings)
         self.prompts, self.mask = tokens, mask
         # Columns of nothing but padding are left out, and others put in front up to a bucket; the cache has room
         # for these and the answer.
         self.used = int(mask.sum(axis=1).max())
         self.columns = bucket(self.used)
-        self.capacity = bucket(self.columns + settings.max_new_tokens)
+        self.capacity = bucket(self.columns + self.most)
         _check_room(model, len(tokens) * copies, self.capacity)
         self.rows = np.repeat(np.arange(len(tokens)), copies)
         self.prompt_lengths = mask.sum(axis=1)[self.rows]
@@ -195,12 +197,12 @@ class Answers(Call):
         progress = first_token(logits, read, rules)
         number = self.take(progress.token[:, None], progress.logprob[:, None], 1)
         chunk = WATCHED_CHUNK if self.watches or settings.max_time is not None else CHUNK
-        while number < settings.max_new_tokens and not self.done.all():
+        while number < self.most and not self.done.all():
             if self.time_is_up():
                 self.reasons[~self.done] = "time"
                 break
             cache, most = self.until_crossing(cache, number, ~self.done, self.tokens)
-            steps = min(chunk, most, settings.max_new_tokens - number)
+            steps = min(chunk, most, self.most - number)
             progress = progress._replace(done=self.done)
             cache, progress, new, logprobs = self.engine.decode(cache, progress, rules, steps)
             number += self.take(new, logprobs, steps)
@@ -255,11 +257,11 @@ class Beams(Call):
     def run(self) -> Generated:
         settings = self.settings
         logits, cache, read = self.read_prompts()
-        search = BeamSearch.from_settings(settings)
+        search = BeamSearch.from_settings(settings, self.most)
         keys = row_keys(settings.seed, len(self.prompts)) if settings.do_sample else None
         state, token = first_beams(search, logits, read, keys)
         number, is_time_up = 1, False
-        while number < settings.max_new_tokens and bool(to_host(search.unfinished(state))):
+        while number < self.most and bool(to_host(search.unfinished(state))):
             is_time_up = self.time_is_up()
             if is_time_up:
                 break

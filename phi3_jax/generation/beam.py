@@ -69,7 +69,7 @@ class BeamSearch:
     Rows of the model's batch are `batch * beams`, the beams of a prompt side by side.
 
     ```
-    search = BeamSearch.from_settings(settings)
+    search = BeamSearch.from_settings(settings, new_tokens)
     state = search.start(batch)
     while search.unfinished(state):
         state, parents, tokens = search.step(state, logits)  # [batch * beams, vocab]
@@ -78,7 +78,7 @@ class BeamSearch:
     ```
 
     Attributes:
-        divisors: 1 to `max_new_tokens`, each ** length_penalty.
+        divisors: 1 to the most new tokens, each ** length_penalty.
         ends: The tokens that end an answer.
         pad: What stands after it.
         sampler: The filters.
@@ -98,8 +98,9 @@ class BeamSearch:
     looks_ahead: bool = field(metadata={"static": True})
 
     @classmethod
-    def from_settings(cls, settings: GenerationConfig) -> "BeamSearch":
-        lengths = np.arange(1, settings.max_new_tokens + 1, dtype=np.float64)
+    def from_settings(cls, settings: GenerationConfig, new_tokens: int) -> "BeamSearch":
+        """The search that `settings` ask for, of answers of up to so many tokens."""
+        lengths = np.arange(1, new_tokens + 1, dtype=np.float64)
         return cls(
             divisors=jnp.asarray(lengths**settings.length_penalty, jnp.float32),
             ends=jnp.asarray(settings.eos_token_id, jnp.int32),

@@ -115,10 +115,11 @@ def _read_arguments(
     if np.any(np.diff(mask, axis=1) < 0):
         raise InputError("attention_mask has 0 between tokens of a prompt; only padding on the left has it")
     longest, positions = int(mask.sum(axis=1).max()), model.config.max_position_embeddings
-    if longest + settings.max_new_tokens > positions:
+    new = settings.new_tokens(longest, positions)
+    if longest + new > positions:
         raise InputError(
-            f"a prompt of {longest} tokens and {settings.max_new_tokens} new ones exceed the model's "
-            f"{positions} positions; shorten one of them"
+            f"a prompt of {longest} tokens and {new} new ones exceed the model's {positions} positions; shorten one "
+            "of them"
         )
     check_ids(np.where(mask == 1, tokens, 0), model.config.vocab_size, "input_ids", tokenizer)
     return tokens.astype(np.int32), mask

@@ -30,7 +30,7 @@ class Sampler:
         repetition_penalty: As in `GenerationConfig`, as are the others, or None.
         temperature: What the logits are divided by.
         top_k: How many tokens are left.
-        top_p: What their probabilities reach.
+        left_out: What is left out may have that probability together at most: 1 - top_p.
         min_p: The share of the likeliest one's that they have.
         candidates: How many of the highest logits are looked at first. More than `top_k`.
         least: Each filter leaves at least so many tokens; in beam search one that does not end the answer.
@@ -39,7 +39,7 @@ class Sampler:
     repetition_penalty: Float[Array, ""] | None = None
     temperature: Float[Array, ""] | None = None
     top_k: Int[Array, ""] | None = None
-    top_p: Float[Array, ""] | None = None
+    left_out: Float[Array, ""] | None = None
     min_p: Float[Array, ""] | None = None
     candidates: int = field(default=_CANDIDATES, metadata={"static": True})
     least: int = field(default=1, metadata={"static": True})
@@ -58,7 +58,8 @@ class Sampler:
             repetition_penalty=number(settings.repetition_penalty, settings.repetition_penalty != 1),
             temperature=number(settings.temperature, draws and settings.temperature != 1),
             top_k=jnp.asarray(settings.top_k, jnp.int32) if limited else None,
-            top_p=number(settings.top_p, draws and settings.top_p < 1),
+            # Rounded once, as transformers' is.
+            left_out=number(1 - settings.top_p, draws and settings.top_p < 1),
             min_p=number(settings.min_p, draws and settings.min_p > 0),
             # A power of two, so that most changes of top_k are no other program.
             candidates=max(64, power(max(settings.top_k, least) + 1)) if limited else _CANDIDATES,
@@ -126,11 +127,11 @@ def warp(logits: Float[Array, "rows vocab"], sampler: Sampler) -> Float[Array, "
     """
     if sampler.temperature is not None:
         logits = logits / sampler.temperature
-    if sampler.top_k is None and sampler.top_p is None and sampler.min_p is None:
+    if sampler.top_k is None and sampler.left_out is None and sampler.min_p is None:
         return logits
     vocab = logits.shape[-1]
     count = min(sampler.candidates, vocab)
-    if sampler.top_p is None and sampler.min_p is None:
+    if sampler.left_out is None and sampler.min_p is None:
         return jnp.where(logits < _kth(highest(logits, count)[0], sampler), -jnp.inf, logits)
     logits = jnp.where(logits == 0, 0, logits)  # -0 is equal to 0, and sorted behind it
     value, place, found = _last_kept(logits, sampler, count)
@@ -176,11 +177,8 @@ def _last_kept(
     if sampler.top_k is not None:
         kept = values >= _kth(values, sampler)
     by_top_k = kept
-    if sampler.top_p is not None:
-        left = jnp.where(kept, weights, 0)
-        all_left = left if sampler.top_k is not None else jnp.exp(logits - values[:, :1])
-        reached = jnp.cumsum(left, axis=-1) - left  # by those before
-        kept &= (reached < sampler.top_p * jnp.sum(all_left, axis=-1, keepdims=True)) | always
+    if sampler.left_out is not None:
+        kept &= (_from_last(logits, values, places, kept, sampler) > sampler.left_out) | always
     if sampler.min_p is not None:
         kept &= (weights >= sampler.min_p) | always
     # Where top-k left more than these, so that top-p has not seen them all, the rest is not known either.
@@ -188,6 +186,41 @@ def _last_kept(
     last = jnp.sum(kept, axis=-1, keepdims=True) - 1
     value, place = (jnp.take_along_axis(x, last, axis=-1)[:, 0] for x in (values, places))
     return value, place, found
+
+
+def _from_last(
+    logits: Float[Array, "rows vocab"],
+    values: Float[Array, "rows count"],
+    places: Int[Array, "rows count"],
+    kept: Bool[Array, "rows count"],
+    sampler: Sampler,
+) -> Float[Array, "rows count"]:
+    """Of the highest logits, falling, the probability of each and of all behind it, of what top-k left.
+
+    Summed as `TopPLogitsWarper` does, from the least likely on and as exactly as float32 tells, so that a border
+    which the probabilities meet exactly is met.
+    """
+    weights = jnp.where(kept, jnp.exp(values - values[:, :1]), 0)
+    if sampler.top_k is not None:
+        total, behind = jnp.sum(weights, axis=-1, keepdims=True), jnp.zeros_like(weights[:, :1])
+    else:
+        everything = jnp.exp(logits - values[:, :1])
+        last, place = values[:, -1:], places[:, -1:]
+        is_behind = (logits < last) | ((logits == last) & (jnp.arange(logits.shape[-1]) > place))
+        total = jnp.sum(everything, axis=-1, keepdims=True)
+        behind = jnp.sum(jnp.where(is_behind, everything / total, 0), axis=-1, keepdims=True)
+    rising = jnp.concatenate([behind, weights[:, ::-1] / total], axis=-1)
+    sums, errors = jax.lax.associative_scan(_exact_sum, (rising, jnp.zeros_like(rising)), axis=-1)
+    rising_sums: Array = sums + errors
+    return rising_sums[:, :0:-1]
+
+
+def _exact_sum(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The sum of two numbers, each a float32 and what is left over of it (Knuth's two-sum)."""
+    total = one[0] + other[0]
+    part = total - one[0]
+    error = (one[0] - (total - part)) + (other[0] - part) + one[1] + other[1]
+    return total, error
 
 
 def choose(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -92,11 +93,20 @@ def answer_prompts(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     size = min(batch_size, len(prompts))
 
+    def new_tokens(index: int) -> int:
+        return settings.new_tokens(len(prompts[index]), model.config.max_position_embeddings)
+
+    def parts() -> Iterator[tuple[int, list[int]]]:
+        # Where max_length says how long an answer may be, it is another length for another prompt.
+        for number, indices in groupby(order, new_tokens):
+            alike = list(indices)
+            for start in range(0, len(alike), size):
+                yield number, alike[start : start + size]
+
     def batches() -> Iterator[tuple[int, Answer]]:
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
+        for number, part in parts():
             rows = part + part[-1:] * (size - len(part))  # one shape, one compilation
-            own = settings.with_(seed=tuple(seeds[index] for index in rows))
+            own = settings.with_(seed=tuple(seeds[index] for index in rows), max_new_tokens=number)
             chosen = replace(lora, rows=lora.rows[np.array(rows)]) if isinstance(lora, LoraRows) else lora
             batch = [prompts[index] for index in rows]
             found = _answer_batch(model, tokenizer, batch, chosen, own)
@@ -166,10 +176,14 @@ def check_prompt(
     """
     if not len(prompt):
         raise InputError(f"{where} is empty; give at least one token")
-    room = config.max_position_embeddings - settings.max_new_tokens
+    try:
+        new = settings.new_tokens(len(prompt), config.max_position_embeddings)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    room = config.max_position_embeddings - new
     if len(prompt) > room:
         raise InputError(
-            f"{where} has {len(prompt)} tokens; with max_new_tokens {settings.max_new_tokens} the model's "
+            f"{where} has {len(prompt)} tokens; with max_new_tokens {new} the model's "
             f"{config.max_position_embeddings} positions leave room for {max(room, 0)}; shorten one of them"
         )
     check_ids(prompt, config.vocab_size, where, tokenizer)
@@ -215,6 +229,8 @@ def answer_settings(
         InputError: As `GenerationConfig.from_model`, and for settings of the draw without one.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("temperature") == 0:
+        given.setdefault("do_sample", False)
     if given.get("do_sample") is False:
         # Model cards say it so: temperature 0 is the likeliest token in other words. Defaults say nothing.
         off = {"temperature": (0, GenerationConfig.temperature)}
@@ -225,7 +241,8 @@ def answer_settings(
         given = {name: value for name, value in given.items() if name not in SAMPLING}
     elif any(name in given for name in SAMPLING):
         given["do_sample"] = True
-    if "max_new_tokens" not in given and json.loads(config.generation).get("max_new_tokens") is None:
+    file = json.loads(config.generation)
+    if not any(name in given or file.get(name) is not None for name in ("max_new_tokens", "max_length")):
         # A prompt needs some of the positions, too.
         given["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)
     return GenerationConfig.from_model(config, **{"eos_token_id": end_token_ids(tokenizer, config), **given})

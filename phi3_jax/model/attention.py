@@ -83,8 +83,7 @@ def _auto(q: Array) -> str:
         return "splash" if length >= SPLASH_BLOCK else "xla"
     if device == "gpu":
         return "cudnn" if length <= _CUDNN_LENGTH and _refusal("cudnn", q) is None else "chunked"
-    # JAX's own asks for a way to multiply float16 that CPUs do not have.
-    return "xla" if length <= _XLA_LENGTH and q.dtype != jnp.float16 else "chunked"
+    return "xla" if length <= _XLA_LENGTH and _refusal("xla", q) is None else "chunked"
 
 
 def _refusal(kind: str, q: Array) -> str | None:
@@ -92,6 +91,9 @@ def _refusal(kind: str, q: Array) -> str | None:
     device, (_, length, _, head_dim) = platform(), q.shape
     if kind == "splash" and device != "tpu":
         return f"runs on TPUs, and this is a {device}"
+    if kind == "xla" and device == "cpu" and q.dtype == jnp.float16:
+        # JAX's own asks for a way to multiply float16 that CPUs do not have.
+        return "cannot multiply float16 on a CPU"
     if kind != "cudnn":
         return None
     if device != "gpu":

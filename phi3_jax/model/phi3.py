@@ -149,6 +149,12 @@ class Phi3ForCausalLM(nnx.Module):
             InputError: for arguments that exclude each other, for a cache without room, and for an id that the
                 embedding has no row for, unless it is an argument of what `jax.jit` compiles.
         """
+        for name, given in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
+            if given is not None and jnp.shape(given) != jnp.shape(input_ids):
+                raise InputError(
+                    f"{name} has shape {jnp.shape(given)}, expected that of input_ids, {jnp.shape(input_ids)}; "
+                    "documents that do not see each other are told apart by segment_ids"
+                )
         self._check_ids(
             input_ids,
             {"attention_mask": attention_mask, "segment_ids": segment_ids, "inputs_embeds": inputs_embeds},

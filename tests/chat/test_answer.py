@@ -85,7 +85,7 @@ def test_tools_reach_the_template(model, asked):
         ({"messages": ASKED, "system": "x"}, "system is given, and the messages begin with a system message"),
         ({"messages": ASKED, "num_return_sequences": 2}, "num_return_sequences asks for several answers"),
         ({"messages": ASKED, "temperature": 0.3, "do_sample": False}, "temperature is 0.3, which has no effect with"),
-        ({"messages": ASKED, "max_length": 5}, "unknown generation setting 'max_length'"),
+        ({"messages": ASKED, "max_size": 5}, "unknown generation setting 'max_size'"),
     ],
 )
 def test_refused(model, given, message):

@@ -26,7 +26,7 @@ def test_settings_change_and_sampling_is_switched_on(model):
     )
     for name, value, words in [
         ("temprature", 1, "did you mean temperature"),
-        ("temperature", 0, "temperature is 0"),
+        ("temperature", -1, "temperature is -1"),
         ("seed", [1, 2], "expected a single value"),
         ("num_return_sequences", 2, "unknown setting"),
     ]:

@@ -55,10 +55,24 @@ def test_a_setting_of_the_draw_switches_drawing_on(option):
         generation_settings(parser().parse([option, "1", "--no-do-sample"]), CONFIG, tokenizer, max_new_tokens=9)
 
 
+def test_temperature_0_is_the_likeliest_token():
+    config = replace(CONFIG, generation='{"do_sample": true, "temperature": 0.7}')
+    for given in (["--temperature", "0"], ["--temperature", "0", "--no-do-sample"]):
+        settings = generation_settings(parser().parse(given), config, phi3_tokenizer(JULY), max_new_tokens=9)
+        assert not settings.do_sample
+    with pytest.raises(InputError, match=r"temperature is 0.0, expected a number above 0"):
+        generation_settings(
+            parser().parse(["--temperature", "0", "--do-sample"]), config, phi3_tokenizer(JULY), max_new_tokens=9
+        )
+
+
 def test_the_checkpoint_is_asked_before_the_command():
     config = replace(CONFIG, generation='{"max_new_tokens": 5}')
     settings = generation_settings(parser().parse([]), config, phi3_tokenizer(JULY), max_new_tokens=9)
     assert (settings.max_new_tokens, settings.num_return_sequences) == (5, 1)
+    config = replace(CONFIG, generation='{"max_length": 50}')
+    settings = generation_settings(parser().parse([]), config, phi3_tokenizer(JULY), max_new_tokens=9)
+    assert (settings.max_new_tokens, settings.new_tokens(5, 64)) == (None, 45)
 
 
 def test_a_command_without_the_option_gives_one_answer_whatever_the_checkpoint_says():

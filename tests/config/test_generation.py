@@ -45,9 +45,11 @@ def test_null_for_top_k_means_no_limit() -> None:
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number of at least 1"),
-        ({"temperature": 0}, "temperature is 0, expected a number above 0"),
+        ({"temperature": 0, "do_sample": True}, "temperature is 0, expected a number above 0"),
+        ({"temperature": -1}, "temperature is -1, expected a number of at least 0"),
+        ({"max_length": 0}, "max_length is 0, expected a whole number of at least 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 1.5}, "top_p is 1.5, expected a number above 0 and up to 1"),
+        ({"top_p": 1.5}, "top_p is 1.5, expected a number from 0 to 1"),
         ({"top_k": -1}, "top_k is -1"),
         ({"min_p": 2}, "min_p is 2"),
         ({"num_beams": 2, "num_return_sequences": 3}, "at most as many answers as it has beams"),
@@ -56,6 +58,8 @@ def test_null_for_top_k_means_no_limit() -> None:
         ({"stop_strings": ("",)}, "expected texts that are not empty"),
         ({"early_stopping": "soon"}, "early_stopping is 'soon'"),
         ({"max_time": 0}, "max_time is 0"),
+        ({"logits_processor": [abs]}, "logits_processor is a list, a setting of transformers that is not implemented"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size is 3, a setting of transformers that is not implemented"),
         ({"temprature": 1}, "unknown generation setting 'temprature'; did you mean 'temperature'"),
     ],
 )
@@ -75,3 +79,42 @@ def test_what_is_not_implemented_is_not_left_out_in_silence() -> None:
     with pytest.raises(InputError, match="sets no_repeat_ngram_size to 3, which is not implemented"):
         GenerationConfig.from_model(config_with(no_repeat_ngram_size=3))
     GenerationConfig.from_model(config_with(no_repeat_ngram_size=0, typical_p=1.0))
+    GenerationConfig.from_model(CONFIG, no_repeat_ngram_size=0, use_cache=True, logits_processor=None)
+
+
+def test_settings_of_the_draw_say_nothing_where_nothing_is_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of a file are taken in silence, as in transformers; those that somebody gives are named, but for 0."""
+    file = config_with(do_sample=False, temperature=0.0, top_p=0.0, typical_p=0.5)
+    settings = GenerationConfig.from_model(file)
+    assert (settings.temperature, settings.do_sample) == (0.0, False)
+    GenerationConfig.from_model(CONFIG, temperature=0.0, do_sample=False)
+    assert not caplog.records
+    GenerationConfig.from_model(CONFIG, top_k=5, min_p=0.75)
+    assert [record.getMessage() for record in caplog.records] == [
+        "top_k, min_p: no effect without do_sample, the most likely tokens are taken"
+    ]
+    with pytest.raises(InputError, match="sets typical_p to 0.5, which is not implemented"):
+        GenerationConfig.from_model(file, do_sample=True, temperature=1.0)
+
+
+def test_an_unknown_setting_of_the_file_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    GenerationConfig.from_model(config_with(max_new_token=3, _from_model_config=True, transformers_version="5"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "generation_config.json: unknown and passed over: max_new_token"
+    ]
+
+
+def test_max_length_counts_the_prompt_where_max_new_tokens_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
+    def of_prompt(prompt: int, file: dict[str, Any], **settings: Any) -> int:
+        return GenerationConfig.from_model(config_with(**file), **settings).new_tokens(prompt, 100)
+
+    assert of_prompt(4, {}) == 20
+    assert of_prompt(90, {}) == 10  # where nobody says how many, the positions do
+    assert of_prompt(4, {"max_length": 9}) == 5
+    assert of_prompt(4, {"max_length": 9}, max_new_tokens=7) == 7
+    assert of_prompt(4, {}, max_length=500) == 96
+    assert not caplog.records
+    assert of_prompt(4, {"max_new_tokens": 3}, max_length=9) == 3
+    assert "max_length has no effect beside generation_config.json's max_new_tokens, 3" in caplog.text
+    with pytest.raises(InputError, match="the prompt has 9 tokens, and max_length is 9, which counts the prompt too"):
+        of_prompt(9, {"max_length": 9})

@@ -25,7 +25,7 @@ def advance(cache: Any, token: Any) -> Any:
 def search(prompts: list[int], steps: int | None = None, **settings: Any) -> Hypotheses:
     """The answers to prompts, which are states of the toy model; after `steps` the search is broken off."""
     config = GenerationConfig(**{"max_new_tokens": NEW, "pad_token_id": 9, **settings})
-    beams = BeamSearch.from_settings(config)
+    beams = BeamSearch.from_settings(config, config.max_new_tokens)
     return _search(beams, jnp.asarray(prompts), steps or NEW + 1, config.num_return_sequences)
 
 
@@ -120,7 +120,7 @@ def test_sampled_beams_are_drawn_without_replacement() -> None:
     """Pairs of answers of one token, against the probability that both are drawn, in either order."""
     draws, temperature = 20_000, 0.7
     config = GenerationConfig(max_new_tokens=1, num_beams=2, do_sample=True, temperature=temperature, top_k=0)
-    beams = BeamSearch.from_settings(config)
+    beams = BeamSearch.from_settings(config, config.max_new_tokens)
     logits = jnp.tile(TABLE[3], (draws * 2, 1))
     state, _, _ = _step(beams, beams.start(draws), logits, step_keys(row_keys(1, draws), 0))
     found = beams.finish(state, 2)
@@ -138,7 +138,7 @@ def test_where_filters_leave_too_few_answers_the_best_is_repeated() -> None:
     config = GenerationConfig(
         max_new_tokens=1, num_beams=4, num_return_sequences=4, do_sample=True, top_k=1, length_penalty=0.0
     )
-    beams = BeamSearch.from_settings(config)
+    beams = BeamSearch.from_settings(config, config.max_new_tokens)
     state, _, _ = _step(beams, beams.start(1), jnp.tile(TABLE[3], (4, 1)), row_keys(0, 1))
     found = beams.finish(state, 4)
     likeliest = np.argsort(-np.asarray(TABLE[3]))[:2].tolist()  # one to end with and one to go on with are always left

@@ -77,6 +77,16 @@ def test_an_answer_does_not_depend_on_batches(model, tokenizer, prompts, drawing
     assert [answer.tokens for answer in other] != alone
 
 
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 2}])
+def test_max_length_counts_each_prompts_own_tokens(model, tokenizer, prompts, beams):
+    settings = GenerationConfig(max_length=12, **beams)
+    together = run(model, tokenizer, prompts, settings=settings, batch_size=3)
+    assert [len(answer.tokens) for answer in together] == [12 - length for length in LENGTHS]
+    for prompt, answer in zip(prompts, together, strict=True):
+        own = GenerationConfig(max_new_tokens=12 - len(prompt), **beams)
+        assert run(model, tokenizer, [prompt], settings=own)[0].tokens == answer.tokens
+
+
 def test_equal_prompts_draw_apart(model, tokenizer, prompts, drawing):
     first, second = run(model, tokenizer, [prompts[0]] * 2, settings=drawing)
     assert first.tokens != second.tokens
@@ -180,6 +190,7 @@ def test_a_streamed_answer_can_be_stopped(model, tokenizer, prompts, settings):
         ([[1], []], {}, "prompts[1] is empty"),
         ([[1], [1] * 60], {}, "prompts[1] has 60 tokens"),
         ([[1]], {"max_new_tokens": 64}, "leave room for 0"),
+        ([[1], [1] * 9], {"max_new_tokens": None, "max_length": 9}, "prompts[1]: the prompt has 9 tokens, and max_len"),
         ([[1]], {"seed": (1, 2)}, "2 seeds for 1 prompts"),
         ([[1], [1, 53]], {}, "prompts[1]: token id 53 has no row"),
     ],

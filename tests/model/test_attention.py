@@ -90,6 +90,7 @@ def test_auto_follows_device_and_shape(monkeypatch, device, length, head_dim, dt
         ("cpu", "flash", jnp.float32, "attention 'flash' is not known; give one of auto, xla, cudnn, splash, chunked"),
         ("gpu", "splash", jnp.bfloat16, "'splash' runs on TPUs, and this is a gpu; give 'auto' or 'chunked'"),
         ("cpu", "cudnn", jnp.bfloat16, "'cudnn' runs on NVIDIA GPUs, and this is a cpu; give 'auto' or 'chunked'"),
+        ("cpu", "xla", jnp.float16, "'xla' cannot multiply float16 on a CPU; give 'auto' or 'chunked'"),
         ("gpu", "cudnn", jnp.float32, "'cudnn' takes bfloat16 or float16, and the model is float32; give"),
     ],
 )

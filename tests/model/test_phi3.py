@@ -60,6 +60,11 @@ def test_one_compilation_a_shape_without_jit(model: Phi3ForCausalLM, monkeypatch
     ("kwargs", "message"),
     [
         ({"attention_mask": jnp.ones((1, 4)), "segment_ids": jnp.ones((1, 4), jnp.int32)}, "both given"),
+        (
+            {"attention_mask": jnp.ones((1, 1, 4, 4))},
+            r"attention_mask has shape \(1, 1, 4, 4\), expected that of input",
+        ),
+        ({"segment_ids": jnp.ones((1, 3), jnp.int32)}, r"segment_ids has shape \(1, 3\), expected that of input"),
         ({"input_ids": jnp.ones(4, jnp.int32)}, r"shape \(4,\), expected \[batch, seq\]"),
     ],
 )

@@ -50,7 +50,7 @@ class Models:
     def our_answers(self, **settings: Any) -> Hypotheses:
         """With the whole sequences computed again for each token."""
         config = GenerationConfig(max_new_tokens=NEW, pad_token_id=1, **settings)
-        search = BeamSearch.from_settings(config)
+        search = BeamSearch.from_settings(config, NEW)
         repeated = partial(np.repeat, repeats=config.num_beams, axis=0)
         tokens, mask = repeated(self.prompts), repeated(self.mask)
         seen = None
@@ -205,6 +205,18 @@ def test_filters(models: Models, ties: bool, beams: int) -> None:
         ours = GenerationConfig(do_sample=True, num_beams=beams, eos_token_id=(5, 6), **settings)
         found = _warp(jnp.asarray(logits), Sampler.from_settings(ours))
         np.testing.assert_allclose(order(found), order(expected), rtol=1e-6, err_msg=str(settings))
+
+
+def test_a_nucleus_that_ends_exactly_at_a_border() -> None:
+    """As many of equal tokens are left as there: its sums and its border, in float32."""
+    ours = partial(GenerationConfig, do_sample=True, top_k=0)
+    shares = [0.1, 0.2, 0.3, 0.35, 0.5, 0.55, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 1 / 3, 1 / 7]
+    equals = np.array([2, 3, 5, 7, 10, 15, 20, 21, 25, 28, 40, 63])[:, None]
+    logits = np.where(np.arange(701) < equals, 1.5, -np.inf).astype(np.float32)
+    for top_p in shares:
+        theirs = transformers.TopPLogitsWarper(top_p)(None, torch.tensor(logits))
+        found = np.asarray(_warp(jnp.asarray(logits), Sampler.from_settings(ours(top_p=top_p))))
+        np.testing.assert_array_equal(np.isfinite(found).sum(1), theirs.isfinite().sum(1), err_msg=str(top_p))
 
 
 def test_repetition_penalty(models: Models) -> None:
