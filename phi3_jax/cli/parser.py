@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from phi3_jax.config.generation_names import is_known
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.names import nearest
 from phi3_jax.system.compat import option_strings, positionals
@@ -86,6 +87,9 @@ class Parser(argparse.ArgumentParser):
         options = [option[2:] for option in self._options()]
         if positional := self._positional(word):
             raise InputError(f"unknown option {name}; give it by itself: {self.prog} {positional}")
+        setting = word.replace("-", "_")
+        if "max-new-tokens" in options and is_known(setting):  # a command that answers
+            raise InputError(f"unknown option {name}; {setting} of transformers is not implemented here, leave it out")
         meant = [option for option, words in _WORDS.items() if option in options and word in words.split()]
         section, dot, key = word.rpartition(".")
         here = [option for option in options if option.startswith(f"{section}.")] if dot else []

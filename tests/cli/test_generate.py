@@ -105,6 +105,7 @@ def test_streamed_answers_come_in_order_and_end_before_a_stop_string(folder, cap
         (["--prompt", "a", "--output", "no/such/file"], ["no/such/file", "no such folder"]),
         (["--prompt", "a", "--top-p", "2"], ["top_p is 2.0"]),
         (["--prompt", "a", "--temperature", "hot"], ["--temperature", "hot"]),
+        (["--prompt", "a", "--no-repeat-ngram-size", "3"], ["no_repeat_ngram_size of transformers is not implemented"]),
         (["--prompt", "a", "--num-return-sequences", "2"], ["num_return_sequences is 2", "do_sample"]),
         (["--prompt", "a", "--prompt", "b" * 4090], ["--prompt 2 has 40", "4096 positions"]),
         (["--prompts", "messages.jsonl", "--raw"], ["messages.jsonl, line 1", "--raw"]),
