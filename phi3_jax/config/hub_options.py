@@ -32,3 +32,20 @@ class Hub:
     def at(self, revision: str | None) -> Self:
         """The same options at another revision: those of the main branch for None."""
         return replace(self, revision=revision)
+
+
+@dataclass(frozen=True)
+class PushTarget:
+    """A repository on the hub to upload to.
+
+    Attributes:
+        repo_id: `owner/name`, or a name alone for one of the token's owner.
+        private: Whether it is made private, where it is made; None for what its owner has as default.
+        revision: Branch, which is made where it is not there; None for the main one.
+        token: What to log in with; None for the one that is stored here.
+    """
+
+    repo_id: str
+    private: bool | None = None
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)

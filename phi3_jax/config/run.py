@@ -208,10 +208,12 @@ class RunConfig:
             )
 
     def to_dict(self) -> dict[str, dict[str, object]]:
-        """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal."""
-        return {
+        """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal, but for a token."""
+        sections = {
             section: {key: _plain(value) for key, value in values.items()} for section, values in asdict(self).items()
         }
+        sections["training"]["hub_token"] = None
+        return sections
 
     def to_yaml(self) -> str:
         """What a run writes as config.yaml and `--config` reads; tokens are left out, see `phi3_jax.system.secrets`."""

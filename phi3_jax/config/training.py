@@ -4,12 +4,14 @@ The `Attributes` are the command line's help texts. The section checks its own v
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from phi3_jax.config.hub_options import PushTarget
 from phi3_jax.config.ranges import check_range
 from phi3_jax.config.schedules import Settings, Value, schedule_settings
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.secrets import remember
 
 # What every evaluation measures; in results behind `eval_`, or `eval_NAME_` for a set of rows with a name.
 FIGURES = ("loss", "perplexity", "token_accuracy")
@@ -76,6 +78,14 @@ class TrainingSection:
             a checkpoint, of this run or another one, to go on from.
         resume_changed: Continue it even with settings that change its result.
         fallback_dir: Folder for the weights where output_dir takes no more, as on a full disk; null: none.
+        push_to_hub: Upload the adapter to the hub, at the end and as hub_strategy says.
+        hub_model_id: Repository there, owner/name or a name alone; null: the last part of output_dir.
+        hub_strategy: When to upload. end: at the end alone; every_save: the adapter of every checkpoint too;
+            checkpoint: and the whole newest checkpoint, as last-checkpoint; all_checkpoints: and all of them.
+        hub_private_repo: Whether a repository that is made is private; null: as its owner's settings have it.
+        hub_revision: Branch to upload to, made where it is not there; null: the main one.
+        hub_always_push: Upload a checkpoint also while the upload before is still going on, after it.
+        hub_token: What to log in with, written nowhere; null: HF_TOKEN, or what `hf auth login` has stored.
         eval_generations: Evaluation rows answered before and after training, for the report.
         eval_max_new_tokens: Longest of those answers, in tokens.
     """
@@ -139,6 +149,13 @@ class TrainingSection:
     resume_from_checkpoint: bool | str = False
     resume_changed: bool = False
     fallback_dir: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "every_save"
+    hub_private_repo: bool | None = None
+    hub_revision: str | None = None
+    hub_always_push: bool = False
+    hub_token: str | None = field(default=None, repr=False)
     eval_generations: int = 4
     eval_max_new_tokens: int = 64
 
@@ -169,6 +186,14 @@ class TrainingSection:
         return not self.best_metric.endswith(("loss", "perplexity")) if given is None else given
 
     @property
+    def push_target(self) -> PushTarget | None:
+        """The repository to upload to; None where nothing is to be."""
+        if not self.push_to_hub:
+            return None
+        name = self.hub_model_id or os.path.basename(os.path.abspath(self.output_dir))
+        return PushTarget(name, self.hub_private_repo, self.hub_revision, self.hub_token)
+
+    @property
     def remat(self) -> str:
         """The rematerialisation policy in force."""
         return self.remat_policy if self.gradient_checkpointing else "none"
@@ -179,6 +204,7 @@ class TrainingSection:
         return self.seed if self.data_seed is None else self.data_seed
 
     def __post_init__(self) -> None:
+        remember(self.hub_token)  # so that nothing shows it
         for name in ("output_dir", "fallback_dir", "resume_from_checkpoint"):  # which a shell does not see in a file
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, os.path.expanduser(path))

@@ -1,9 +1,11 @@
 """The model card beside an adapter."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import yaml
 
+from phi3_jax.config.hub_options import is_hub_id
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.system.dotted import last_part
 
@@ -15,7 +17,7 @@ def model_card(config: LoraConfig, count: int) -> str:
         config: What adapter_config.json says, of the base too.
         count: Of the numbers in the file.
     """
-    base = config.base_model_name_or_path
+    base = _public(config.base_model_name_or_path)
     given = repr(base or "path to the base model") + (f", revision={config.revision!r}" if config.revision else "")
     front = {
         **({"base_model": base} if base else {}),
@@ -55,6 +57,61 @@ lora = p3.load_adapter("path to this folder", model)
 logits = model(input_ids, lora=lora)
 ```
 """
+
+
+def merged_card(config: LoraConfig, base: str, dtype: str) -> str:
+    """README.md of a model that an adapter was merged into.
+
+    Args:
+        config: The adapter's.
+        base: Folder or hub id of the base.
+        dtype: Of the weights.
+    """
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _rows(config))
+    how = f"An adapter was merged into its weights with phi3_jax, in float32, rounded once to {dtype}."
+    return (
+        _card_of_model(_public(base), ["lora"], how)
+        + f"""
+## The adapter
+
+| | |
+|---|---|
+{rows}
+"""
+    )
+
+
+def trained_card(base: str) -> str:
+    """README.md of a model all of whose weights were trained, from `base`."""
+    return _card_of_model(_public(base), [], "All of its weights were trained with phi3_jax.")
+
+
+def _card_of_model(base: str | None, tags: list[str], how: str) -> str:
+    front = {
+        **({"base_model": base} if base else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [*([f"base_model:finetune:{base}"] if base else []), *tags, "phi3", "phi3_jax"],
+    }
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
+
+# {base or "Phi-3"}, fine-tuned
+
+{how}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path to this folder")
+tokenizer = AutoTokenizer.from_pretrained("path to this folder")
+```
+"""
+
+
+def _public(base: str | None) -> str | None:
+    """The base's name where others can find it: the hub takes no card that names a folder."""
+    return base if base is not None and is_hub_id(base) and not Path(base).exists() else None
 
 
 def _rows(config: LoraConfig) -> list[tuple[str, str]]:

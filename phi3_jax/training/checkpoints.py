@@ -81,7 +81,12 @@ class Checkpoints:
 
     Raises:
         InputError: where there were checkpoints and all of them are damaged.
+
+    Attributes:
+        on_saved: called with the folder of each checkpoint that is whole, in the thread that writes them.
     """
+
+    on_saved: Callable[[Path], None] | None = None
 
     def __init__(self, folder: Path, save_total_limit: int | None, warn: Callable[[str], None] = logger.warning):
         # Orbax tells of every single file and of every thread; what fails is raised here.
@@ -216,6 +221,8 @@ class Checkpoints:
         write_manifest(folder, eval_loss)
         folder.rename(self._folder / str(step))
         sync(self._folder)  # before older ones go
+        if self.on_saved is not None:
+            self.on_saved(self._folder / str(step))
         for old in superfluous({**losses, step: eval_loss}, self._limit):
             self._remove(old)
 

@@ -37,6 +37,7 @@ LEFTOVERS = (
     *(f"{name}.tmp" for name in ("metrics.jsonl", *RESULT_FILES)),
     *(f"{name}{REMOVING}" for name in (*RUN_FILES, "tensorboard")),
     ".adapter.*",
+    ".pushing-*",
     "model/.saving-*",
 )
 
@@ -58,6 +59,12 @@ FREE_ON_RESUME = frozenset(
         "training.logging_first_step",
         "training.eval_on_start",
         "training.max_skipped_steps",
+        "training.push_to_hub",
+        "training.hub_model_id",
+        "training.hub_strategy",
+        "training.hub_private_repo",
+        "training.hub_revision",
+        "training.hub_always_push",
         "training.debug_nans",
         "training.save_strategy",
         "training.save_steps",

@@ -30,6 +30,7 @@ from phi3_jax.training.job import RunJob, load_job
 from phi3_jax.training.metrics import Row
 from phi3_jax.training.preemption import Stopped, StopSignals
 from phi3_jax.training.progress import Progress, Stopwatch, rank_of
+from phi3_jax.training.push import RunPush
 from phi3_jax.training.step import TrainStep, Window, make_train_step
 from phi3_jax.training.timetable import Timetable
 from phi3_jax.training.watch import Watch
@@ -62,6 +63,7 @@ def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_datase
 
     Raises:
         InputError: for wrong settings, data or checkpoints, before anything is written.
+        PushError: where `training.push_to_hub` fails at the end; everything is written by then.
         StorageError: where a disk takes no more; the weights are then in `training.fallback_dir`, where that is given.
         FloatingPointError: where more than `training.max_skipped_steps` steps in a row had a loss or gradient that is
             not finite, or an evaluation has such a loss; the last good adapter is saved before.
@@ -94,9 +96,13 @@ def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_datase
     with together():
         check_settings(run)
         check_output_folder(run)
+    with together():
+        # Before a model is loaded: a wrong id, token or network shows at once.
+        target = run.training.push_target
+        push = None if target is None or not is_main() else RunPush(run.training, target, print)
     job = load_job(run, train=train_dataset, eval=eval_dataset)
     with job.devices.in_use(), StopSignals() as signals:
-        trainer = Trainer(run, job, signals)
+        trainer = Trainer(run, job, signals, push)
         try:
             return trainer.run_all()
         except StorageError as error:
@@ -112,9 +118,9 @@ class Trainer:
     evaluation, for a checkpoint and for a compilation, and not otherwise.
     """
 
-    def __init__(self, run: RunConfig, job: RunJob, signals: StopSignals | None = None):
+    def __init__(self, run: RunConfig, job: RunJob, signals: StopSignals | None = None, push: RunPush | None = None):
         training = run.training
-        self.run, self.job = run, job
+        self.run, self.job, self.push = run, job, push
         self.signals = signals or StopSignals()
         self.batch_size = job.devices.batch_size(training.per_device_train_batch_size)
         self.batches = run_batches(
@@ -160,6 +166,8 @@ class Trainer:
         """Opens the output folder; restores the checkpoint to go on from, or evaluates the start."""
         announce(self.run, self.job, self.timetable, self.batch_size, self.console.print)
         self.files.open()
+        if self.files.checkpoints is not None and self.push is not None:
+            self.files.checkpoints.on_saved = self.push.checkpoint
         restored = self._restore()
         if self.files.point is not None and not restored:
             self.console.print(f"{self.files.path} holds no complete checkpoint to resume: starting at step 0")
@@ -211,6 +219,9 @@ class Trainer:
             self.console.print(job.data.train.summary())
         self.console.before_and_after(before, after)
         self.console.print(f"wrote {self.written} and {folder / 'report.html'}")
+        with together():
+            if self.push is not None:
+                self.push.finish(self.written)
         return {**figures, **after}
 
     def _load_best(self) -> None:

@@ -10,6 +10,7 @@ import jax
 from phi3_jax.config.run import RunConfig
 from phi3_jax.hf.save import save_model
 from phi3_jax.parallel.distributed import is_main, to_host, together
+from phi3_jax.peft.card import trained_card
 from phi3_jax.report.write import write_report
 from phi3_jax.system.files import write_text
 from phi3_jax.system.memory import resident_peak
@@ -28,6 +29,8 @@ def save_weights(folder: Path, run: RunConfig, job: RunJob, trainable: Params) -
     if lora is None:
         target = folder / "model"
         save_model(model, target, tokenizer=job.tokenizer)
+        if is_main():
+            write_text(target / "README.md", trained_card(run.model.name_or_path))
         return target
     target = folder / "adapter"
     lora = to_host(lora)
