@@ -40,7 +40,7 @@ class RunPush:
     """
 
     def __init__(self, training: TrainingSection, target: PushTarget, say: Callable[[str], None]):
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()  # which would write over the run's own
         self._training, self._say = training, say
