@@ -53,7 +53,10 @@ def run(argv: Sequence[str]) -> None:
     view = DataView(tokenizer, config.data)
     for name, rows in sets.items():
         is_trained = options.data_files or name == "train"
-        view.print(name, rows, show=options.show, step_rows=_step_rows(config) if is_trained else None)
+        step_rows = _step_rows(config) if is_trained else None
+        drops = config.training.dataloader_drop_last
+        multiple = step_rows // config.training.gradient_accumulation_steps if step_rows and drops else 1
+        view.print(name, rows, show=options.show, step_rows=step_rows, multiple=multiple)
     if note is not None:
         view.note(note)
 

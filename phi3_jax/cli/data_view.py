@@ -32,7 +32,9 @@ class DataView:
         # Lines as they are, whatever brackets are in them, and not cut where nobody's terminal is that narrow.
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
 
-    def print(self, name: str, rows: TokenizedRows, *, show: int, step_rows: int | None = None) -> None:
+    def print(
+        self, name: str, rows: TokenizedRows, *, show: int, step_rows: int | None = None, multiple: int = 1
+    ) -> None:
         """Prints what there is to say of a set of rows, and its first rows.
 
         Args:
@@ -40,9 +42,10 @@ class DataView:
             rows: Its rows.
             show: How many of them are printed.
             step_rows: Sequences of a training step; None where the set is not trained on.
+            multiple: Sequences at the end of an epoch that are not so many are left out.
         """
         self._line(name, style="bold")
-        for heading, text in facts(rows.stats, self._data, step_rows):
+        for heading, text in facts(rows.stats, self._data, step_rows, multiple):
             self._line(f"  {heading:<{HEADING}}{text}")
         for line in histogram(rows.stats, self._data.max_length):
             self._line(f"  {'':<{HEADING}}{line}")
@@ -75,13 +78,16 @@ class DataView:
             print(printable(text))
 
 
-def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> list[tuple[str, str]]:
+def facts(
+    stats: DataStats, data: DataSection, step_rows: int | None = None, multiple: int = 1
+) -> list[tuple[str, str]]:
     """What there is to say of a set in lines: a heading, "" where it is that of the line before, and the text.
 
     Args:
         stats: Of the rows.
         data: How they were read.
         step_rows: Sequences of a training step; None where they are not trained on, or that is not known.
+        multiple: Sequences at the end of an epoch that are not so many are left out.
     """
     share = stats.target_tokens / max(stats.tokens, 1)
     format_of = f", format {next(iter(stats.formats))}" if len(stats.formats) == 1 else ""
@@ -99,7 +105,8 @@ def facts(stats: DataStats, data: DataSection, step_rows: int | None = None) -> 
         found.append(("positions", f"{used}, rows packed into {counted(sequences, 'sequence')} of {data.limit:,}"))
     if step_rows is not None:
         what = "row" if stats.packing_efficiency is None else "sequence"
-        found.append(("steps", f"{-(-sequences // step_rows):,} an epoch, of {counted(step_rows, what)}"))
+        taken = sequences // multiple * multiple
+        found.append(("steps", f"{-(-taken // step_rows):,} an epoch, of {counted(step_rows, what)}"))
     if stats.truncated:
         cut = ", ".join(few([name_in(where, stats.sources) for where in stats.truncated_rows], stats.truncated))
         found.append(("cut", f"{counted(stats.truncated, 'row')} at {data.limit:,} tokens: {cut}"))

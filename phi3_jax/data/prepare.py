@@ -249,7 +249,10 @@ def tokenize_rows(
     tokenized = from_arrays(arrays, stats, stats.sources)
     stats.rows, stats.tokens = len(tokenized), int(tokenized.offsets[-1])
     stats.target_tokens = int(tokenized.loss_mask.sum(dtype=np.int64))
-    stats.lengths, stats.length_figures = length_histogram(lengths, data.max_length), length_figures(lengths)
+    stats.lengths, stats.length_figures = (
+        length_histogram(lengths, data.max_length if data.cuts else None),
+        length_figures(lengths),
+    )
     add_notices(stats, chat, data)
     return tokenized
 

@@ -60,6 +60,10 @@ def test_packed_rows_have_the_steps_of_their_sequences():
     assert "30 sequences of 100" in said["positions"]
     assert said["steps"] == "8 an epoch, of 4 sequences"
     assert "steps" not in dict(facts(stats, DataSection(train="x", max_length=100)))
+    # Of 30 the last 2 are left out where a batch has 4.
+    for step_rows, multiple, steps in ((4, 4, 7), (8, 4, 4), (8, 1, 4)):
+        said = dict(facts(stats, DataSection(train="x", max_length=100), step_rows, multiple))
+        assert said["steps"].startswith(f"{steps} an epoch")
 
 
 @pytest.mark.parametrize(("sources", "prefix"), [(["x"], ""), (["x", "y"], "x, ")])

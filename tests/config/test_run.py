@@ -255,3 +255,25 @@ def test_evaluations_need_rows_which_may_be_given_later(training, message):
         run.check_evaluation_rows()
     if "load_best_model_at_end" not in training:
         run.changed({"data.eval": "rows.jsonl"}).check_evaluation_rows()
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "message"),
+    [
+        ({"shuffle": False}, {"group_by_length": True}, "group_by_length is true, but data.shuffle false wants"),
+        ({"streaming": True}, {"group_by_length": True, "max_steps": 3}, "group_by_length is true, but of rows that"),
+        ({"streaming": True}, {"dataloader_drop_last": True, "max_steps": 3}, "drop_last is true, but of rows that"),
+    ],
+)
+def test_orders_that_cannot_be_are_told(data, training, message):
+    raw = {"model": {"name_or_path": "x"}, "data": {"train": "x", **data}, "training": training}
+    with pytest.raises(InputError, match=message):
+        RunConfig.from_dict(raw)
+
+
+def test_rows_have_a_seed_of_their_own_where_it_is_given():
+    training = [RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": t}).training for t in SEEDS]
+    assert [section.order_seed for section in training] == [3, 0, 7]
+
+
+SEEDS = ({"seed": 3}, {"seed": 3, "data_seed": 0}, {"seed": 3, "data_seed": 7})

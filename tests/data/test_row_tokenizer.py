@@ -131,3 +131,25 @@ def test_rows_that_the_tokenizer_refuses_are_found_among_others(chats, monkeypat
     assert len(asked) < 32  # not one by one
     with pytest.raises(InputError, match="row 6: the tokenizer gives up"):
         prepare_data(dataclasses.replace(data, skip_invalid=False), phi3_tokenizer(JULY), seed=0)
+
+
+def test_the_end_of_a_longer_row_is_kept_where_that_is_wanted(chats):
+    row = {"messages": [{"role": "user", "content": "x " * 60}, PAIR[1]]}
+    tokenizer = phi3_tokenizer(JULY)
+    whole = prepare_data(chats(row, max_length=None, packing=False), tokenizer, seed=0).train
+    kept = prepare_data(chats(row, max_length=32, truncation_mode="keep_end"), tokenizer, seed=0).train
+    np.testing.assert_array_equal(kept[0][0], whole[0][0][-32:])
+    np.testing.assert_array_equal(kept[0][1], whole[0][1][-32:])
+    assert (kept.stats.truncated, whole.stats.truncated) == (1, 0)
+    assert "1 row lost their beginning" in kept.stats.notices[-1]
+    [(ids, answer)], [(all_ids, _)] = kept.prompts, whole.prompts
+    assert (answer, ids.tolist()) == ("12", all_ids[len(whole[0][0]) - 32 :].tolist())
+    # Nothing comes before the first token that is kept.
+    everything = prepare_data(chats(row, max_length=32, truncation_mode="keep_end", loss_on="all"), tokenizer, seed=0)
+    assert everything.train[0][1].tolist() == [0] + [1] * 31
+    with pytest.raises(InputError, match="all its targets lie before the last data.max_length 32"):
+        prepare_data(
+            chats({"messages": [*PAIR, row["messages"][0]]}, max_length=32, truncation_mode="keep_end"),
+            tokenizer,
+            seed=0,
+        )
