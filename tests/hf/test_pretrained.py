@@ -42,6 +42,8 @@ def test_a_call_of_transformers_carried_over(tmp_path, capsys):
     for stored in ("float16", "float32"):
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": stored}))
         assert load(tmp_path / "sub", dtype="auto").dtype == stored
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": None, "torch_dtype": None}))
+    assert load(tmp_path / "sub", dtype="auto").dtype == jnp.float32  # what the tensors are
     with pytest.raises(InputError, match="dtype is 'float32' and torch_dtype 'bfloat16'"):
         load(tmp_path, dtype="float32", torch_dtype=torch.bfloat16)
     with pytest.raises(InputError, match="load_in_4bit is given beside quantization_config"):
