@@ -30,14 +30,20 @@ def run(argv: Sequence[str]) -> None:
     from phi3_jax.chat.commands import Screen, converse
     from phi3_jax.chat.session import Session
     from phi3_jax.chat.terminal import Plain, Terminal
+    from phi3_jax.lora import Lora
     from phi3_jax.peft.adapter import PeftAdapter
+
+    def load_another(path: str) -> Lora:
+        adapter = PeftAdapter.open(path, hub)
+        loaded.checkpoint.check_tokenizer(adapter)
+        return adapter.load(loaded.model)
 
     session = Session(
         loaded.model,
         loaded.tokenizer,
         settings,
         adapters={name: lora for name, lora in loaded.adapters.items() if lora is not None},
-        load=lambda path: PeftAdapter.open(path, hub).load(loaded.model),
+        load=load_another,
         system=arguments.system,
     )
     if isinstance(sys.stdin, io.TextIOWrapper):

@@ -31,12 +31,12 @@ def run(argv: Sequence[str]) -> None:
     config = _config(options)
 
     from phi3_jax.data.vocabulary import check_vocabulary
-    from phi3_jax.hf.checkpoint import Checkpoint
     from phi3_jax.hf.files import CONFIG
     from phi3_jax.hf.hub import SMALL_FILES
+    from phi3_jax.peft.continued import open_run_base
     from phi3_jax.training.checks import check_length
 
-    checkpoint = Checkpoint.open(config.model.name_or_path, config.model.hub, patterns=SMALL_FILES)
+    checkpoint = open_run_base(config, patterns=SMALL_FILES)
     tokenizer = checkpoint.tokenizer
     sets, note = _prepared(config, options.data_files, tokenizer)
     if (checkpoint.folder / CONFIG).is_file():  # an adapter's folder has a tokenizer alone

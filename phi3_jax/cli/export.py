@@ -177,8 +177,11 @@ def merge(adapter: "PeftAdapter", base: "Checkpoint", output: Path, *, dtype: st
     from phi3_jax.hf.merge import save_merged
     from phi3_jax.hf.save_tokenizer import save_merged_tokenizer
     from phi3_jax.peft.card import merged_card
+    from phi3_jax.peft.tokenizer import has_own
     from phi3_jax.system.files import storing, temporary_folder
 
+    if has_own(adapter):
+        _ = base.tokenizer  # a line says where it is not the base's
     lora = adapter.load(base.shapes, base)
     with storing(output), temporary_folder(output.parent, f".{output.name}.") as temporary:
         folder = temporary / "merged"

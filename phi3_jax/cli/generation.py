@@ -15,9 +15,9 @@ from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.system.errors import InputError
 
 if TYPE_CHECKING:
-    from phi3_jax.hf.checkpoint import Checkpoint
     from phi3_jax.lora import Lora
     from phi3_jax.model import Phi3ForCausalLM
+    from phi3_jax.peft.tokenizer import BaseOfAdapters
 
 # For a command that answers as the checkpoint says, with the length where it says none.
 AS_CHECKPOINT = (
@@ -89,12 +89,12 @@ class Loaded:
 
     Attributes:
         checkpoint: The base's.
-        tokenizer: Its tokenizer, with the chat template.
+        tokenizer: The one that the adapters were trained with, with the chat template.
         model: Its weights.
         adapters: By name; None for `none`, the base.
     """
 
-    checkpoint: "Checkpoint"
+    checkpoint: "BaseOfAdapters"
     tokenizer: Tokenizer
     model: "Phi3ForCausalLM"
     adapters: "dict[str, Lora | None]"

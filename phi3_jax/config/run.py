@@ -34,6 +34,7 @@ class RunConfig:
         training: How to train.
         parallel: Devices along each axis of the mesh.
         logging: What is written beside metrics.jsonl.
+        given: The names `section.key` that somebody gave; None where that is not known.
 
     Raises:
         InputError: Two sections contradict each other.
@@ -45,6 +46,7 @@ class RunConfig:
     training: TrainingSection = field(default_factory=TrainingSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    given: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_evaluation(self)
@@ -171,7 +173,11 @@ class RunConfig:
         )
         for notice in notices:
             print(notice)
-        return cls.from_dict(sections)
+        run = cls.from_dict(sections)
+        named = peft_config if isinstance(peft_config, Mapping) else {}
+        # Not what the libraries' defaults filled in.
+        given = frozenset(f"peft.{name}" for name, value in named.items() if value not in (None, [], (), {}))
+        return replace(run, given=given)
 
     def changed(self, changes: Mapping[str, object]) -> RunConfig:
         """The run with other values, by `section.key`.
@@ -183,7 +189,9 @@ class RunConfig:
         for name, value in changes.items():
             section, _, key = name.partition(".")
             sections.setdefault(section, {})[key] = value
-        return replace(self, **{name: replace(getattr(self, name), **values) for name, values in sections.items()})
+        given = None if self.given is None else self.given.union(changes)
+        changed = {name: replace(getattr(self, name), **values) for name, values in sections.items()}
+        return replace(self, **changed, given=given)
 
     def check_evaluation_rows(self) -> None:
         """Looks whether there are rows for the evaluations that are wanted, once all are known.
@@ -210,7 +218,8 @@ class RunConfig:
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Nested plain values, JSON and YAML alike; `from_dict` reads them back equal, but for a token."""
         sections = {
-            section: {key: _plain(value) for key, value in values.items()} for section, values in asdict(self).items()
+            section: {key: _plain(value) for key, value in asdict(getattr(self, section)).items()}
+            for section in SECTIONS
         }
         sections["training"]["hub_token"] = None
         return sections
@@ -223,7 +232,7 @@ class RunConfig:
 # Settings of training that look at evaluations before the end.
 NEED_EVALUATIONS = ("load_best_model_at_end", "early_stopping_patience")
 # Section -> its dataclass.
-SECTIONS: dict[str, type] = get_type_hints(RunConfig)
+SECTIONS: dict[str, type] = {name: kind for name, kind in get_type_hints(RunConfig).items() if name != "given"}
 
 
 def parse_run_config(raw: Mapping[str, object]) -> tuple[RunConfig, list[str]]:
@@ -236,7 +245,8 @@ def parse_run_config(raw: Mapping[str, object]) -> tuple[RunConfig, list[str]]:
         InputError: For the first thing that is wrong.
     """
     sections, notices = parse_sections(raw, SECTIONS)
-    return RunConfig(**sections), notices
+    given = frozenset(f"{name}.{key}" for name, values in raw.items() if isinstance(values, Mapping) for key in values)
+    return RunConfig(**sections, given=given), notices
 
 
 def _plain(value: object) -> object:

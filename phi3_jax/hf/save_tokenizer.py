@@ -9,7 +9,7 @@ from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.hf.hub import LICENCE_FILES
 from phi3_jax.hf.tokenizer import has_tokenizer, read_tokenizer, tokenizer_config, tokenizer_files
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.reading import check_file, read_json
+from phi3_jax.system.reading import check_file, read_json, read_text
 
 FAST, FAST_CONFIG, SENTENCES, TEMPLATE = (
     "tokenizer.json",
@@ -68,7 +68,7 @@ def save_merged_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
         InputError: For a tokenizer that cannot be read, and for links out of these folders.
     """
     own, found = _read(adapter) if has_tokenizer(adapter) else None, _read(base)
-    template: object = own.chat_template if own is not None else _template_alone(adapter)
+    template: object = own.chat_template if own is not None else template_alone(adapter)
     if own is None or (found is not None and is_same(own, found)):
         copy_files(base, folder)
         if template is not None and found is not None and template != found.chat_template:
@@ -77,6 +77,23 @@ def save_merged_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
         copy_files(adapter, folder)
         _add_sentences(base, folder)
     copy_licence(base, folder)
+
+
+def template_alone(folder: Path) -> str | None:
+    """The chat template in a folder that has no tokenizer, in the place that transformers would look at first.
+
+    Raises:
+        InputError: For one that is no text.
+    """
+    if (folder / TEMPLATE).exists():
+        return read_text(folder / TEMPLATE)
+    for name in ("chat_template.json", FAST_CONFIG):
+        found = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
+        if isinstance(found, str):
+            return found
+        if found is not None:
+            raise InputError(f"{folder / name}: chat_template is no text; give one template, in {TEMPLATE}")
+    return None
 
 
 def is_same(one: Tokenizer, other: Tokenizer) -> bool:
@@ -138,14 +155,6 @@ def _read(folder: Path) -> Tokenizer | None:
     except InputError:
         return None
     return tokenizer if tokenizer.is_fast else None
-
-
-def _template_alone(folder: Path) -> str | None:
-    """The template in a folder that has no tokenizer."""
-    if not (folder / TEMPLATE).is_file():
-        return None
-    check_file(folder / TEMPLATE)
-    return (folder / TEMPLATE).read_text(encoding="utf-8")
 
 
 def _name_class(folder: Path, tokenizer: Tokenizer) -> None:

@@ -95,20 +95,23 @@ class PeftAdapter:
         path = self.folder / WEIGHTS_FILE
         return path.is_file() and not _base_weight_names().isdisjoint(read_header(path))
 
-    def load(self, model: Phi3ForCausalLM, base: Checkpoint | None = None) -> Lora:
+    def load(
+        self, model: Phi3ForCausalLM, base: Checkpoint | None = None, *, lora_dropout: float | None = None
+    ) -> Lora:
         """Its tensors, as float32 whatever their type in the file.
 
         Args:
             model: The base, whose names and shapes the adapter must fit; shapes in place of arrays are enough.
             base: The base's files, to hold copies of its embedding against where the model has shapes alone.
+            lora_dropout: For training that goes on, None as the file says.
 
         Raises:
             InputError: As `load_adapter`.
         """
+        config = self.config if lora_dropout is None else replace(self.config, lora_dropout=lora_dropout)
         if self._is_state_alone:
-            return load_state(self.folder, model)
+            return load_state(self.folder, config, model)
         path = self.folder / WEIGHTS_FILE
-        config = self.config
         if model.lm_head is None and ties_weights(self.folder):
             config = with_both_ends(config)
         if not path.is_file():

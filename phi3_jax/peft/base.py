@@ -10,6 +10,7 @@ from phi3_jax.hf.hub import CHECKPOINT_FILES
 from phi3_jax.parallel.distributed import is_main
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.peft.config import CONFIG_FILE
+from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
 
@@ -20,8 +21,10 @@ def open_base(
     hub: Hub | None = None,
     *,
     patterns: Sequence[str] = CHECKPOINT_FILES,
-) -> Checkpoint:
+) -> BaseOfAdapters:
     """Opens the checkpoint that the adapters are for; a line on standard error says what of that they said.
+
+    Its tokenizer is the one that they were trained with.
 
     Args:
         model: Folder or hub id; None for the one that the adapters' files name.
@@ -43,7 +46,7 @@ def open_base(
         where = "" if revision is None else f" at revision {revision}"
         who = " and ".join(adapter.name for adapter in adapters if adapter.base == name)
         print(f"base: {name}{where}, which {who} was trained on", file=sys.stderr)
-    return opened
+    return BaseOfAdapters(opened.name, opened.folder, opened.hub, tuple(adapters))
 
 
 def _agreed(adapters: Collection[PeftAdapter]) -> str:

@@ -47,17 +47,17 @@ def state_config(checkpoint: Path) -> LoraConfig:
     return LoraConfig(**names)
 
 
-def load_state(checkpoint: Path, model: Phi3ForCausalLM) -> Lora:
+def load_state(checkpoint: Path, config: LoraConfig, model: Phi3ForCausalLM) -> Lora:
     """The adapter at that step.
 
     Args:
         checkpoint: Its folder.
+        config: What `state_config` says.
         model: The base; shapes in place of arrays are enough.
 
     Raises:
-        InputError: As `state_config`, and where the state is of another model.
+        InputError: Where the state is of another model.
     """
-    config = state_config(checkpoint)
     graph, weights = nnx.split(model)
     like: Lora = jax.eval_shape(
         lambda weights: init_lora(nnx.merge(graph, weights), config, jax.random.key(0)), weights

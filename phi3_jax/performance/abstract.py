@@ -147,7 +147,8 @@ class _Shapes:
 def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM) -> Lora:
     peft = run.peft
     if peft.init_from is not None:
-        lora = PeftAdapter.open(peft.init_from, run.model.hub.at(None)).load(model)
+        adapter = PeftAdapter.open(peft.init_from, run.model.hub.at(None))
+        lora = adapter.load(model, lora_dropout=run.peft.lora_dropout)
         shapes: Lora = jax.eval_shape(lambda: lora)
         return shapes
     if peft.init_lora_weights in ("eva", "loftq"):

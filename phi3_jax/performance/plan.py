@@ -7,9 +7,11 @@ from typing import Literal
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.files import CONFIG
 from phi3_jax.model.leaves import model_leaves
 from phi3_jax.parallel.hardware import GiB, hardware
 from phi3_jax.parallel.mesh import mesh_shape
+from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.compile import Compiled, compile_elsewhere, has_libtpu
 from phi3_jax.performance.memory import Estimator, Memory
@@ -91,7 +93,8 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
         InputError: Before anything is compiled, where model, rows, mesh and devices do not go together.
     """
     topology = parse_topology(topology_name)
-    checkpoint = Checkpoint.open_config(run.model.name_or_path, run.model.hub)
+    checkpoint = open_run_base(run, patterns=(CONFIG,))
+    run, _ = as_trained(run, checkpoint)
     run, config = as_stored(run, checkpoint), checkpoint.config
     check_length(run.data.limit, config)
     mesh = mesh_shape(asdict(run.parallel), topology.devices)

@@ -13,6 +13,7 @@ from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.distributed import is_main
 from phi3_jax.parallel.mesh import AXES
 from phi3_jax.parallel.sharding import check_tensor_axis
+from phi3_jax.peft.continued import BEGINNINGS, STRUCTURE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import check_writable, storing
 from phi3_jax.system.lock import check_not_held
@@ -228,9 +229,12 @@ def changed_settings(run: RunConfig, config_file: Path) -> Changes:
         ) from error
     # What is not in the file is newer than the run, which had the default.
     before, now = _flat(RunConfig(model=run.model).to_dict()) | before, _flat(yaml.safe_load(run.to_yaml()))
+    # An adapter that is continued says these itself; earlier versions wrote down what was asked for.
+    continues = run.peft.init_from is not None and before.get("peft.init_from") == run.peft.init_from
+    untold = {f"peft.{name}" for name in (*STRUCTURE, *BEGINNINGS)} if continues else set()
     changes = Changes([], [])
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) == now.get(name) or name in RESUMING:
+        if before.get(name) == now.get(name) or name in RESUMING or name in untold:
             continue
         is_free = name in FREE_ON_RESUME or name.startswith("logging.")
         text = f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)"

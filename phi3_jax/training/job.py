@@ -15,12 +15,13 @@ from phi3_jax.data.memory import GivenRows, GivenSets
 from phi3_jax.data.run_data import RunData, load_data
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.generation import end_token_ids, padding_id
-from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import Lora, ParameterTable, parameter_table, partition, trainable_mask
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.devices import Devices
 from phi3_jax.parallel.layout import shardings
 from phi3_jax.parallel.mesh import make_mesh
+from phi3_jax.peft.continued import as_trained, open_run_base
+from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.training.checks import check_length, check_mesh
 from phi3_jax.training.evaluation import Prompt, choose_prompts
 from phi3_jax.training.start import load_model_and_lora
@@ -116,18 +117,23 @@ class RunJob(Job):
     revision: str | None
 
 
-def load_job(run: RunConfig, *, train: GivenRows | None = None, eval: GivenSets | None = None) -> RunJob:
+def load_job(
+    run: RunConfig, base: BaseOfAdapters | None = None, *, train: GivenRows | None = None, eval: GivenSets | None = None
+) -> RunJob:
     """Loads checkpoint and data.
 
     Args:
         run: says what.
+        base: its checkpoint, where that is open already.
         train: the training rows, where they are in memory.
         eval: the evaluation rows, where they are, or sets of them by name.
 
     Raises:
         InputError: for whatever is wrong with them.
     """
-    checkpoint = Checkpoint.open(run.model.name_or_path, run.model.hub)
+    checkpoint = open_run_base(run) if base is None else base
+    if base is None:
+        run, _ = as_trained(run, checkpoint)
     config = checkpoint.config
     devices = job_devices(run, config)
     tokenizer = checkpoint.tokenizer

@@ -15,6 +15,7 @@ from phi3_jax.optim.optimizer import make_optimizer
 from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.hardware import hardware
+from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storing
 from phi3_jax.training import endings, results
@@ -92,15 +93,21 @@ def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_datase
     """
     with together():
         run = replace(run, data=with_given_rows(run.data, train_dataset, eval_dataset))
-    check_agreement({"configuration": run.to_yaml()})
     with together():
         check_settings(run)
+        # The settings of an adapter that is continued are known once it is open; else the folder is looked at first.
+        base = None if run.peft.init_from is None else open_run_base(run)
+        run, notices = (run, []) if base is None else as_trained(run, base)
+    for notice in notices if is_main() else ():
+        print(notice)
+    check_agreement({"configuration": run.to_yaml()})
+    with together():
         check_output_folder(run)
     with together():
         # Before a model is loaded: a wrong id, token or network shows at once.
         target = run.training.push_target
         push = None if target is None or not is_main() else RunPush(run.training, target, print)
-    job = load_job(run, train=train_dataset, eval=eval_dataset)
+    job = load_job(run, base, train=train_dataset, eval=eval_dataset)
     with job.devices.in_use(), StopSignals() as signals:
         trainer = Trainer(run, job, signals, push)
         try:

@@ -22,7 +22,7 @@ from phi3_jax.lora import LoftqQuantizer, Lora, config_targets, eva_init, init_l
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.parallel.sharding import replicated
-from phi3_jax.peft.adapter import PeftAdapter
+from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.quant import Quantizer
 from phi3_jax.system.errors import InputError
 
@@ -31,13 +31,13 @@ EVA_EPOCHS = 10
 
 
 def load_model_and_lora(
-    run: RunConfig, checkpoint: Checkpoint, rows: TokenizedRows | StreamedRows, key: PRNGKeyArray, mesh: Mesh
+    run: RunConfig, checkpoint: BaseOfAdapters, rows: TokenizedRows | StreamedRows, key: PRNGKeyArray, mesh: Mesh
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
     """The checkpoint's base, and the adapter to train: fresh, or `peft.init_from`'s.
 
     Args:
         run: Says what is trained, and with which initialiser.
-        checkpoint: The base's.
+        checkpoint: The base's, with the adapter to continue.
         rows: To train on, which some initialisers look at.
         key: What is drawn from.
         mesh: The devices that share the base's weights.
@@ -48,9 +48,9 @@ def load_model_and_lora(
     checkpoint.config.check_trainable(f"{checkpoint.folder}: config.json")
     if run.peft.full_finetuning:
         return _load_whole(run, checkpoint, mesh), None
-    if run.peft.init_from is not None:
-        model = _load_base(run, checkpoint, mesh)
-        return model, PeftAdapter.open(run.peft.init_from, run.model.hub.at(None)).load(model)
+    if checkpoint.adapters:
+        model, (adapter,) = _load_base(run, checkpoint, mesh), checkpoint.adapters
+        return model, adapter.load(model, lora_dropout=run.peft.lora_dropout)
     # Every target is looked up before the weights are read, which may take minutes.
     config_targets(checkpoint.shapes, run.peft)
     if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:

@@ -277,3 +277,14 @@ def test_rows_have_a_seed_of_their_own_where_it_is_given():
 
 
 SEEDS = ({"seed": 3}, {"seed": 3, "data_seed": 0}, {"seed": 3, "data_seed": 7})
+
+
+def test_a_run_knows_which_keys_were_given():
+    run, _ = parse_run_config({"model": {"name_or_path": "base"}, "peft": {"r": 16, "lora_alpha": 32}})
+    assert run.given == {"model.name_or_path", "peft.r", "peft.lora_alpha"}
+    assert "given" not in run.to_dict()
+    assert run.changed({"peft.use_dora": True}).given == run.given | {"peft.use_dora"}
+    script = {"peft_config": {"init_from": "x", "r": 8, "rank_pattern": {}}, "training_config": {}}
+    run = RunConfig.from_dicts(model="base", data="chats.jsonl", **script)
+    assert run.peft.lora_alpha == 8  # PEFT's default, which nobody gave
+    assert {name for name in run.given if name.startswith("peft.")} == {"peft.init_from", "peft.r"}
