@@ -204,6 +204,8 @@ class TrainingSection:
         return self.seed if self.data_seed is None else self.data_seed
 
     def __post_init__(self) -> None:
+        if self.hub_token == "<HUB_TOKEN>":  # what transformers' to_dict puts in its place
+            object.__setattr__(self, "hub_token", None)
         remember(self.hub_token)  # so that nothing shows it
         for name in ("output_dir", "fallback_dir", "resume_from_checkpoint"):  # which a shell does not see in a file
             if isinstance(path := getattr(self, name), str):

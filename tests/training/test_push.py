@@ -91,22 +91,31 @@ def test_a_checkpoint_while_the_one_before_is_on_its_way_is_passed_over_and_fail
 
 
 def settings(folder: Path, **training: object) -> RunConfig:
-    run = RunConfig.from_dict(
+    return RunConfig.from_dict(
         {
             "model": {"name_or_path": str(demo_path("base")), "dtype": "float32"},
             "peft": {"r": 2, "target_modules": ["qkv_proj"]},
             "data": {"max_length": 64},
-            "training": {"output_dir": str(folder), "max_steps": 2, "save_steps": 1},
+            "training": {"output_dir": str(folder), "max_steps": 2, "save_steps": 1, "push_to_hub": True, **training},
             "logging": {"tensorboard": False},
         }
     )
-    return run.changed({"training.push_to_hub": True} | {f"training.{key}": value for key, value in training.items()})
 
 
 def test_what_is_wrong_shows_before_anything_is_loaded_or_written(hub, tmp_path):
     with pytest.raises(InputError, match="you is neither you, me"):
         train(settings(tmp_path / "out", hub_model_id="you/x"), train_dataset=[ROW])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_is_neither_written_nor_shown():
+    training = TrainingSection(output_dir="runs/mine", push_to_hub=True, hub_token=TOKEN)
+    assert training.push_target is not None
+    assert (training.push_target.token, training.push_target.repo_id) == (TOKEN, "mine")
+    run = RunConfig.from_dict({"model": {"name_or_path": "x"}, "training": {"hub_token": TOKEN}})
+    assert run.training.hub_token == TOKEN
+    assert TOKEN not in f"{run!r} {run.to_dict()} {run.to_yaml()} {training.push_target!r}"
+    assert TrainingSection(hub_token="<HUB_TOKEN>").hub_token is None  # as transformers' to_dict has it
 
 
 @pytest.mark.slow
