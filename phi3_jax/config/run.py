@@ -263,8 +263,9 @@ def _check_evaluation(run: RunConfig) -> None:
         value = getattr(training, name)
         # Without rows there are none either, but those may be given to `train`.
         if value and run.data.has_eval and not training.evaluates_midway:
+            why = "training.eval_strategy is no" if training.eval_strategy == "no" else "training.eval_steps is null"
             raise InputError(
-                f"training.{name} is {str(value).lower()}, but nothing is evaluated before the end; "
+                f"training.{name} is {str(value).lower()}, but {why}, so that nothing is evaluated before the end; "
                 "give training.eval_steps, or training.eval_strategy epoch"
             )
     if training.load_best_model_at_end and training.save_strategy == "no":

@@ -20,33 +20,33 @@ class Manifest(TypedDict):
 
     Attributes:
         files: bytes and hash of each, by its path within the checkpoint.
-        eval_loss: what the evaluation at this checkpoint gave, if it is one and there was one.
+        score: of the evaluation at this checkpoint, the lower the better, if it is one and there was one.
     """
 
     files: dict[str, tuple[int, str]]
-    eval_loss: float | None
+    score: float | None
 
 
 class Damaged(Exception):
     """A folder that is not what was written; the message says where."""
 
 
-def write_manifest(folder: Path, eval_loss: float | None = None) -> None:
+def write_manifest(folder: Path, score: float | None = None) -> None:
     """Writes down the size and the hash of every file, once all are there.
 
     The files are on the disk when this returns, and so is the list.
 
     Args:
         folder: a checkpoint's, or another one.
-        eval_loss: what the evaluation at this checkpoint gave, if it is one and there was one.
+        score: of the evaluation at this checkpoint, the lower the better, if it is one and there was one.
     """
     files = {str(path.relative_to(folder)): _seal(path) for path in sorted(_files(folder))}
-    _write(folder, {"files": files, "eval_loss": eval_loss})
+    _write(folder, {"files": files, "score": score})
 
 
-def change_eval_loss(folder: Path, eval_loss: float | None) -> None:
-    """Writes another `eval_loss` down, and leaves the rest as it is."""
-    _write(folder, {**_read(folder), "eval_loss": eval_loss})
+def change_score(folder: Path, score: float | None) -> None:
+    """Writes another `score` down, and leaves the rest as it is."""
+    _write(folder, {**_read(folder), "score": score})
 
 
 def check(folder: Path, *, thoroughly: bool) -> float | None:
@@ -57,7 +57,7 @@ def check(folder: Path, *, thoroughly: bool) -> float | None:
         thoroughly: that every file's hash is compared, not just its size and small files' hashes.
 
     Returns:
-        Its `eval_loss`.
+        Its `score`.
 
     Raises:
         Damaged: where they differ.
@@ -66,7 +66,7 @@ def check(folder: Path, *, thoroughly: bool) -> float | None:
     manifest = _read(folder)
     for name, (size, digest) in manifest["files"].items():
         _check_file(folder / name, name, size, digest, thoroughly=thoroughly)
-    return manifest["eval_loss"]
+    return manifest["score"]
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
@@ -133,4 +133,5 @@ def _read(folder: Path) -> Manifest:
         raise Damaged(f"{NAME} is not what was written") from error
     if digest != _own_digest(manifest):
         raise Damaged(f"{NAME} is not what was written")
-    return {"files": manifest["files"], "eval_loss": manifest["eval_loss"]}
+    # It was the evaluation's loss, and was called so, before there were others.
+    return {"files": manifest["files"], "score": manifest.get("score", manifest.get("eval_loss"))}

@@ -34,6 +34,7 @@ def announce(run: RunConfig, job: RunJob, timetable: Timetable, batch_size: int,
     say(
         f"{timetable.total_steps} steps of {rows} rows{epoch}, "
         f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
+        + "".join(f", {name} {value}" for name, value in (training.lr_scheduler_kwargs or {}).items())
     )
     if unused := unused_settings(training):
         say(f"not used: {'; '.join(unused)}")

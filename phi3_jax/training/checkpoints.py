@@ -20,7 +20,7 @@ from phi3_jax.parallel.layout import is_key
 from phi3_jax.system.compat_orbax import context_with_json, disk_error
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError, storage_error, sync
-from phi3_jax.system.manifest import Damaged, change_eval_loss, check, write_manifest
+from phi3_jax.system.manifest import Damaged, change_score, check, write_manifest
 from phi3_jax.system.text import first_line
 from phi3_jax.training.adapter_files import Beside
 from phi3_jax.training.checkpoint_names import DAMAGED, REMOVING, SAVING, SUPERSEDED, UNFINISHED
@@ -31,24 +31,24 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10.0  # seconds that training waits for a disk in silence
 
 
-def superfluous(losses: Mapping[int, float | None], limit: int | None) -> list[int]:
-    """Which steps' checkpoints to remove, so that `limit` are left: the newest, the best by its evaluation
-    loss among them. As with transformers' `save_total_limit`, the newest and the best stay in any case.
+def superfluous(scores: Mapping[int, float | None], limit: int | None) -> list[int]:
+    """Which steps' checkpoints to remove, so that `limit` are left: the newest, the one of the best evaluation
+    among them. As with transformers' `save_total_limit`, the newest and the best stay in any case.
 
     Args:
-        losses: that of each step that has a checkpoint, None where there was no evaluation.
+        scores: that of each step that has a checkpoint, the lower the better; None where there was no evaluation.
         limit: how many are to be left, None for all.
     """
-    if limit is None or len(losses) <= limit:
+    if limit is None or len(scores) <= limit:
         return []
-    kept = {max(losses)}
-    scored = {step: loss for step, loss in losses.items() if loss is not None}
+    kept = {max(scores)}
+    scored = {step: score for step, score in scores.items() if score is not None}
     if scored:
         kept.add(min(scored, key=lambda step: (scored[step], step)))
-    for step in sorted(losses, reverse=True):
+    for step in sorted(scores, reverse=True):
         if len(kept) < limit:
             kept.add(step)
-    return sorted(losses.keys() - kept)
+    return sorted(scores.keys() - kept)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Saving:
     """A checkpoint that is being written."""
 
     step: int
-    eval_loss: float | None
+    score: float | None
     nbytes: int
     done: "Future[None]"
 
@@ -95,31 +95,31 @@ class Checkpoints:
         self._context = context_with_json("progress")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._saving: _Saving | None = None
-        self._losses: dict[int, float | None] = {}
+        self._scores: dict[int, float | None] = {}
         self._decide(self._open)
 
     @property
     def steps(self) -> list[int]:
         """Those of the complete checkpoints, ascending."""
-        return sorted(self._losses)
+        return sorted(self._scores)
 
     def save(
         self,
         step: int,
         state: TrainState,
         progress: dict[str, object],
-        eval_loss: float | None,
+        score: float | None,
         beside: Beside | None = None,
     ) -> None:
         """Starts saving; the arrays are copied from the device before this returns.
 
-        Where `step` is saved already, only its `eval_loss` is taken over.
+        Where `step` is saved already, only its `score` is taken over.
 
         Args:
             step: Of the state.
             state: What is to be restored.
             progress: The JSON beside it.
-            eval_loss: Of an evaluation at this step.
+            score: Of an evaluation at this step.
             beside: The adapter, which lies in the same folder as PEFT's files.
 
         Raises:
@@ -132,17 +132,17 @@ class Checkpoints:
                 f"warning: training waited {seconds:.0f} s for the checkpoint before to be written; a faster disk, "
                 "or fewer checkpoints (training.save_steps), would save that"
             )
-        if step in self._losses:
-            if eval_loss is not None:
-                self._decide(lambda: self._take_over(step, eval_loss))
+        if step in self._scores:
+            if score is not None:
+                self._decide(lambda: self._take_over(step, score))
             return
         arrays = _flatten(state)
         nbytes = sum(array.nbytes for array in arrays.values()) + (0 if beside is None else beside.nbytes)
         target = self._folder / f"{step}{SAVING}"
         with self._storing(step, nbytes), self._context:
             written = ocp.save_checkpointables_async(target, {"state": arrays, "progress": progress})
-        done = self._pool.submit(self._finish, step, eval_loss, written.result, beside, dict(self._losses))
-        self._saving = _Saving(step, eval_loss, nbytes, done)
+        done = self._pool.submit(self._finish, step, score, written.result, beside, dict(self._scores))
+        self._saving = _Saving(step, score, nbytes, done)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Mapping[str, Any]]:
         """The state saved at `step`, with the types, shapes and shardings of `like`, and the JSON beside it.
@@ -179,7 +179,7 @@ class Checkpoints:
         def set_aside() -> None:
             for old in later:
                 self._set_aside(self._folder / str(old), SUPERSEDED)
-                del self._losses[old]
+                del self._scores[old]
 
         self._decide(set_aside)
         return later
@@ -191,9 +191,9 @@ class Checkpoints:
             return
         with together(), self._storing(saving.step, saving.nbytes):
             saving.done.result()
-        self._losses[saving.step] = saving.eval_loss
-        for step in superfluous(self._losses, self._limit):
-            del self._losses[step]
+        self._scores[saving.step] = saving.score
+        for step in superfluous(self._scores, self._limit):
+            del self._scores[step]
 
     def close(self) -> None:
         """Waits as `wait` does, and lets everything go."""
@@ -207,10 +207,10 @@ class Checkpoints:
     def _finish(
         self,
         step: int,
-        eval_loss: float | None,
+        score: float | None,
         written: Callable[[], None],
         beside: Beside | None,
-        losses: dict[int, float | None],
+        scores: dict[int, float | None],
     ) -> None:
         written()  # by all processes
         if not is_main():
@@ -218,12 +218,12 @@ class Checkpoints:
         folder = self._folder / f"{step}{SAVING}"
         if beside is not None:
             beside.write(folder)
-        write_manifest(folder, eval_loss)
+        write_manifest(folder, score)
         folder.rename(self._folder / str(step))
         sync(self._folder)  # before older ones go
         if self.on_saved is not None:
             self.on_saved(self._folder / str(step))
-        for old in superfluous({**losses, step: eval_loss}, self._limit):
+        for old in superfluous({**scores, step: score}, self._limit):
             self._remove(old)
 
     def _remove(self, step: int) -> None:
@@ -238,8 +238,8 @@ class Checkpoints:
         with together():
             if is_main():
                 decide()
-        text = exchange(json.dumps(list(self._losses.items())))[0]
-        self._losses = {int(step): loss for step, loss in json.loads(text)}
+        text = exchange(json.dumps(list(self._scores.items())))[0]
+        self._scores = {int(step): score for step, score in json.loads(text)}
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -248,16 +248,16 @@ class Checkpoints:
             if UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path)
         for step in sorted(int(path.name) for path in found if path.name.isdecimal()):
-            self._losses[step] = None
+            self._scores[step] = None
             self._check(step, thoroughly=False)
         self._require_one()
 
     def _check_newest(self) -> None:
-        while not self._check(max(self._losses), thoroughly=True):
+        while not self._check(max(self._scores), thoroughly=True):
             self._require_one()
 
     def _check_one(self, step: int) -> None:
-        if step not in self._losses or not self._check(step, thoroughly=True):
+        if step not in self._scores or not self._check(step, thoroughly=True):
             raise InputError(
                 f"{self._folder / str(step)}: the checkpoint is damaged or gone; to go on from another one set "
                 "training.resume_from_checkpoint true; to take the last weights instead of the best set "
@@ -267,10 +267,10 @@ class Checkpoints:
     def _check(self, step: int, *, thoroughly: bool) -> bool:
         folder = self._folder / str(step)
         try:
-            self._losses[step] = check(folder, thoroughly=thoroughly)
+            self._scores[step] = check(folder, thoroughly=thoroughly)
         except Damaged as damage:
             aside = self._set_aside(folder, DAMAGED)
-            del self._losses[step]
+            del self._scores[step]
             self._warn(f"warning: {folder}: the checkpoint is damaged ({damage}); it is left out, and kept as {aside}")
             return False
         except OSError as error:
@@ -287,15 +287,15 @@ class Checkpoints:
 
     def _require_one(self) -> None:
         damaged = sorted(path.name for path in self._folder.iterdir() if DAMAGED in path.name)
-        if damaged and not self._losses:
+        if damaged and not self._scores:
             raise InputError(
                 f"{self._folder}: no checkpoint is left, those that there were are damaged ({', '.join(damaged)}); put "
                 "a copy of one in its place, or remove them all to start at step 0"
             )
 
-    def _take_over(self, step: int, eval_loss: float) -> None:
-        change_eval_loss(self._folder / str(step), eval_loss)
-        self._losses[step] = eval_loss
+    def _take_over(self, step: int, score: float) -> None:
+        change_score(self._folder / str(step), score)
+        self._scores[step] = score
 
     # What a disk can do.
 

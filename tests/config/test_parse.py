@@ -49,11 +49,11 @@ from tests.helpers.configs import error, parse
         # Contradictions.
         (
             {"training": {"load_best_model_at_end": True}, "data": {"eval": "x"}},
-            "training.load_best_model_at_end is true, but nothing is evaluated before the end",
+            "training.load_best_model_at_end is true, but training.eval_steps is null, so that nothing is evaluated",
         ),
         (
             {"training": {"early_stopping_patience": 2, "eval_strategy": "no"}, "data": {"eval": "x"}},
-            "training.early_stopping_patience is 2, but nothing is evaluated",
+            "training.early_stopping_patience is 2, but training.eval_strategy is no, so that nothing",
         ),
         (
             {

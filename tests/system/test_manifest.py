@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import xxhash
 
-from phi3_jax.system.manifest import Damaged, change_eval_loss, check, check_files, write_manifest
+from phi3_jax.system.manifest import Damaged, change_score, check, check_files, write_manifest
 
 
 @pytest.fixture
@@ -15,10 +16,18 @@ def sealed(tmp_path):
     return tmp_path
 
 
-def test_a_whole_checkpoint_gives_its_loss(sealed):
+def test_a_whole_checkpoint_gives_its_score(sealed):
     assert check(sealed, thoroughly=True) == 1.5
-    change_eval_loss(sealed, 0.5)
+    change_score(sealed, 0.5)
     assert check(sealed, thoroughly=True) == 0.5
+
+
+def test_the_loss_of_an_older_manifest_is_its_score(sealed):
+    raw = json.loads((sealed / "manifest.json").read_text())
+    old = {"files": raw["files"], "eval_loss": 2.5}
+    digest = xxhash.xxh3_128_hexdigest(json.dumps(old, sort_keys=True).encode())
+    (sealed / "manifest.json").write_text(json.dumps({**old, "digest": digest}))
+    assert check(sealed, thoroughly=True) == 2.5
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"abcd", "4 bytes instead of 3"), (b"abd", "not what was written")])
@@ -39,6 +48,6 @@ def test_some_of_the_files_are_looked_at_by_themselves(sealed):
 
 def test_a_manifest_that_was_edited_is_damage(sealed):
     raw = json.loads((sealed / "manifest.json").read_text())
-    (sealed / "manifest.json").write_text(json.dumps({**raw, "eval_loss": 0.0}))
+    (sealed / "manifest.json").write_text(json.dumps({**raw, "score": 0.0}))
     with pytest.raises(Damaged, match=r"manifest\.json is not what was written"):
         check(sealed, thoroughly=False)

@@ -75,7 +75,7 @@ def flip(path: Path) -> None:
 
 def change_loss(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"eval_loss": 3.0', '"eval_loss": 0.0'))
+    path.write_text(path.read_text().replace('"score": 3.0', '"score": 0.0'))
 
 
 DAMAGES = {
@@ -205,7 +205,7 @@ def places(message: str) -> list[int]:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO])
 def test_a_disk_that_refuses_is_told(folder, first, monkeypatch, number):
-    def refuse(path: Path, eval_loss: float | None) -> None:
+    def refuse(path: Path, score: float | None) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(checkpoints_module, "write_manifest", refuse)
