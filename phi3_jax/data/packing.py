@@ -112,7 +112,7 @@ def grouped(plan: list[list[int]], lengths: Int[ndarray, "rows"], size: int) -> 
     Example:
         >>> lengths = np.array([1, 3, 2, 9, 5, 4, 8, 7])
         >>> grouped([[row] for row in range(8)], lengths, 1)
-        [[3], [1], [2], [0], [6], [7], [4], [5]]
+        [[3], [0], [1], [2], [4], [5], [6], [7]]
     """
     total = [int(lengths[rows].sum()) for rows in plan]
     stretch = size * max(min(len(plan) // (size * 4), 50), 1)

@@ -87,7 +87,7 @@ def figures_of(sets: Mapping[str, SetSums]) -> EvalFigures:
 
 def _figures(sums: SetSums) -> EvalFigures:
     losses, counts, correct = sums
-    count = counts.sum()
+    count = float(counts.sum())
     low, high = bootstrap_interval(np.stack([losses, counts], axis=1), samples=_SAMPLES)
     loss = math.fsum(losses) / count
     return {
