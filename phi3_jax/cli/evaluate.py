@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
         format=arguments.format,
         columns=arguments.columns,
         loss_on=arguments.loss_on,
-        max_length=arguments.max_length,
+        max_length=arguments.longest_row,
         max_rows=arguments.max_rows,
         packing=False,
         shuffle=False,
@@ -146,13 +146,21 @@ def make_parser() -> Parser:
         help="assistant turns that are answered: the last of a row, or all, each as a row of its own (default: all "
         "with tool_call, else last)",
     )
-    parser.add_argument("--max-length", type=positive, default=2048, metavar="N", help="longest row (default: 2048)")
+    # Not the setting of that name of how to answer, which there is no option for here.
+    parser.add_argument(
+        "--max-length",
+        dest="longest_row",
+        type=positive,
+        default=2048,
+        metavar="N",
+        help="longest row (default: 2048)",
+    )
     parser.add_argument("--max-rows", type=positive, metavar="N", help="only the first so many rows")
     add_row_arguments(parser)
     parser.add_argument(
         "--batch-size", type=positive, default=4, metavar="N", help="rows of a device in a forward pass (default: 4)"
     )
-    add_generation_arguments(parser, ANSWERS, without=("num_return_sequences",))
+    add_generation_arguments(parser, ANSWERS, without=("num_return_sequences", "max_length"))
     for field in fields(ParallelSection):
         parser.add_argument(
             f"--parallel.{field.name}", type=int, default=1, metavar="N", help="devices along this axis, as in training"
