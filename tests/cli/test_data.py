@@ -6,10 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
 from phi3_jax.cli import main
-from phi3_jax.demo import demo_path
 from tests.helpers.checkpoints import OUTGROWN_ERROR, RAW, write_outgrown_checkpoint
 from tests.helpers.commands import refusal
 from tests.helpers.tokenizers import PHI_3_TOKENS, PHI_4_MINI, phi4_tokenizer
@@ -111,24 +109,6 @@ def test_the_page_shows_what_the_command_prints(monkeypatch, capfd):
     (typed, shown) = re.search(r"^\$ phi3-jax (data .*)\n((?:.*\n)+?)```", page, re.MULTILINE).groups()
     assert main(shlex.split(typed)) == 0
     assert capfd.readouterr().out.rstrip() == shown.rstrip()
-
-
-@pytest.mark.slow
-def test_the_first_hour_of_the_page(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("rouge_score")
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    (block,) = re.search(r"## The first hour\n.*?```sh\n(.*?)```", page, re.DOTALL).groups()
-    rows = demo_path("orders_train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    Path("chats.jsonl").write_text("".join(rows[:20]))
-    commands = block.replace("microsoft/Phi-4-mini-instruct", str(demo_path("base"))).splitlines()
-    assert len(commands) == 5
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        assert program == "phi3-jax"
-        assert main(arguments) == 0, capfd.readouterr().err
-    assert load_file("out/merged/model.safetensors")
-    assert "rougeL" in Path("out/evaluation/results.json").read_text()
 
 
 def test_a_tokenizer_without_a_configuration_will_do(write, tmp_path, capfd):
