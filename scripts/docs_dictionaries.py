@@ -56,9 +56,10 @@ WORDS = {
     "disable_tqdm": "`logging.progress`, the other way round",
     "do_eval": "false is `training.eval_strategy: no`",
     "fp16": "true is `model.dtype: float16`, without loss scaling, which a line says",
+    "log_level": "`logging.verbosity`: info and below verbose, warning normal, error and above quiet",
     "model_init_kwargs": "the section `model`",
     "report_to": "`logging.tensorboard` and `logging.wandb`; others are named in a line",
-    "train_sampling_strategy": "`data.shuffle`",
+    "train_sampling_strategy": "`data.shuffle` and `training.group_by_length`",
 }
 
 

@@ -223,11 +223,26 @@ def _model_init_kwargs(sections: Sections) -> None:
 
 
 def _sampling(sections: Sections, value: object, notices: list[str]) -> None:
-    orders = {None: True, "random": True, "sequential": False}
+    orders = {
+        "random": {},
+        "sequential": {"data.shuffle": False},
+        "group_by_length": {"training.group_by_length": True},
+    }
+    if value is None:
+        return
     if value not in orders:
-        raise InputError(f"training.train_sampling_strategy is {_yaml(value)}, expected random or sequential")
-    if value is not None:
-        _set(sections, f"training.train_sampling_strategy {value}", "data.shuffle", orders[str(value)])
+        raise InputError(f"training.train_sampling_strategy is {_yaml(value)}, expected one of {', '.join(orders)}")
+    for target, meant in orders[str(value)].items():
+        _set(sections, f"training.train_sampling_strategy {value}", target, meant)
+
+
+def _log_level(sections: Sections, value: object, notices: list[str]) -> None:
+    words = {"passive": None, "warning": "normal"}
+    words |= dict.fromkeys(("debug", "detail", "info"), "verbose") | dict.fromkeys(("error", "critical"), "quiet")
+    if value is not None and value not in words:
+        raise InputError(f"training.log_level is {_yaml(value)}, expected one of {', '.join(words)}")
+    if meant := words.get(str(value)):
+        _set(sections, f"training.log_level {value}", "logging.verbosity", meant)
 
 
 def _do_eval(sections: Sections, value: object, notices: list[str]) -> None:
@@ -257,10 +272,11 @@ SPECIAL: dict[str, Callable[[Sections, object, list[str]], None]] = {
     "do_eval": _do_eval,
     "report_to": _report_to,
     "dataset_text_field": _dataset_text_field,
+    "log_level": _log_level,
     "train_sampling_strategy": _sampling,
 }
 # Those of them that are no flags.
-WORDS = ("report_to", "dataset_text_field", "train_sampling_strategy")
+WORDS = ("report_to", "dataset_text_field", "log_level", "train_sampling_strategy")
 LOSS = "data.loss_on"
 # What `_loss` and `_model_init_kwargs` read.
 TRL_OWN = ("assistant_only_loss", "completion_only_loss", "model_init_kwargs")

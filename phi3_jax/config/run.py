@@ -66,9 +66,9 @@ class RunConfig:
 
         Example:
             >>> from phi3_jax import RunConfig
-            >>> raw = {"model": {"name_or_path": "base"}, "training": {"max_steps": 40, "log_level": "info"}}
+            >>> raw = {"model": {"name_or_path": "base"}, "training": {"max_steps": 40, "fsdp": "full_shard"}}
             >>> run = RunConfig.from_dict(raw)
-            passed over: training.log_level (not used here)
+            passed over: training.fsdp (the section parallel says how devices share the work)
             >>> run.training.max_steps, run.training.learning_rate
             (40, 0.0001)
             >>> RunConfig.from_dict(run.to_dict()) == run

@@ -4,7 +4,7 @@ A key that a script leaves out has TRL's, transformers' or PEFT's default, which
 package's own (foreign.yaml lists them under `defaults`; docs/configuration.md shows all of them).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,8 +12,10 @@ from phi3_jax.config.foreign import Sections, table, translate
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import shown
 
-# What TRL does with text.
-AS_TRL: Mapping[str, object] = {"template": "none", "final_eos": True, "loss_on": "completion"}
+# What TRL does with text, and with rows that have nothing to train on.
+AS_TRL: Mapping[str, object] = {"template": "none", "final_eos": True, "loss_on": "completion", "skip_empty": True}
+# Modules of Llama that are slices of Phi-3's, where PEFT finds nothing.
+SLICES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 # The names of the type of the base's weights.
 DTYPES = ("dtype", "torch_dtype")
 
@@ -62,6 +64,11 @@ def sections_of_script(
     elif not peft.get("target_modules"):
         peft["target_modules"] = "all-linear"
         notices.append("peft_config has no target_modules, and PEFT none for Phi-3: all-linear is taken")
+    elif slices := [name for name in SLICES if name in _names(peft["target_modules"])]:
+        notices.append(
+            f"peft_config.target_modules has {', '.join(slices)}: slices of qkv_proj and gate_up_proj, which get "
+            "adapters here; PEFT, which knows the whole layers alone, gives them none"
+        )
     said, more = translate(
         {
             "model": base,
@@ -78,6 +85,10 @@ def sections_of_script(
     if run["training"]["eval_strategy"] == "steps" and run["training"].get("eval_steps") is None:
         run["training"]["eval_steps"] = run["training"]["logging_steps"]  # as TrainingArguments does
     return run, [*notices, *more]
+
+
+def _names(targets: object) -> Collection[object]:
+    return targets if isinstance(targets, list | tuple | set | frozenset) else ()
 
 
 def _merged(below: Sections, above: Sections) -> Sections:
@@ -153,8 +164,6 @@ def _null_and_zero(training: dict[str, object]) -> None:
         training["max_grad_norm"] = 0.0
     if training.get("gradient_checkpointing", True) is None:
         training["gradient_checkpointing"] = False
-    if training.get("save_total_limit", 1) == 0:
-        training["save_total_limit"] = None
     if training.get("eval_steps", 1) == 0:
         training["eval_steps"] = None
     if training.get("warmup_steps") == 0:  # which leaves it to warmup_ratio

@@ -267,7 +267,9 @@ class ChatTokenizer:
             targets = tuple(spans[number] for number in sorted(spans))
         if self._final_eos and last is not None and last.trained:
             end = tuple(text.eos(self._eos, last))
-            targets, completion = targets + end, completion and completion + end
+            completion = completion and completion + end
+            if handed.generated is None:  # marks say themselves where targets end
+                targets += end
         return Rendered(
             where,
             text.named,

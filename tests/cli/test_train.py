@@ -13,7 +13,7 @@ def test_the_command_line_wins_over_the_files_and_a_later_file_over_an_earlier(t
     first.write_text("model:\n  name_or_path: a\ntraining:\n  max_steps: 1\n  seed: 1\n  logging_steps: 1\n")
     second.write_text("training:\n  max_steps: 2\n  seed: 2\n")
     argv = ["train", "--training.seed", "3", f"--config={first}", "--config", str(second), "--print_config"]
-    assert main([*argv, "--data.columns.prompt=q", "--training.bf16", "true", "--training.log_level", "info"]) == 0
+    assert main([*argv, "--data.columns.prompt=q", "--training.bf16", "true", "--training.fsdp", "full_shard"]) == 0
     captured = capfd.readouterr()
     printed = yaml.safe_load(captured.out)
     assert printed["model"]["name_or_path"] == "a"
@@ -24,7 +24,7 @@ def test_the_command_line_wins_over_the_files_and_a_later_file_over_an_earlier(t
         "logging_steps": 1,
     }
     assert printed["data"]["columns"] == {"prompt": "q"}
-    assert captured.err == "passed over: training.log_level (not used here)\n"
+    assert captured.err == "passed over: training.fsdp (the section parallel says how devices share the work)\n"
 
 
 def test_a_run_trains_refuses_a_second_time_and_shows_what_it_wrote(base, chats, tmp_path, capfd):

@@ -62,7 +62,14 @@ def test_the_dictionaries_of_sample_finetune_carry_over_unchanged(capsys):
     assert run.model == ModelSection("microsoft/Phi-3-mini-4k-instruct", dtype="bfloat16")
     # What the script leaves to SFTTrainer is as there.
     assert run.data == DataSection(
-        train="chats.jsonl", max_length=1024, packing=False, template="none", loss_on="completion", final_eos=True
+        train="chats.jsonl",
+        max_length=1024,
+        packing=False,
+        template="none",
+        loss_on="completion",
+        final_eos=True,
+        skip_empty=True,
+        packing_strategy="bfd",
     )
     assert run.peft == PeftSection(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
     assert run.training == TrainingSection(
@@ -77,7 +84,6 @@ def test_the_dictionaries_of_sample_finetune_carry_over_unchanged(capsys):
         save_total_limit=1,
     )
     assert capsys.readouterr().out == (
-        "passed over: training.log_level (not used here)\n"
         "passed over: training.gradient_checkpointing_kwargs (training.remat_policy says what is kept for the backward "
         "pass, and where)\n"
     )

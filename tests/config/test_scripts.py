@@ -70,6 +70,14 @@ def test_the_two_flags_of_the_loss_mean_one_thing(training, loss_on):
         ({"report_to": []}, "logging", "tensorboard", False),
         ({"report_to": "tensorboard"}, "logging", "tensorboard", True),
         ({"train_sampling_strategy": "sequential"}, "data", "shuffle", False),
+        ({"train_sampling_strategy": "group_by_length"}, "training", "group_by_length", True),
+        ({"log_level": "error"}, "logging", "verbosity", "quiet"),
+        ({"log_level": "passive"}, "logging", "verbosity", "normal"),
+        ({"packing": True}, "data", "packing_strategy", "bfd"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "data", "packing_strategy", "wrapped"),
+        ({"max_length": None}, "data", "max_length", None),
+        ({"truncation_mode": "keep_end"}, "data", "truncation_mode", "keep_end"),
+        ({"hub_token": None, "push_to_hub": False}, "training", "hub_token", None),
         ({"shuffle_dataset": False}, "data", "shuffle", True),  # the sampler draws all the same
     ],
 )
@@ -123,6 +131,14 @@ def test_no_adapter_is_all_weights_and_no_targets_are_all_linear_layers(capsys):
     assert "all weights of the model are trained" in capsys.readouterr().out
     assert run_of(peft={}).peft.target_modules == "all-linear"
     assert "PEFT none for Phi-3: all-linear is taken" in capsys.readouterr().out
+
+
+def test_slices_get_adapters_that_peft_gives_none_which_is_said(capsys):
+    run = run_of(peft={"target_modules": {"q_proj", "o_proj"}})
+    assert run.peft.target_modules == ("o_proj", "q_proj")
+    assert "target_modules has q_proj: slices of qkv_proj" in capsys.readouterr().out
+    run_of(peft=TARGETS)
+    assert not capsys.readouterr().out
 
 
 def test_the_model_may_bring_its_quantisation_and_its_adapter():

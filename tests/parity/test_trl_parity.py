@@ -61,7 +61,7 @@ CASES = {
     "strings that are rendered": (rendered_strings, {}, NONE | EOS | SILENT),
     "turns": (turns, {}, EOS | SILENT),
     "several turns": (several_turns, {}, EOS | SILENT),
-    "several turns, the marked ones": (several_turns, {"assistant_only_loss": True}, {}),
+    "several turns, the marked ones": (several_turns, {"assistant_only_loss": True}, EOS),
     "several turns, all of a marked completion": (several_turns, {}, EOS | SILENT),
     "text": (text, {}, NONE | EOS | SILENT),
     "plain text": (plain_text, {}, NONE | EOS | SILENT),
