@@ -31,6 +31,7 @@ from tests.helpers.trl_rows import (  # noqa: E402
     tools,
     turns,
 )
+from tests.helpers.trl_runs import Recorder  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -76,15 +77,6 @@ CASES = {
     "the end is kept": (messages, CUT, SILENT | CUT),
 }
 QUICK = "several turns"
-
-
-class Recorder(trl.SFTTrainer):
-    """Keeps the loss of every step as it is; the log rounds it."""
-
-    def training_step(self, *arguments: Any, **named: Any) -> Any:
-        loss = super().training_step(*arguments, **named)
-        self.seen = [*getattr(self, "seen", []), loss.item()]
-        return loss
 
 
 def losses_of_trl(model: Any, tokenizer: Any, folder: Any, settings: dict[str, Any]) -> list[float]:
