@@ -70,7 +70,10 @@ class LoraConfig:
         eva_config: Settings of eva, {rho, tau, use_label_mask, label_mask_value, whiten, adjust_scaling_factors}.
         modules_to_save: Modules that train as a whole beside the adapters, for example [lm_head].
         trainable_token_indices: Ids of tokens whose embeddings train, or such lists by module.
-        bias: Phi-3 has no biases; none.
+        bias: none, all or lora_only, which of the base's biases train too: Phi-3 has none, so that all three are the
+            same.
+        ensure_weight_tying: Give embedding and output head one adapter where they share a table; refused where that
+            would change anything, and without meaning elsewhere.
         task_type: Phi-3 is a causal language model; CAUSAL_LM.
         base_model_name_or_path: Base that the saved adapter names; that of the run where it is null.
         revision: Revision of that base, for the saved adapter to name; that of the run where it is null.
@@ -107,7 +110,8 @@ class LoraConfig:
     eva_config: dict[str, Any] | None = None
     modules_to_save: tuple[str, ...] | None = None
     trainable_token_indices: tuple[int, ...] | dict[str, Any] | None = None
-    bias: Literal["none"] = "none"
+    bias: Literal["none", "all", "lora_only"] = "none"
+    ensure_weight_tying: bool = False
     task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -120,8 +124,8 @@ class LoraConfig:
         self._check_numbers()
         self._check_names()
         self._check_initialiser()
-        if self.bias != "none":
-            raise InputError(f"peft.bias is {self.bias!r}; Phi-3 has no biases, expected 'none'")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise InputError(f"peft.bias is {self.bias!r}, expected 'none', 'all' or 'lora_only'")
         if self.task_type != "CAUSAL_LM":
             raise InputError(f"peft.task_type is {self.task_type!r}, expected 'CAUSAL_LM'")
         if self.lora_bias and self.use_dora:
@@ -134,7 +138,7 @@ class LoraConfig:
             raise InputError(f"peft.lora_alpha is {self.lora_alpha!r}, expected a number")
         if not _is_finite(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             raise InputError(f"peft.lora_dropout is {self.lora_dropout!r}, expected 0 <= p < 1")
-        for name in ("use_rslora", "use_dora", "lora_bias"):
+        for name in ("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"peft.{name} is {getattr(self, name)!r}, expected true or false")
         for name, fits, wanted in (

@@ -44,6 +44,9 @@ def described(
         "rank_pattern": _pattern({name: rank for name, (rank, _) in modules.items()}, r),
         "alpha_pattern": _pattern({name: a for name, (_, a) in modules.items()}, alpha),
         "modules_to_save": tuple(sorted(map(_saved_name, saved))),
+        # Neither changes anything where it is taken.
+        "bias": "none",
+        "ensure_weight_tying": False,
     }
     return LoraConfig(**entries)
 

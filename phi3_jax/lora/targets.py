@@ -136,6 +136,8 @@ def config_targets(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
             "modules_to_save and layers_to_transform"
         )
     _check_overlap(modules)
+    if config.ensure_weight_tying:
+        _check_untied(model, modules, config)
     if config.use_dora:
         _check_whole_slices(model, modules)
     for field in ("rank_pattern", "alpha_pattern"):
@@ -147,6 +149,30 @@ def config_targets(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
                     f"there are {', '.join(module.suffix for module in modules)}"
                 )
     return modules
+
+
+def tied_ends(model: Phi3ForCausalLM, modules: Iterable[Module], modules_to_save: Sequence[str] | None) -> list[str]:
+    """Which of embedding and output head train where these share a table; none where they do not.
+
+    Args:
+        model: An abstract one will do.
+        modules: Those with adapters.
+        modules_to_save: What trains as a whole.
+    """
+    if model.lm_head is not None:
+        return []
+    names = {module.name for module in modules}.union(saved_modules(model, modules_to_save or ()))
+    return sorted(names & {"model.embed_tokens", "lm_head"})
+
+
+def _check_untied(model: Phi3ForCausalLM, modules: Iterable[Module], config: LoraConfig) -> None:
+    """Raises `InputError` where embedding and output head would have to share what they train."""
+    if ends := tied_ends(model, modules, config.modules_to_save):
+        raise InputError(
+            f"ensure_weight_tying is true, and {' and '.join(map(last_part, ends))} of this model, whose embedding and "
+            "output head share a table, would train: one adapter for both is not supported; leave it out to train "
+            "them apart, as PEFT does without it, or train neither"
+        )
 
 
 def match_targets(model: Phi3ForCausalLM, target_modules: Names) -> list[Module]:

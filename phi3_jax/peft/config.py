@@ -15,7 +15,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 TYING = "ensure_weight_tying"
 
 # The entries that a finished adapter's configuration is read from: how LoftQ began is of no matter any more.
-SUPPORTED = {field.name for field in fields(LoraConfig)} - {"loftq_config"}
+SUPPORTED = {field.name for field in fields(LoraConfig)} - {"loftq_config", TYING}
 # Starts that leave the base as it is, so that the tensors are an update of it.
 PLAIN_INITIALISERS = (None, True, False, "gaussian", "orthogonal", "eva")
 

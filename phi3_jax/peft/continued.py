@@ -13,10 +13,11 @@ from phi3_jax.config.run import RunConfig
 from phi3_jax.config.sections import PeftSection
 from phi3_jax.hf.hub import CHECKPOINT_FILES
 from phi3_jax.lora.fresh import resolved
-from phi3_jax.lora.targets import config_targets, saved_modules
+from phi3_jax.lora.targets import config_targets, saved_modules, tied_ends
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.peft.base import open_base
+from phi3_jax.peft.config import CONFIG_FILE, ties_weights
 from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.system.errors import InputError
 
@@ -74,6 +75,7 @@ def as_trained(run: RunConfig, base: BaseOfAdapters) -> tuple[RunConfig, list[st
         return run, []
     (adapter,) = base.adapters
     config = adapter.load(base.shapes, base).config
+    _check_tied(adapter, base, config)
     given = given_keys(run)
     _check(run.peft, given, config, base.shapes, adapter)
     notices = []
@@ -111,6 +113,18 @@ def _check(
         raise InputError(
             f"peft.init_from goes on with {adapter.name} as that is configured, but {', '.join(both)}; leave that "
             "out, or start a fresh adapter without init_from"
+        )
+
+
+def _check_tied(adapter: PeftAdapter, base: BaseOfAdapters, config: LoraConfig) -> None:
+    """Raises `InputError` for an adapter that embedding and output head share, which would part here."""
+    if base.shapes.lm_head is not None or not (adapter.folder / CONFIG_FILE).exists():
+        return
+    ends = tied_ends(base.shapes, config_targets(base.shapes, config), config.modules_to_save)
+    if ends and ties_weights(adapter.folder):
+        raise InputError(
+            f"peft.init_from goes on with {adapter.name}, whose ensure_weight_tying has {' and '.join(ends)} train as "
+            "one, which is not supported: they would part; merge it (export --merge), and train on that"
         )
 
 

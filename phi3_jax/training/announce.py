@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.config.schedules import WarmupStableDecay
+from phi3_jax.config.sections import PeftSection
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.data import preview
 from phi3_jax.data.run_data import first_rows
@@ -36,7 +38,7 @@ def announce(run: RunConfig, job: RunJob, timetable: Timetable, batch_size: int,
         f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
         + "".join(f", {name} {value}" for name, value in (training.lr_scheduler_kwargs or {}).items())
     )
-    if unused := unused_settings(training):
+    if unused := [*unused_settings(training), *unused_in_peft(run.peft, job.config)]:
         say(f"not used: {'; '.join(unused)}")
     for line in warnings(training, timetable):
         say(f"warning: {line}")
@@ -97,4 +99,20 @@ def unused_settings(training: TrainingSection) -> list[str]:
     because(not training.gradient_checkpointing, "remat_policy", "gradient_checkpointing")
     because(training.optim in ("sgd", "adafactor"), "adam_beta1 adam_beta2", "optim")
     because(training.optim in ("sgd", "adafactor", "lion"), "adam_epsilon", "optim")
+    return found
+
+
+def unused_in_peft(peft: PeftSection, config: Phi3Config) -> list[str]:
+    """Settings of the adapter that change nothing for this model, each with the reason.
+
+    Args:
+        peft: The settings.
+        config: The model's.
+    """
+    found = []
+    if peft.bias != "none":
+        found.append(f"peft.bias {peft.bias}, since Phi-3 has no biases, so that nothing more trains")
+    if peft.ensure_weight_tying:
+        why = "neither trains" if config.tie_word_embeddings else "they share no table in this model"
+        found.append(f"peft.ensure_weight_tying true, which is about embedding and output head, and {why}")
     return found

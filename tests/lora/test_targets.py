@@ -108,6 +108,22 @@ def test_what_a_configuration_cannot_mean(tiny, settings, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ["o_proj", "embed_tokens"]}, {"target_modules": ".*head"}, {"modules_to_save": ["lm_head"]}],
+)
+def test_one_adapter_for_both_ends_of_a_shared_table_is_refused(tiny, settings):
+    config = LoraConfig(ensure_weight_tying=True, **settings)
+    with pytest.raises(InputError, match="ensure_weight_tying is true, and (embed_tokens|lm_head) of this model"):
+        config_targets(tiny(tie_word_embeddings=True), config)
+    apart = config_targets(tiny(), config)
+    assert apart == config_targets(tiny(), LoraConfig(**settings))
+    inside = {"target_modules": "all-linear"}
+    tied = tiny(tie_word_embeddings=True)
+    found = config_targets(tied, LoraConfig(ensure_weight_tying=True, **inside))
+    assert found == config_targets(tied, LoraConfig(**inside))
+
+
 def test_dora_on_every_slice_of_a_layer(tiny):
     assert len(configured(tiny(), target_modules=["q_proj", "k_proj", "v_proj"], use_dora=True)) == 3
 

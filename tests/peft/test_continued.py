@@ -18,6 +18,7 @@ from phi3_jax.lora import init_lora
 from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.peft.save import save_adapter
 from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.models import random_lora, tiny_model
 from tests.helpers.rows import write_chats
 
 ADAPTERS = {
@@ -135,3 +136,16 @@ def test_files_and_the_command_line_tell_of_what_was_trained(folder, tmp_path, m
     assert "rank 4, α 8 on" in Path("out/report.html").read_text()
     resume = ["--training.resume_from_checkpoint=true", "--training.max_steps=2"]
     assert main(["train", "--config=out/config.yaml", *resume]) == 0
+
+
+def test_ends_that_were_trained_as_one_are_not_continued(tmp_path):
+    tiny_model(layers=1, tie_word_embeddings=True).save_pretrained(str(tmp_path / "base"))
+    model = Checkpoint.open(tmp_path / "base").load_model(dtype="float32")
+    save_adapter(tmp_path / "it", random_lora(model, target_modules=["o_proj", "embed_tokens", "lm_head"]))
+    raw = {"model": {"name_or_path": str(tmp_path / "base")}, "peft": {"init_from": str(tmp_path / "it")}}
+    run = RunConfig.from_dict(raw)
+    as_trained(run, open_run_base(run))
+    file = tmp_path / "it" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ensure_weight_tying": True}))
+    with pytest.raises(InputError, match=r"lm_head and model\.embed_tokens train as one.*they would part"):
+        as_trained(run, open_run_base(run))

@@ -2,9 +2,11 @@
 
 import pytest
 
+from phi3_jax.config.sections import PeftSection
 from phi3_jax.config.training import TrainingSection
-from phi3_jax.training.announce import unused_settings, warnings
+from phi3_jax.training.announce import unused_in_peft, unused_settings, warnings
 from phi3_jax.training.timetable import Timetable
+from tests.helpers.models import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,12 @@ def test_what_is_seldom_meant_is_warned_of(settings, words):
 def test_nothing_is_warned_of_that_is_as_usual():
     training = TrainingSection(max_steps=100, metric_for_best_model="token_accuracy", greater_is_better=True)
     assert warnings(training, Timetable(training, None, evaluates=True)) == []
+
+
+@pytest.mark.parametrize(("tied", "why"), [(False, "they share no table in this model"), (True, "neither trains")])
+def test_settings_of_peft_that_change_nothing_are_named(tied, why):
+    config = tiny_model(layers=1, tie_word_embeddings=tied).config
+    assert unused_in_peft(PeftSection(), config) == []
+    bias, tying = unused_in_peft(PeftSection(bias="lora_only", ensure_weight_tying=True), config)
+    assert bias == "peft.bias lora_only, since Phi-3 has no biases, so that nothing more trains"
+    assert tying == f"peft.ensure_weight_tying true, which is about embedding and output head, and {why}"
