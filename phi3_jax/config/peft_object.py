@@ -38,11 +38,9 @@ def as_lora_config(config: LoraConfig | PeftConfig) -> LoraConfig:
         print(notice)
     known = {field.name for field in fields(LoraConfig)}
     settings = {name: value for name, value in sections["peft"].items() if value is not None}
-    if "target_modules" not in settings:
-        raise InputError(
-            "peft.target_modules is not set, and PEFT has no default of its own for Phi-3; name modules, or give "
-            "'all-linear'"
-        )
+    if "target_modules" not in settings:  # as in a script's dictionary, see `scripts`
+        print("the configuration has no target_modules, and PEFT none for Phi-3: all-linear is taken")
+        settings["target_modules"] = "all-linear"
     # What a later PEFT has: where it is off nothing is lost.
     unknown = [name for name, value in settings.items() if name not in known and value not in (False, {}, [])]
     if unknown:

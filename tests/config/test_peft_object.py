@@ -17,6 +17,11 @@ def test_what_it_leaves_open_is_as_peft_has_it():
     assert as_lora_config(config) is config
 
 
+def test_no_targets_are_all_linear_layers_as_in_a_script(capsys):
+    assert as_lora_config(peft.LoraConfig()) == LoraConfig(r=8, lora_alpha=8, target_modules="all-linear")
+    assert "PEFT none for Phi-3: all-linear is taken" in capsys.readouterr().out
+
+
 def test_all_that_it_says_is_taken():
     given = {
         "r": 4,
@@ -45,7 +50,6 @@ def test_every_setting_of_ours_is_one_of_pefts():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: peft.LoraConfig(), "peft.target_modules is not set, and PEFT has no default of its own for Phi-3"),
         (lambda: peft.IA3Config(), "peft.peft_type is IA3, expected LORA"),
         (lambda: peft.AdaLoraConfig(total_step=5, target_modules=["o_proj"]), "peft.peft_type is ADALORA"),
         (lambda: peft.LoraConfig(target_modules=["o_proj"], use_qalora=True), "peft.use_qalora is true"),
