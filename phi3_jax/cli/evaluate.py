@@ -19,6 +19,8 @@ METRICS = """metrics: loss (with perplexity and token accuracy), rouge, bleu, ch
 accuracy, f1, gsm8k, tool_call, regex=PATTERN, json_schema=FILE; all but loss are of the model's answer to what comes
 before the last assistant turn. regex and json_schema take the rest of their text: give them last, or a --metrics of
 their own."""
+# Settings that have no option here: answers are compared one by one, and --max-length is a row's.
+WITHOUT = ("num_return_sequences", "max_length")
 ANSWERS = """what is not given is as generation_config.json says, but --max-new-tokens, which is 128, and --do-sample:
 without it the likeliest tokens are taken, and --temperature, --top-k, --top-p and --min-p do nothing"""
 
@@ -64,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
         parallel=parallel,
         batch_size=arguments.batch_size,
         turns=arguments.turns,
-        **given_settings(arguments),
+        **given_settings(arguments, without=WITHOUT),
     )
     if not is_main():
         return
@@ -160,7 +162,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--batch-size", type=positive, default=4, metavar="N", help="rows of a device in a forward pass (default: 4)"
     )
-    add_generation_arguments(parser, ANSWERS, without=("num_return_sequences", "max_length"))
+    add_generation_arguments(parser, ANSWERS, without=WITHOUT)
     for field in fields(ParallelSection):
         parser.add_argument(
             f"--parallel.{field.name}", type=int, default=1, metavar="N", help="devices along this axis, as in training"

@@ -59,9 +59,14 @@ def add_generation_arguments(parser: argparse.ArgumentParser, about: str, *, wit
             add(option, dest=name, default=None, help=texts[name], **kind)
 
 
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings of `GenerationConfig` for which an option was given."""
-    names = [field.name for field in fields(GenerationConfig)]
+def given_settings(arguments: argparse.Namespace, *, without: Container[str] = ()) -> dict[str, Any]:
+    """The settings of `GenerationConfig` for which an option was given.
+
+    Args:
+        arguments: Of a parser that has the options of `add_generation_arguments`.
+        without: Settings that the command has no option for, whatever else is called so there.
+    """
+    names = [field.name for field in fields(GenerationConfig) if field.name not in without]
     given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     if "early_stopping" in given:
         given["early_stopping"] = {"true": True, "false": False}.get(given["early_stopping"], "never")

@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as leaving:  # argparse, once it has printed its help
         return int(leaving.code or 0)
+    except (FloatingPointError, TimeoutError) as error:  # numbers that are not finite; another process is gone
+        print(f"phi3-jax: {one_line(str(error))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("phi3-jax: interrupted", file=sys.stderr)
         return 130
@@ -97,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no reader
         return 141
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) and not isinstance(error, MemoryError):
             raise
         reason = one_line(str(error).partition("\n")[0])[:200]
         print(f"phi3-jax: out of memory ({reason}); `phi3-jax plan` says what fits", file=sys.stderr)

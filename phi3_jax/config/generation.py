@@ -235,7 +235,9 @@ def _check(s: GenerationConfig) -> None:
         raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")
     if not is_number(s.length_penalty):
         raise InputError(f"length_penalty is {s.length_penalty!r}, expected a number")
-    if s.early_stopping not in (True, False, "never"):
+    if not isinstance(s.do_sample, bool):
+        raise InputError(f"do_sample is {s.do_sample!r}, expected true or false")
+    if not isinstance(s.early_stopping, bool) and s.early_stopping != "never":
         raise InputError(f"early_stopping is {s.early_stopping!r}, expected true, false or 'never'")
     if s.num_beams > 1 and s.num_return_sequences > s.num_beams:
         raise InputError(
@@ -250,7 +252,9 @@ def _check(s: GenerationConfig) -> None:
     seeds = s.seed if isinstance(s.seed, tuple) else (s.seed,)
     if not all(is_whole(seed) and 0 <= seed < 2**32 for seed in seeds):
         raise InputError(f"seed is {s.seed!r}, expected a whole number from 0 to {2**32 - 1}, or one for each prompt")
-    if not all(is_whole(token) for token in s.eos_token_id):
+    if not isinstance(s.eos_token_id, tuple) or not all(is_whole(token) for token in s.eos_token_id):
         raise InputError(f"eos_token_id is {s.eos_token_id!r}, expected token ids")
-    if not all(isinstance(text, str) and text for text in s.stop_strings):
+    if s.pad_token_id is not None and not (is_whole(s.pad_token_id) and s.pad_token_id >= 0):
+        raise InputError(f"pad_token_id is {s.pad_token_id!r}, expected a token id, from 0 on")
+    if not isinstance(s.stop_strings, tuple) or not all(isinstance(text, str) and text for text in s.stop_strings):
         raise InputError(f"stop_strings are {s.stop_strings!r}, expected texts that are not empty")

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from phi3_jax.data.vocabulary import check_ids
+from phi3_jax.generation.answers import NOT_FINITE
 from phi3_jax.lora import Lora
 from phi3_jax.model.logits import adapted_logits, likeliest
 from phi3_jax.model.phi3 import Phi3ForCausalLM
@@ -169,5 +170,5 @@ def _read(figures: Mapping[str, np.ndarray], place: int, column: int, asked: int
     inner = slice(figures["logprobs"].shape[1] - (asked - 1), None)
     logprob = math.fsum([*figures["logprobs"][place, inner].tolist(), float(figures["last_logprobs"][place, column])])
     if not math.isfinite(logprob):
-        raise InputError("the model's logits are not finite; look for NaN or infinity in its weights or its adapter")
+        raise InputError(NOT_FINITE)
     return Score(logprob, bool(figures["hits"][place, inner].all() and figures["guess"][place] == last))

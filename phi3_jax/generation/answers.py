@@ -284,7 +284,13 @@ class Beams(Call):
         return self.result(tokens, lengths, logprobs, reasons, answers.scores.reshape(-1))
 
 
+NOT_FINITE = (
+    "the model's logits are not finite; load it in bfloat16 or float32 where it is float16, and otherwise see to its "
+    "adapter, whose numbers are too great, or to its weights"
+)
+
+
 def check_finite(logprobs: np.ndarray) -> None:
     """Raises `InputError` where log-probabilities are not finite."""
     if not np.isfinite(logprobs).all():
-        raise InputError("the model's logits are not finite; look for NaN or infinity in its weights and adapter")
+        raise InputError(NOT_FINITE)

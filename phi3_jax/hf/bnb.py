@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from phi3_jax.config.model import Phi3Config
+from phi3_jax.hf.finite import read_finite
 from phi3_jax.hf.layout import Expected, LayoutEntry, checkpoint_layout
 from phi3_jax.hf.safetensors_io import FLOATS, ITEM_SIZES, READABLE, TensorEntry, TensorSource, read_tensor
 from phi3_jax.model.leaves import LeafPath
@@ -220,11 +221,8 @@ def _read(entry: TensorEntry) -> np.ndarray:
 
 
 def _read_finite(entry: TensorEntry) -> np.ndarray:
-    array = _read(entry)
-    if not np.isfinite(array).all():
-        raise InputError(
-            f"{entry.path}: {entry.name} holds infinity or NaN, expected finite numbers; download it again"
-        )
+    array = np.empty(entry.shape, READABLE[entry.dtype])
+    read_finite(entry, array)
     return array
 
 

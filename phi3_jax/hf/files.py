@@ -74,8 +74,21 @@ def read_weights(folder: Path, config: Phi3Config, quantization: BnbConfig | Non
     problems += _listed("unreadable files", broken)
     problems += _listed("tensors in two files", doubled)
     problems += _listed("tensors that the index places elsewhere or not at all", misplaced)
+    phantoms = _phantoms(index or {}, expected, tensors, lost)
+    problems += _listed("tensors that the index names and no file holds", phantoms)
     problems += _compare(expected, tensors, lost)
     return Weights(tuple(files), tensors, tuple(problems))
+
+
+def _phantoms(
+    index: Mapping[str, str], expected: Mapping[str, Expected], tensors: Mapping[str, TensorEntry], lost: set[str]
+) -> list[str]:
+    """Names of the index that no file holds, but those that are missing, lost or needed by nobody."""
+    return [
+        name
+        for name in index
+        if name not in tensors and name not in lost and name not in expected and not HARMLESS.fullmatch(name)
+    ]
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:

@@ -21,8 +21,9 @@ from jaxtyping import Array, Shaped
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.hf.bnb import BnbConfig, read_weight
 from phi3_jax.hf.files import Weights
+from phi3_jax.hf.finite import read_finite
 from phi3_jax.hf.layout import EMBEDDING, HEAD, LayoutEntry, checkpoint_layout
-from phi3_jax.hf.safetensors_io import TensorEntry, equals, read_tensor
+from phi3_jax.hf.safetensors_io import TensorEntry, equals
 from phi3_jax.model.leaves import LeafPath
 from phi3_jax.quant import Quantized, Quantizer
 from phi3_jax.quant.build import Leaf
@@ -78,7 +79,7 @@ class WeightFiles:
             return read_weight(self.weights.tensors, entry, self.stored)
         assert self.quantizer is not None
         weight = np.empty(entry.shape, self.dtype)
-        read_tensor(self.weights.tensors[entry.name], weight)
+        read_finite(self.weights.tensors[entry.name], weight)
         return self.quantizer(entry.name.removesuffix(".weight"), weight)
 
     def dense(self, path: LeafPath, leaf: Leaf, rows: slice | None = None) -> Array:
@@ -135,7 +136,7 @@ class WeightFiles:
     def _fill(self, entry: LayoutEntry, out: np.ndarray, index: tuple[slice, ...]) -> None:
         """Reads a tensor, or the part at `index`; one that is quantised where other layers' are not is made dense."""
         if self.stored is None or entry.name not in self.stored.mixed:
-            read_tensor(self.weights.tensors[entry.name], out, index)
+            read_finite(self.weights.tensors[entry.name], out, index)
             return
         out[...] = read_weight(self.weights.tensors, entry, self.stored).dequantize(out.dtype)[index]
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.finite import is_finite, read_finite
 from phi3_jax.hf.layout import EMBEDDING, HEAD, LayoutEntry, checkpoint_layout
 from phi3_jax.hf.safetensors_io import TensorEntry, TensorSource, read_tensor
 from phi3_jax.hf.save import config_json, write_checkpoint
@@ -79,13 +80,13 @@ class _Merging:
             result = self._rounded(merged_tensor(parts, np.array(_of_layer(saved, entry.layer), np.float32)))
         elif parts:
             wide = np.empty(entry.shape, np.float32)
-            read_tensor(self._stored(entry), wide)
+            read_finite(self._stored(entry), wide)
             result = self._rounded(merged_tensor(parts, wide))
         else:
             result = np.empty(entry.shape, self.dtype)
             with np.errstate(over="ignore"):
                 read_tensor(self._stored(entry), result)
-        if not np.isfinite(result).all():
+        if not is_finite(result):
             raise InputError(not_finite(entry.name, self.dtype.name))
         return result
 

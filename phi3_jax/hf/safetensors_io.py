@@ -34,7 +34,7 @@ ITEM_SIZES = {
 MAX_HEADER = 4 * 2**20  # bytes, ten times those of the largest; what they describe takes many times that
 MAX_COUNT = 2**63  # of numbers and bytes
 MAX_RANK = 32
-CHUNK = 1 << 20  # numbers converted at a time
+CHUNK = 1 << 18  # numbers read at a time
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,12 @@ def _check_gapless(entries: Sequence[TensorEntry], start: int) -> int:
     return start
 
 
-def read_tensor(entry: TensorEntry, out: np.ndarray, index: tuple[slice, ...] | None = None) -> None:
+def read_tensor(
+    entry: TensorEntry,
+    out: np.ndarray,
+    index: tuple[slice, ...] | None = None,
+    look: Callable[[np.ndarray], None] | None = None,
+) -> None:
     """Fills `out`, C-contiguous, with the tensor or the part of it at `index`, converted to its dtype chunk by chunk.
 
     No other bytes are read: some of the rows are one piece of the file, some of the columns one for each row.
@@ -153,11 +158,15 @@ def read_tensor(entry: TensorEntry, out: np.ndarray, index: tuple[slice, ...] | 
         entry: The tensor.
         out: Where it goes, of the part's shape.
         index: A slice without steps for each axis.
+        look: Called with each piece of `out` as soon as it is there, while it still is in the processor's cache.
     """
     direct = READABLE[entry.dtype] == out.dtype
-    for start, part in _pieces(entry, index, out.reshape(-1) if direct else None):
+    flat = out.reshape(-1)
+    for start, part in _pieces(entry, index, flat if direct else None):
         if not direct:
-            out.reshape(-1)[start : start + part.size] = part
+            flat[start : start + part.size] = part
+        if look is not None:
+            look(flat[start : start + part.size])
 
 
 def equals(entry: TensorEntry, array: np.ndarray, index: tuple[slice, ...] | None = None) -> bool:
@@ -201,8 +210,9 @@ def _pieces(
     with FileIO(entry.path) as file:
         for first, length in _runs(entry, index):
             file.seek(entry.start + first * chunk.itemsize)
-            for done in range(0, length, CHUNK if out is None else max(1, length)):
-                piece = chunk[: length - done] if out is None else out[place : place + length]
+            for done in range(0, length, CHUNK):
+                count = min(CHUNK, length - done)
+                piece = chunk[:count] if out is None else out[place : place + count]
                 _read_exactly(file, piece)
                 yield place, piece
                 place += piece.size

@@ -1,5 +1,6 @@
 """Which modules of a model an adapter is for, by PEFT's rules, without PEFT's silences."""
 
+import logging
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,11 @@ from phi3_jax.system.dotted import dotted, last_part, sibling
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.expressions import matches
 
+logger = logging.getLogger(__name__)
+
 ALL_LINEAR = "all-linear"
+# Ranks up to here stand in scripts, whatever the model.
+_ANY_MODELS_RANK = 256
 
 Names = str | Sequence[str]
 
@@ -148,6 +153,7 @@ def config_targets(model: Phi3ForCausalLM, config: LoraConfig) -> list[Module]:
                     f"{field}: {key!r} matches none of the modules with adapters that no earlier key matches; "
                     f"there are {', '.join(module.suffix for module in modules)}"
                 )
+    _check_ranks(modules, config)
     return modules
 
 
@@ -173,6 +179,28 @@ def _check_untied(model: Phi3ForCausalLM, modules: Iterable[Module], config: Lor
             "output head share a table, would train: one adapter for both is not supported; leave it out to train "
             "them apart, as PEFT does without it, or train neither"
         )
+
+
+def _check_ranks(modules: Iterable[Module], config: LoraConfig) -> None:
+    """Refuses a rank above both sides of a module's matrix, which is a slip; names one that is above the lesser.
+
+    An update has no more directions than the lesser side. A rank between the two costs memory and does no harm, and
+    PEFT takes it, as it takes the ranks of any script for a model as tiny as those of tests.
+    """
+    idle: dict[int, str] = {}
+    for module in modules:
+        for name in module.names:
+            r = config.rank_and_alpha(name)[0]
+            shape = f"{name} ({module.shape[0]}×{module.shape[1]})"
+            if r > max(*module.shape, _ANY_MODELS_RANK):
+                raise InputError(
+                    f"peft.r is {r:,} for {shape}, which has updates of rank {min(module.shape):,} at most; give a "
+                    "lower r, or a lower one for it in rank_pattern"
+                )
+            if r > min(module.shape):
+                idle.setdefault(r, shape)
+    for r, shape in idle.items():
+        logger.warning("peft.r is %d for %s, which has updates of a lower rank at most", r, shape)
 
 
 def match_targets(model: Phi3ForCausalLM, target_modules: Names) -> list[Module]:

@@ -146,7 +146,8 @@ def benchmark_train(
             seconds.append(time.perf_counter() - start)
     loss = float(state.window.loss) / float(state.window.target_tokens)
     if not np.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} after {len(seconds)} steps; lower training.learning_rate")
+        advice = "give model.dtype bfloat16" if job.dtype == jnp.float16 else "lower training.learning_rate"
+        raise FloatingPointError(f"the loss is {loss} after {len(seconds)} steps; {advice}")
     return {
         **_speed(run, config, workload, documents, statistics.median(seconds[warmup:])),
         "compile_seconds": compile_seconds,

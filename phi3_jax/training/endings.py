@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.system.files import StorageError
@@ -38,7 +39,16 @@ def not_finite(run: RunConfig, job: RunJob, files: RunFolder, state: TrainState,
         target = results.save_weights(files.path, run, job, state.good)
         started = skips.last_taken(step) + 1
         saved = f"{target} holds the adapter that step {started} started from, the last one with a finite loss"
-    return FloatingPointError(
-        f"step {step}: {why}; {saved}; lower training.learning_rate, give model.dtype bfloat16 or float32 if it is "
-        "float16, or have training.debug_nans name the layer"
-    )
+    return FloatingPointError(f"step {step}: {why}; {saved}; {_advice(run, job, int(skips.taken(step)))}")
+
+
+def _advice(run: RunConfig, job: RunJob, taken: int) -> str:
+    """What to do about numbers that are not finite: the base's weights are, or it would not have been loaded."""
+    advice = []
+    if job.dtype == jnp.float16:
+        advice.append("give model.dtype bfloat16 or float32, whose numbers reach further than float16's")
+    if taken:
+        advice.append("lower training.learning_rate")
+    if not run.training.debug_nans:
+        advice.append("have training.debug_nans: true name the layer")
+    return ", or ".join(advice) or "see what the warnings name"

@@ -206,6 +206,29 @@ def test_a_device_that_is_too_small_is_told_in_one_line(monkeypatch, capfd):
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FloatingPointError("step 3: not\nfinite"), "phi3-jax: step 3: not finite"),
+        (TimeoutError("process 1 did not answer"), "phi3-jax: process 1 did not answer"),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            "phi3-jax: out of memory (Unable to allocate 9 TiB)",
+        ),
+    ],
+    ids=["numbers", "time", "memory"],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "benchmark", "export"])
+def test_what_numbers_and_machines_do_is_told_in_one_line(error, line, command, monkeypatch, capfd):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(f"phi3_jax.cli.{command}.run", fail)
+    assert main([command]) == 1
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(line)
+
+
 def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capfd):
     def interrupted(argv):
         raise KeyboardInterrupt

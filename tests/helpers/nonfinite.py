@@ -38,7 +38,10 @@ LETTER = "z"  # in no row of `write_chats`
 
 
 def poison(folder: Path) -> Path:
-    plant(folder / "base", "model.embed_tokens.weight", tiny_tokenizer().convert_tokens_to_ids(LETTER), np.inf)
+    # Finite weights, of which a value becomes infinite where the letter's own feature is there.
+    plant(folder / "base", "model.embed_tokens.weight", np.s_[:, 0], 0)
+    plant(folder / "base", "model.embed_tokens.weight", (tiny_tokenizer().convert_tokens_to_ids(LETTER), 0), 9)
+    plant(folder / "base", "model.layers.0.self_attn.qkv_proj.weight", (-1, 0), 3e38)
     lines = (folder / "chats.jsonl").read_text().splitlines()
     row = json.loads(lines[3])
     row["messages"][0]["content"] += f" {LETTER}"

@@ -211,7 +211,7 @@ NF4_FILES = {
     "dtype": (set_tensor("weight", lambda a: a.view(np.int8)), "is I8, not U8"),
     "table": (set_tensor("weight.quant_map", first_to(-0.9)), "quant_map is no table of bitsandbytes"),
     "nested table": (set_tensor("weight.nested_quant_map", first_to(0.5)), "is no table of bitsandbytes"),
-    "not finite": (set_tensor("weight.nested_absmax", first_to(np.nan)), "infinity or NaN"),
+    "not finite": (set_tensor("weight.nested_absmax", first_to(np.nan)), "NaN or infinity"),
     "block size": (set_state(blocksize=128), '"blocksize": 128'),
     "nested block size": (set_state(nested_blocksize=64), '"nested_blocksize": 64'),
     "shape in the state": (set_state(shape=[96, 64]), '"shape": [96, 64]'),
@@ -228,7 +228,7 @@ INT8_FILES = {
     "shape": (set_tensor("SCB", lambda a: a[:-1]), "expected [64]"),
     "dtype": (set_tensor("weight", lambda a: a.view(np.uint8)), "is U8, not I8"),
     "format": (set_tensor("weight_format", first_to(2)), "weight_format is 2, expected 0"),
-    "not finite": (set_tensor("SCB", first_to(np.inf)), "infinity or NaN"),
+    "not finite": (set_tensor("SCB", first_to(np.inf)), "NaN or infinity"),
 }
 
 

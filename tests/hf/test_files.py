@@ -108,6 +108,11 @@ class TestWrongFiles:
         edit_index(folder, lambda m: m.update({"model.norm.weight": FIRST}))
         assert "1 tensors that the index places elsewhere or not at all (model.norm.weight)" in failure(folder)
 
+    def test_index_that_names_what_no_file_holds(self, folder):
+        rotary = "model.layers.1.self_attn.rotary_emb.inv_freq"
+        edit_index(folder, lambda m: m.update({rotary: SECOND, "model.layers.7.mlp.down_proj.weight": SECOND}))
+        assert "1 tensors that the index names and no file holds (model.layers.7.mlp.down_proj." in failure(folder)
+
     @pytest.mark.parametrize(
         "text", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"a": 1, "a": 2}', "[" * 10**5]
     )

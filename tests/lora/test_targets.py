@@ -93,6 +93,8 @@ def test_what_a_configuration_leaves(tiny, settings, expected):
             {"layers_to_transform": 0, "target_modules": ["o_proj", "lm_head"]},
             "lm_head of target_modules is in no layer",
         ),
+        ({"r": 10**9}, r"peft.r is 1,000,000,000 for model.layers.0.mlp.down_proj \(\d+×\d+\), which has updates"),
+        ({"r": 8, "rank_pattern": {"down_proj": 257}}, "peft.r is 257 for model.layers.0.mlp.down_proj"),
         ({"rank_pattern": {"o_proj": 4}}, "rank_pattern: 'o_proj' matches none of the modules with adapters"),
         ({"alpha_pattern": {"proj": 4}}, "alpha_pattern: 'proj' matches none"),
         ({"rank_pattern": {".*": 4, "down_proj": 2}}, "'down_proj' matches none .* no earlier key"),

@@ -153,13 +153,13 @@ def test_a_resumed_run_keeps_the_counts(inputs, monkeypatch, capsys):
 
 def test_a_broken_base_stops_the_run_and_is_named(inputs, tmp_path, capsys):
     write_inputs(tmp_path)
-    plant(tmp_path / "base", "model.layers.0.mlp.down_proj.weight", (0, 0), np.nan)
+    plant(tmp_path / "base", "model.layers.0.self_attn.qkv_proj.weight", (-1, 0), 3e38)
     run = run_config(tmp_path, data={"eval": None}, **settings(logging_steps=3, debug_nans=True, max_skipped_steps=1))
     with pytest.raises(FloatingPointError, match="step 2: .*no step was taken, so there is no adapter to save"):
         train(run)
     out = capsys.readouterr().out
     assert "warning: step 1 was skipped" in out
-    assert "the first that is not finite: the base weight model.layers.0.mlp.down_proj.weight" in out
+    assert "the first that is not finite: the activations that come out of model.layers.0.self_attn.qkv_proj" in out
     assert "the loss of none of its " in out
     assert [row["skipped"] for row in metrics(tmp_path / "out")] == [2]
     assert not (tmp_path / "out" / "adapter").exists()
