@@ -103,6 +103,9 @@ def test_evaluation_sets_with_names_have_figures_of_their_own(inputs):
     losses = [everything[f"eval_{name}_loss"] for name in alone]
     assert min(losses) < everything["eval_loss"] < max(losses)
     assert "Loss of chats" in (inputs / "all_named" / "report.html").read_text()
+    unpacked = train(run_config(inputs, "unpacked", data={**named, "eval_packing": False}))
+    assert unpacked["eval_chats_loss"] == pytest.approx(everything["eval_chats_loss"], rel=1e-5)
+    assert unpacked["eval_chats_loss_interval"] != everything["eval_chats_loss_interval"]  # of rows, not of sequences
     with pytest.raises(InputError, match="data.eval"):
         train(run_config(inputs, "all_named", training={"resume_from_checkpoint": True}))
 
