@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim import loraplus
+from phi3_jax.optim.adafactor import scale_by_adafactor
 from phi3_jax.optim.adam8bit import scale_by_adam8bit
 from phi3_jax.optim.lorafa import lorafa
 
@@ -40,9 +41,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping, the optimizer named by `optim`, decoupled weight decay, and the schedule.
 
-    `lion` takes adam_beta1 and adam_beta2 and `adafactor` neither relative steps nor a scale by the
-    parameter, as in transformers' Trainer. Adafactor's clipping by RMS acts on all layers' weights
-    of a kind at once, since they are stacked. `adamw_8bit` is described in `optim.adam8bit`. With
+    `lion` takes adam_beta1 and adam_beta2, as in transformers' Trainer. `adamw_8bit` and `adafactor` are
+    described in `optim.adam8bit` and `optim.adafactor`. With
     `loraplus_lr_ratio` groups of parameters learn, and decay, as `optim.loraplus` says.
 
     Args:
@@ -60,7 +60,7 @@ def make_optimizer(
     core = {
         "adamw": lambda: optax.scale_by_adam(*betas, eps=training.adam_epsilon),
         "adamw_8bit": lambda: scale_by_adam8bit(*betas, eps=training.adam_epsilon),
-        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+        "adafactor": scale_by_adafactor,
         "lion": lambda: optax.scale_by_lion(*betas),
         "sgd": optax.identity,
     }[training.optim]()

@@ -1,5 +1,6 @@
 """Optimizers against bitsandbytes', PEFT's and transformers' own."""
 
+import functools
 import importlib
 import re
 
@@ -123,6 +124,49 @@ def test_thirty_steps_of_bitsandbytes_adamw8bit(monkeypatch):
         for layer, parameter in enumerate(theirs["lora_B"]):
             kept = optimizer.state[parameter][f"state{number}"]
             np.testing.assert_allclose(moment["lora_B"][layer], kept, rtol=1e-5, atol=1e-7)
+
+
+def test_thirty_steps_of_transformers_adafactor():
+    """Small and large matrices and a vector, in a stack and alone, with decay, clipped steps and a changing rate."""
+    rng = np.random.default_rng(3)
+    shapes = {"layers": {"lora_A": (2, 4, 300), "lora_B": (2, 600, 4), "bias": (2, 7)}, "lora_A": (200, 150)}
+    draw = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, tuple))
+    start = draw(lambda shape: rng.normal(size=shape).astype(np.float32), shapes)
+    training = TrainingSection(
+        optim="adafactor", learning_rate=1e-2, lr_scheduler_type="linear", weight_decay=0.1, max_grad_norm=0.0
+    )
+    schedule = make_schedule(training, STEPS)
+    tx = make_optimizer(training, schedule)
+    update = jax.jit(tx.update)
+    params = jax.tree.map(jnp.asarray, start)
+    state = tx.init(params)
+
+    def tensors(tree):  # as a PyTorch model has them, one a layer
+        return [*(layer for name in ("lora_A", "lora_B", "bias") for layer in tree["layers"][name]), tree["lora_A"]]
+
+    theirs = [torch.nn.Parameter(torch.tensor(tensor)) for tensor in tensors(start)]
+    biases = {4, 5}
+    groups = [
+        {
+            "params": [p for i, p in enumerate(theirs) if (i in biases) == of_biases],
+            "weight_decay": 0.1 * (not of_biases),
+        }
+        for of_biases in (False, True)
+    ]
+    optimizer = transformers.Adafactor(groups, lr=1e-2, scale_parameter=False, relative_step=False)
+    for i in range(STEPS):
+        grads = draw(lambda shape, i=i: rng.normal(scale=0.1 + i % 3, size=shape).astype(np.float32), shapes)
+        grads["layers"]["lora_A"][1] *= 100  # which one layer alone has clipped
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for group in optimizer.param_groups:
+            group["lr"] = float(schedule(i))
+        for parameter, grad in zip(theirs, tensors(grads), strict=True):
+            parameter.grad = torch.tensor(grad)
+        optimizer.step()
+    for ours, parameter in zip(tensors(params), theirs, strict=True):
+        # Entries move by 0.01 a step; float32 rounds entries of 4 in steps of 5e-7.
+        np.testing.assert_allclose(ours, parameter.detach().numpy(), rtol=1e-6, atol=2e-6)
 
 
 def test_the_unpatched_bitsandbytes_comes_close():
