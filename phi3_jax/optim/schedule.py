@@ -41,8 +41,8 @@ def make_schedule(training: TrainingSection, total_steps: int) -> optax.Schedule
     """
     settings, peak = training.schedule, training.learning_rate
     warmup = 0 if training.lr_scheduler_type == "constant" else warmup_steps(training, total_steps)
-    if isinstance(settings, Constant | Linear) or settings == Cosine():
-        return _in_the_program(settings, peak, warmup, total_steps)
+    if settings == Cosine():
+        return _cosine(peak, warmup, total_steps)
     table = [peak * factor(settings, step, warmup, total_steps, peak) for step in range(max(1, total_steps))]
     return partial(_looked_up, np.array(table, np.float32))
 
@@ -52,20 +52,14 @@ def _looked_up(table: Float[np.ndarray, "steps"], step: Int[Array, ""]) -> Float
     return found
 
 
-def _in_the_program(settings: Settings, peak: float, warmup: int, total_steps: int) -> optax.Schedule:
-    """Those whose float32 is never far off, so that no table of all steps is needed."""
+def _cosine(peak: float, warmup: int, total_steps: int) -> optax.Schedule:
+    """The usual one in float32, off by no more than float32 of the peak: runs that have it keep their every bit."""
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
-        rising = step / max(1, warmup)
         progress = (step - warmup) / max(1, total_steps - warmup)
-        if isinstance(settings, Linear):
-            after = jnp.maximum(0.0, 1 - progress)
-        elif isinstance(settings, Cosine):
-            after = jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
-        else:
-            after = jnp.ones_like(step)
-        return peak * jnp.where(step < warmup, rising, after)
+        falling = jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+        return peak * jnp.where(step < warmup, step / max(1, warmup), falling)
 
     return schedule
 

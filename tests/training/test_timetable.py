@@ -115,3 +115,32 @@ def test_a_run_has_as_many_steps_as_transformers_trainer_takes(rows, size, accum
     assert Timetable(training, ours.steps_per_epoch, evaluates=False).total_steps == theirs[6]
     assert ours.steps_per_epoch == theirs[1]
     ours.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logging_steps": 3, "eval_steps": 4, "save_steps": 5},
+        {"logging_steps": 0.1, "eval_steps": 0.26, "save_steps": 0.5, "logging_first_step": True, "eval_delay": 6},
+        {"logging_strategy": "epoch", "eval_strategy": "epoch", "save_strategy": "epoch", "eval_delay": 1.5},
+        {"logging_strategy": "no", "eval_strategy": "no", "save_strategy": "no", "logging_first_step": True},
+        {"eval_steps": 3, "save_strategy": "best"},
+    ],
+)
+@pytest.mark.parametrize("total", [1, 7, 8, 11])
+def test_what_is_due_is_due_after_the_steps_of_transformers(settings, total):
+    """But for a line of metrics at the end, which there is always unless nothing is to be logged."""
+    callbacks = pytest.importorskip("transformers.trainer_callback")
+    training = TrainingSection(**{"max_steps": total, "eval_steps": 1, **settings})
+    plan, flow = Timetable(training, epoch_steps=4, evaluates=True), callbacks.DefaultFlowCallback()
+    state = callbacks.TrainerState(max_steps=total)
+    state.compute_steps(training, total)
+    for step in range(1, total + 1):
+        state.global_step, state.epoch, control = step, step / 4, callbacks.TrainerControl()
+        flow.on_step_end(training, state, control)
+        if step % 4 == 0 or step == total:
+            flow.on_epoch_end(training, state, control)
+        line = control.should_log or (step == total and training.logging_strategy != "no")
+        assert plan.line_is_due(step) == line
+        assert plan.evaluation_is_due(step) == control.should_evaluate
+        assert plan.checkpoint_is_due(Progress(step=step)) == control.should_save
