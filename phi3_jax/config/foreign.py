@@ -148,9 +148,11 @@ def _says_nothing(name: str, value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """A Python user's enum or torch dtype as the text that YAML would hold."""
+    """A Python user's enum, torch dtype or set as YAML would hold it; a set has no order of its own to keep."""
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
     if type(value).__module__ == "torch":
         return str(value).removeprefix("torch.")
     return value
