@@ -2,11 +2,16 @@
 
 from phi3_jax.system.errors import InputError
 
+# The largest whole number that devices count with.
+MOST = 2**31 - 1
+
 
 def check_range(
     section: str, values: object, names: str, *, low: float, high: float | None = None, below: float | None = None
 ) -> None:
     """Looks whether the numbers of a section are in a range; those that are None are left alone.
+
+    Whole numbers, but seeds, are below 2³¹, which is what devices count with.
 
     Args:
         section: The section's name.
@@ -39,3 +44,5 @@ def check_range(
         # Written so that NaN, which compares false with everything, is refused too, and infinity.
         if not (low <= value < float("inf") and (high is None or value <= high) and (below is None or value < below)):
             raise InputError(f"{section}.{name} is {value}, expected {wanted}")
+        if isinstance(value, int) and value > MOST and not name.endswith("seed"):
+            raise InputError(f"{section}.{name} is {value:,}, expected at most {MOST:,}")

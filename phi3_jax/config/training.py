@@ -207,6 +207,8 @@ class TrainingSection:
         if self.hub_token == "<HUB_TOKEN>":  # what transformers' to_dict puts in its place
             object.__setattr__(self, "hub_token", None)
         remember(self.hub_token)  # so that nothing shows it
+        if not self.output_dir:  # a shell's variable that is not set
+            raise InputError("training.output_dir is empty, expected a folder; give . for this one")
         for name in ("output_dir", "fallback_dir", "resume_from_checkpoint"):  # which a shell does not see in a file
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, os.path.expanduser(path))
@@ -228,6 +230,7 @@ class TrainingSection:
         check_range("training", self, not_negative, low=0)
         if self.max_steps != -1 and self.max_steps < 1:
             raise InputError(f"training.max_steps is {self.max_steps}, expected at least 1, or -1 to train by epochs")
+        check_range("training", self, "max_steps", low=-1)
         if self.max_steps == -1 and self.num_train_epochs == 0:
             raise InputError("training.num_train_epochs is 0 and training.max_steps -1: nothing to train; raise one")
         if self.early_stopping_threshold and self.early_stopping_patience is None:

@@ -1,6 +1,7 @@
 """A row's turns: who speaks, what is said and called, and whether it is to be learnt from."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,6 +230,11 @@ def text_of(value: object, where: str, part: str) -> str:
     if isinstance(value, list):
         return "".join(_part_text(item, where) for item in value)
     if is_number(value):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(
+                f"{where}: {part} is the number {value}, expected text; tables have it where a cell is empty: take "
+                "such rows out"
+            )
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{where}: {part} is a {type(value).__name__}, expected text")

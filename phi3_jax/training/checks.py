@@ -17,6 +17,7 @@ from phi3_jax.peft.continued import BEGINNINGS, STRUCTURE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import check_writable, storing
 from phi3_jax.system.lock import check_not_held
+from phi3_jax.system.memory import total_memory
 from phi3_jax.system.reading import read_yaml
 from phi3_jax.training.resume import ResumePoint
 
@@ -77,6 +78,9 @@ FREE_ON_RESUME = frozenset(
 
 # What says how to resume, and is no setting of the run that is resumed.
 RESUMING = frozenset({"training.resume_from_checkpoint", "training.resume_changed", "training.overwrite_output_dir"})
+
+# Of a token in a batch: id, position, segment and whether it is a target, 32 bits each.
+BATCH_BYTES = 16
 
 
 def check_settings(run: RunConfig) -> None:
@@ -147,6 +151,23 @@ def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> N
         raise InputError(
             f"parallel.tensor is {tensor}, but the blocks of model.quantization {run.model.quantization} cannot be "
             "split so; use parallel.fsdp"
+        )
+
+
+def check_batch(run: RunConfig) -> None:
+    """Looks at what a step's batch takes in the host's memory, before a program is compiled for it.
+
+    Raises:
+        InputError: where that is more than the machine has.
+    """
+    training = run.training
+    tokens = training.per_device_train_batch_size * training.gradient_accumulation_steps * (run.data.max_length or 1)
+    needed, there = tokens * BATCH_BYTES, total_memory()
+    if needed > there:
+        raise InputError(
+            f"a step's batch has {tokens:,} tokens for each device, which take {needed / 2**30:,.1f} GiB, and this "
+            f"machine has {there / 2**30:,.1f} GiB; lower training.per_device_train_batch_size, "
+            "training.gradient_accumulation_steps or data.max_length"
         )
 
 

@@ -22,7 +22,7 @@ from phi3_jax.parallel.layout import shardings
 from phi3_jax.parallel.mesh import make_mesh
 from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.peft.tokenizer import BaseOfAdapters
-from phi3_jax.training.checks import check_length, check_mesh
+from phi3_jax.training.checks import check_batch, check_length, check_mesh
 from phi3_jax.training.evaluation import Prompt, choose_prompts
 from phi3_jax.training.start import load_model_and_lora
 from phi3_jax.training.step import Params, TrainState, model_and_lora
@@ -169,6 +169,7 @@ def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
     """
     mesh = make_mesh(asdict(run.parallel))
     check_mesh(run, config, mesh.shape)
+    check_batch(run)
     return Devices(mesh)
 
 

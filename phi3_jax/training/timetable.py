@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from phi3_jax.config.ranges import MOST
 from phi3_jax.config.training import TrainingSection
+from phi3_jax.system.errors import InputError
 from phi3_jax.training.progress import Progress
 
 
@@ -34,7 +36,13 @@ class Timetable:
         if training.max_steps > 0:
             return training.max_steps
         assert self.epoch_steps is not None
-        return math.ceil(self.epoch_steps * training.num_train_epochs)
+        steps = self.epoch_steps * training.num_train_epochs
+        if steps > MOST:
+            raise InputError(
+                f"training.num_train_epochs is {training.num_train_epochs:g}, of {self.epoch_steps:,} steps each; "
+                f"expected {MOST:,} steps together at most"
+            )
+        return math.ceil(steps)
 
     def is_last(self, progress: Progress) -> bool:
         """Whether all steps are done, or patience is over."""

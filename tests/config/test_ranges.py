@@ -12,6 +12,12 @@ def test_what_is_not_set_is_left_alone():
     check_range("data", SimpleNamespace(max_rows=None), "max_rows", low=1)
 
 
+def test_whole_numbers_are_those_that_devices_count_with():
+    check_range("data", SimpleNamespace(rows=2**31 - 1, seed=2**31), "rows seed", low=0)
+    with pytest.raises(InputError, match=r"^data.rows is 10,000,000,000, expected at most 2,147,483,647$"):
+        check_range("data", SimpleNamespace(rows=10**10), "rows", low=0)
+
+
 @pytest.mark.parametrize(
     ("value", "limits", "wanted"),
     [

@@ -9,6 +9,8 @@ from phi3_jax.config.training import TrainingSection
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"max_steps": 10**21}, "training.max_steps is 1,000,000,000,000,000,000,000, expected at most"),
+        ({"output_dir": ""}, "training.output_dir is empty, expected a folder"),
         ({"max_steps": 0}, "training.max_steps is 0, expected at least 1, or -1 to train by epochs"),
         ({"num_train_epochs": 0}, "training.num_train_epochs is 0 and training.max_steps -1: nothing to train"),
         ({"loraplus_lr_embedding": 1e-5}, "training.loraplus_lr_embedding is 1e-05, but without LoRA"),

@@ -89,6 +89,11 @@ def test_columns_are_mapped_and_decide_the_format():
             {},
             "turn 1: content holds a part of type 'image'",
         ),
+        (
+            {"prompt": "a", "completion": float("nan")},
+            {},
+            "row 1: completion is the number nan, expected text; tables have it",
+        ),
         ({"text": {"a": 1}}, {}, "row 1: text is a dict, expected text"),
         ({"text": "\ud800"}, {}, "row 1: text holds half of a surrogate pair"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from phi3_jax import InputError
-from phi3_jax.training.checks import check_output_folder, check_unchanged, remove_leftovers
+from phi3_jax.training.checks import check_batch, check_output_folder, check_unchanged, remove_leftovers
 from phi3_jax.training.loop import train
 from tests.helpers.runs import cut_off, metrics, run_config, write_inputs
 
@@ -16,6 +16,12 @@ SHORT = {"max_steps": 4, "eval_strategy": "no", "eval_steps": None, "logging_ste
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("faults"))
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_compiled(inputs):
+    check_batch(run_config(inputs))
+    with pytest.raises(InputError, match=r"a step's batch has .* tokens for each device, which take .* GiB, and this"):
+        check_batch(run_config(inputs, training={"per_device_train_batch_size": 10**9}))
 
 
 def test_other_settings_are_named_and_allowed_on_request(inputs, monkeypatch, capsys):

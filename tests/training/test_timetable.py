@@ -9,6 +9,7 @@ from phi3_jax.config.sections import DataSection
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.data.pipeline import train_batches
 from phi3_jax.data.rows import DataStats, TokenizedRows
+from phi3_jax.system.errors import InputError
 from phi3_jax.training.progress import Progress
 from phi3_jax.training.timetable import Timetable
 
@@ -20,6 +21,11 @@ def timetable(evaluates: bool = True, **training) -> Timetable:
 @pytest.mark.parametrize(("settings", "steps"), [({}, 10), ({"max_steps": -1, "num_train_epochs": 2.5}, 10)])
 def test_steps_of_the_whole_run(settings, steps):
     assert timetable(**settings).total_steps == steps
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    with pytest.raises(InputError, match=r"num_train_epochs is 1e\+30, of 4 steps each; expected 2,147,483,647 steps"):
+        _ = timetable(max_steps=-1, num_train_epochs=1e30).total_steps
 
 
 def test_what_is_due_every_so_many_steps_is_due_at_the_end_too():
