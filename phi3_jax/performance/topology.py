@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,17 @@ GPUS = {
     "rtx6000-ada": "NVIDIA RTX 6000 Ada Generation",
     "a6000": "NVIDIA RTX A6000",
 }
+# What else people call them.
+OTHER_NAMES = {
+    **{kind.removeprefix("rtx"): kind for kind in GPUS if kind.startswith("rtx") and kind[3:].isdecimal()},
+    **{f"rtx-{kind[3:]}": kind for kind in GPUS if kind.startswith("rtx")},
+    "a100-80gb": "a100",
+    "h100-80gb": "h100",
+    "h100-sxm": "h100",
+    "v100-16gb": "v100",
+    "rtx-a6000": "a6000",
+    "rtxa6000": "a6000",
+}
 # JAX's device_kind, and the bytes that XLA lets a program use, less than the device has.
 TPUS = {
     "v5e": ("TPU v5 lite", 15.75 * GiB),
@@ -98,23 +109,31 @@ def parse_topology(name: str) -> Topology:
         return _cpu(name)
     if text == HERE:
         return _here()
-    if gpu := re.fullmatch(r"gpu:([a-z0-9-]+?)(?:[:x]([1-9]\d*))?", text):
-        number = int(gpu[2] or 1)
-        if gpu[1] in GPUS:
-            kind = GPUS[gpu[1]]
+    for gpu, number in _gpus(text):
+        if gpu in GPUS:
+            kind = GPUS[gpu]
             return Topology(name, "gpu", kind, number, HARDWARE[kind].memory)
-        if memory := re.fullmatch(r"([1-9]\d{0,3})(gi?b)", gpu[1]):
+        if memory := re.fullmatch(r"([1-9]\d{0,3})(gi?b)", gpu):
             unit, size = {"gb": (GB, "GB"), "gib": (GiB, "GiB")}[memory[2]], int(memory[1])
             return Topology(name, "gpu", f"GPU of {size} {unit[1]}", number, size * unit[0])
-    elif (tpu := re.fullmatch(r"(v\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text)) and tpu[1] in TPUS:
+    if (tpu := re.fullmatch(r"(v\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text)) and tpu[1] in TPUS:
         return _tpu_slice(name, tpu[1], tpu[2])
-    elif (tpu := re.fullmatch(r"(v\w+)-(\d+)", text)) and tpu[1] in GOOGLE_NAMES:
+    if (tpu := re.fullmatch(r"(v\w+)-(\d+)", text)) and tpu[1] in GOOGLE_NAMES:
         return _google_slice(name, tpu[1], int(tpu[2]))
     raise InputError(
         f"topology {name!r} is not known; give cpu, here, gpu:KIND or gpu:KIND:NUMBER with KIND one of "
         f"{', '.join(GPUS)} or a memory such as 24GB, or a TPU slice, by shape such as v5e:2x2 or v5p:2x2x4 "
         f"({', '.join(TPUS)}) or by Google's name such as v5litepod-8, v6e-8 or v5p-8"
     )
+
+
+def _gpus(text: str) -> Iterator[tuple[str, int]]:
+    """What may be meant of GPUs, under our names: a kind, with `gpu:` before it or without, and how many."""
+    text = text.removeprefix("gpu:")
+    parts = re.fullmatch(r"(.+)[:x]([1-9]\d*)", text)  # the x of rtx4090 is none
+    for kind, number in ((text, 1), *([(parts[1], int(parts[2]))] if parts else [])):
+        kind = kind.removeprefix("nvidia-").replace("_", "-")
+        yield OTHER_NAMES.get(kind, kind), number
 
 
 def _tpu_slice(name: str, tpu: str, shape: str) -> Topology:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phi3_jax.performance.topology import larger, parse_topology
+from phi3_jax.performance.topology import GPUS, OTHER_NAMES, larger, parse_topology
 from phi3_jax.system.errors import InputError
 
 GB, GiB = 10**9, 2**30
@@ -21,6 +21,11 @@ GB, GiB = 10**9, 2**30
         ("gpu:t4", "gpu", 1, 16 * GB),
         ("gpu:rtx5090:2", "gpu", 2, 32 * GB),
         ("gpu:24GB", "gpu", 1, 24 * GB),
+        ("gpu:rtx4090", "gpu", 1, 24 * GB),
+        ("rtx4090x2", "gpu", 2, 24 * GB),
+        ("gpu:3090", "gpu", 1, 24 * GB),
+        ("A100-80GB", "gpu", 1, 80 * GB),
+        ("RTX-A6000", "gpu", 1, 48 * GB),
         ("gpu:80gib:4", "gpu", 4, 80 * GiB),
         # Google's numbers are of chips or, where a chip has two cores, of cores.
         ("v5litepod-8", "tpu", 8, 15.75 * GiB),
@@ -54,6 +59,13 @@ def test_what_is_no_topology_is_told_those_that_there_are(name, words):
     with pytest.raises(InputError) as error:
         parse_topology(name)
     assert all(word in str(error.value) for word in (name, *words)), error.value
+
+
+def test_every_kind_of_gpu_is_found_under_all_its_names():
+    for kind, device in GPUS.items():
+        assert (parse_topology(f"gpu:{kind}").device_kind, parse_topology(f"gpu:{kind}:2").devices) == (device, 2)
+    assert set(OTHER_NAMES.values()) <= GPUS.keys()
+    assert not OTHER_NAMES.keys() & GPUS.keys()
 
 
 def test_here_is_this_machine():
