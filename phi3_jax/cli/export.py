@@ -114,13 +114,7 @@ def _folder_as_it_is(arguments: argparse.Namespace) -> Path:
 
         Checkpoint.open(path).weights.raise_for_problems(path)
         return path
-    adapter = PeftAdapter.open(arguments.adapter, hub_of(arguments), patterns=ALL_FILES)
-    if adapter.base is not None and local_path(adapter.base).is_dir():
-        print(
-            f"note: the adapter names the folder {adapter.base} as its base, which nobody else can load; "
-            "--merge uploads both as one model"
-        )
-    return adapter.folder
+    return PeftAdapter.open(arguments.adapter, hub_of(arguments), patterns=ALL_FILES).folder
 
 
 def _open(arguments: argparse.Namespace) -> "tuple[PeftAdapter, Checkpoint]":
@@ -156,8 +150,10 @@ def _write(arguments: argparse.Namespace, adapter: "PeftAdapter", base: "Checkpo
 
 def _upload(repository: "HubRepository", folder: Path) -> None:
     """Uploads a folder and says so; where that fails, with the command to try again."""
-    from phi3_jax.hf.push import PushError
+    from phi3_jax.hf.push import PushError, local_base
 
+    if (note := local_base(folder)) is not None:
+        print(note)
     try:
         left = repository.upload(folder, "Upload with phi3_jax")
     except PushError as error:

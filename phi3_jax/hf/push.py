@@ -10,7 +10,7 @@ from phi3_jax.config.hub_options import PushTarget, is_hub_id
 from phi3_jax.hf.files import CONFIG, INDEX
 from phi3_jax.hf.hub import LICENCE_FILES, TOKENIZER_FILES
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.reading import check_file
+from phi3_jax.system.reading import check_file, local_path, read_json
 from phi3_jax.system.secrets import remember
 from phi3_jax.system.text import first_line
 
@@ -93,7 +93,7 @@ class HubRepository:
             folder: What holds them.
             message: The commit's.
             to: Folder in the repository, where not its top.
-            everything: Whatever lies in the folder.
+            everything: Whatever lies in the folder, and nothing else: what was there before under `to` goes.
 
         Returns:
             The names of what stays here.
@@ -117,6 +117,7 @@ class HubRepository:
                     commit_message=message,
                     revision=self.revision,
                     allow_patterns=chosen,
+                    delete_patterns="*" if everything else None,
                 )
         except InputError as error:
             raise PushError(str(error)) from error
@@ -128,6 +129,18 @@ def uploaded(folder: Path) -> list[str]:
     found = {path for pattern in UPLOADED for path in folder.glob(pattern) if path.is_file()}
     names = sorted(str(path.relative_to(folder)) for path in found)
     return names if {"adapter_config.json", CONFIG} & set(names) else []
+
+
+def local_base(folder: Path) -> str | None:
+    """A line on an adapter that names a folder of this machine as its base; None for others, and for models."""
+    file = folder / "adapter_config.json"
+    base = read_json(file).get("base_model_name_or_path") if file.is_file() else None
+    if not isinstance(base, str) or not local_path(base).is_dir():
+        return None
+    return (
+        f"note: the adapter names the folder {base} as its base, which nobody else can load; train from the base's id "
+        "on the hub or name it in peft.base_model_name_or_path, or upload both as one model (phi3-jax export --merge)"
+    )
 
 
 def _no_id(name: str) -> InputError:

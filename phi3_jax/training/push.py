@@ -12,7 +12,7 @@ from pathlib import Path
 
 from phi3_jax.config.hub_options import PushTarget
 from phi3_jax.config.training import TrainingSection
-from phi3_jax.hf.push import HubRepository, PushError, uploaded
+from phi3_jax.hf.push import HubRepository, PushError, local_base, uploaded
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import first_line
 
@@ -107,6 +107,8 @@ class RunPush:
                 f"the run is complete, but {folder} could not be uploaded: {error}; try again with: "
                 f"{self._command(folder)}"
             ) from error
+        if (note := local_base(folder)) is not None:
+            self._say(note)
         self._say(f"uploaded {folder} to {self._repository.url}")
 
     def _command(self, folder: Path) -> str:

@@ -196,6 +196,8 @@ class _Handler(Handler):
                 self.hub.messages.append(value["summary"])
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
         branches[revision] = files

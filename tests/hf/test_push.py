@@ -48,6 +48,10 @@ def test_a_branch_and_a_folder_in_it(hub, adapter):
     repository = HubRepository.open(PushTarget("acme/adapter", revision="v2"))
     repository.upload(adapter, "all", to="last-checkpoint", everything=True)
     assert "last-checkpoint/state/array" in hub.models["acme/adapter"]["v2"]
+    (adapter / "state/array").rename(adapter / "state/other")  # arrays have other names every time
+    repository.upload(adapter, "again", to="last-checkpoint", everything=True)
+    there = [name for name in hub.models["acme/adapter"]["v2"] if "state" in name]
+    assert there == ["last-checkpoint/state/other"]
     assert set(hub.models["acme/adapter"]["main"]) == {".gitattributes"}
     assert repository.url.endswith("/acme/adapter/tree/v2")
     HubRepository.open(PushTarget("acme/adapter", revision="v2"))  # both are there by now
