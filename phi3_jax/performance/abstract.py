@@ -1,8 +1,9 @@
 """The train step of a run with shapes in place of arrays: all that a compiler, or a count of bytes, needs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.batch import TRAINING_KEYS
+from phi3_jax.hf.bnb import read_bnb_config
+from phi3_jax.hf.files import CONFIG
 from phi3_jax.lora import Lora, ParameterTable, init_lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
@@ -120,7 +123,8 @@ def abstract_model_and_lora(
     section, full = run.model, run.peft.full_finetuning
     model = abstract_model(config, jnp.float32 if full else section.dtype, section.attention)
     lora = None if full else _abstract_lora(run, model)
-    shapes = _Shapes(section.quantization, section.double_quant)
+    stored = read_bnb_config(config, Path(CONFIG))
+    shapes = _Shapes(section.quantization, section.double_quant, None if stored is None else stored.paths)
     return build_model(model, shapes, split=split and not full), lora
 
 
@@ -130,8 +134,11 @@ class _Shapes:
 
     quantization: str | None
     double_quant: bool
+    stored: Collection[LeafPath] | None  # of a checkpoint that is quantised already, the leaves that are
 
     def quantizes(self, path: LeafPath, leaf: Leaf) -> bool:
+        if self.quantization is not None and self.stored is not None:
+            return path in self.stored
         return self.quantization is not None and is_quantizable(path, leaf.shape)
 
     def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:

@@ -23,3 +23,19 @@ def test_the_formats_of_quantised_weights():
                 (x.shape, x.dtype) for x in jax.tree.leaves(real)
             ]
             assert abstract.shape == real.shape
+
+
+def test_what_a_checkpoint_quantises_in_some_layers_only_is_dense():
+    from phi3_jax import Phi3Config
+    from phi3_jax.config.run import RunConfig
+    from phi3_jax.performance.abstract import abstract_model_and_lora
+    from phi3_jax.quant import NF4Weight
+    from tests.helpers.models import QUANTIZABLE
+
+    skipped = {"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp.down_proj"]}
+    section = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", **skipped}
+    config = Phi3Config.from_dict({**QUANTIZABLE, "quantization_config": section})
+    run = RunConfig.from_dict({"model": {"name_or_path": "x", "quantization": "nf4"}})
+    model, _ = abstract_model_and_lora(run, config, split=False)
+    assert isinstance(model.model.layers.mlp.gate_up_proj.weight.get_value(), NF4Weight)
+    assert model.model.layers.mlp.down_proj.weight.get_value().dtype == "bfloat16"
