@@ -77,11 +77,19 @@ class Checkpoint:
     @cached_property
     def config(self) -> Phi3Config:
         """What config.json and generation_config.json say. Raises `InputError` for what cannot be loaded."""
-        if not (self.folder / CONFIG).exists() and (self.folder / "adapter_config.json").exists():
-            raise InputError(
-                f"{self.folder}: holds an adapter, no model; give its base model, and load the adapter beside it"
-            )
+        if not (self.folder / CONFIG).exists():
+            self._refuse_others()
         return Phi3Config.from_pretrained(self.folder)
+
+    def _refuse_others(self) -> None:
+        """Raises `InputError` for a folder that holds an adapter or a run, and no config.json."""
+        for where in (self.folder, self.folder / "adapter"):
+            if (where / "adapter_config.json").exists():
+                raise InputError(
+                    f"{where}: holds an adapter, no model; give its base model, and load the adapter beside it"
+                )
+        if (self.folder / "model" / CONFIG).exists():
+            raise InputError(f"{self.folder}: is a run, whose model is in {self.folder / 'model'}; give that")
 
     @cached_property
     def quantization(self) -> BnbConfig | None:

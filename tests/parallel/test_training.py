@@ -109,7 +109,9 @@ def test_two_processes_train_as_one_does(folder):
     assert "on 8 cpu devices (data 2, fsdp 2, tensor 2)" in first
     assert "step 6/6" in first
     assert not GLOO.sub("", second).strip()
-    assert (folder / "hosts/adapter/adapter_model.safetensors").exists()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"):
+        whole = (folder / "hosts/adapter" / name).read_bytes()
+        assert (folder / "hosts/checkpoints/6" / name).read_bytes() == whole
     assert (folder / "hosts/report.html").exists()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from phi3_jax import InputError
+from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.peft.folder import adapter_folder
 from phi3_jax.peft.save import save_adapter
@@ -40,3 +41,14 @@ def test_a_run_without_an_adapter_says_what_there_is(run):
     (run / "model").mkdir()
     with pytest.raises(InputError, match=r"trained the whole model and no adapter; give \S*/model as the model"):
         PeftAdapter.open(run)
+
+
+def test_a_run_given_as_a_model_says_where_that_is(run):
+    (run / "model").mkdir()
+    (run / "model" / "config.json").touch()
+    with pytest.raises(InputError, match=r"is a run, whose model is in \S*/model; give that"):
+        _ = Checkpoint.open(run).config
+    save_adapter(run / "adapter", random_lora(tiny_model(layers=1)))
+    for folder in (run, run / "adapter"):
+        with pytest.raises(InputError, match=r"/adapter: holds an adapter, no model; give its base model"):
+            _ = Checkpoint.open(folder).config
