@@ -21,7 +21,7 @@ import jax
 from phi3_jax.config.run import RunConfig
 from phi3_jax.demo.run import demo_config
 from phi3_jax.training.job import load_job
-from phi3_jax.training.loop import Trainer
+from phi3_jax.training.trainer import Trainer
 
 # What may be gained after the warm-up: allocators keep pages, lines of metrics are kept for the report, and
 # pools start their threads when they first need them.

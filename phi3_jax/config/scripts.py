@@ -166,8 +166,6 @@ def _null_and_zero(training: dict[str, object]) -> None:
         training["gradient_checkpointing"] = False
     if training.get("eval_steps", 1) == 0:
         training["eval_steps"] = None
-    if training.get("warmup_steps") == 0:  # which leaves it to warmup_ratio
-        del training["warmup_steps"]
     for name in ("output_dir", "warmup_ratio", "warmup_steps", "eval_delay"):  # not said
         if training.get(name, 0) is None:
             del training[name]

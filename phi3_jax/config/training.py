@@ -29,7 +29,8 @@ class TrainingSection:
         lr_scheduler_kwargs: Settings of that course, for example {num_cycles: 3} for cosine_with_restarts, {min_lr:
             1e-6} for cosine_with_min_lr, {num_decay_steps: 100} for warmup_stable_decay.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
-        warmup_steps: The same in steps, or below 1 as a share; where given, it wins over warmup_ratio.
+        warmup_steps: The same in steps, or below 1 as a share; above 0 it wins over
+            warmup_ratio, which 0 leaves it to.
         num_train_epochs: Passes over the training rows.
         max_steps: Optimizer steps; where positive, it wins over num_train_epochs.
         per_device_train_batch_size: Rows in a forward pass.
@@ -107,7 +108,7 @@ class TrainingSection:
     ] = "cosine"
     lr_scheduler_kwargs: dict[str, Value] | None = None
     warmup_ratio: float = 0.03
-    warmup_steps: int | float | None = None
+    warmup_steps: int | float = 0
     num_train_epochs: float = 1.0
     max_steps: int = -1
     per_device_train_batch_size: int = 4

@@ -28,9 +28,10 @@ from phi3_jax.config.training import TrainingSection
 
 
 def warmup_steps(training: TrainingSection, total_steps: int) -> int:
-    """`warmup_steps` where given, else `warmup_ratio` of all steps; a share is rounded up."""
-    steps = training.warmup_ratio if training.warmup_steps is None else training.warmup_steps
-    return int(steps) if steps >= 1 and training.warmup_steps is not None else math.ceil(total_steps * steps)
+    """`warmup_steps` where it is above 0, else `warmup_ratio` of all steps; a share is rounded up."""
+    if training.warmup_steps >= 1:
+        return int(training.warmup_steps)
+    return math.ceil(total_steps * (training.warmup_steps or training.warmup_ratio))
 
 
 def make_schedule(training: TrainingSection, total_steps: int) -> optax.Schedule:

@@ -68,7 +68,7 @@ def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
 
 
 def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep:
-    """The step that `training.job` and `training.loop` make of such a run, for the longest rows it allows.
+    """The step that `training.job` and `training.trainer` make of such a run, for the longest rows it allows.
 
     Args:
         run: All of it.

@@ -44,7 +44,7 @@ class Workload:
 
 
 def prepare(run: RunConfig, config: Phi3Config, *, steps: int) -> Workload:
-    """The step as `training.job` and `training.loop` make it, for a model with random weights.
+    """The step as `training.job` and `training.trainer` make it, for a model with random weights.
 
     Args:
         run: Whose `model.name_or_path` and `data` but for `max_length` are not read.

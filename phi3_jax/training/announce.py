@@ -92,7 +92,7 @@ def unused_settings(training: TrainingSection) -> list[str]:
 
     because(training.max_steps > 0, "num_train_epochs", "max_steps")
     because(training.lr_scheduler_type == "constant", "warmup_ratio warmup_steps", "lr_scheduler_type")
-    because(training.warmup_steps is not None, "warmup_ratio", "warmup_steps")
+    because(training.warmup_steps > 0, "warmup_ratio", "warmup_steps")
     for what in ("logging", "eval", "save"):
         because(getattr(training, f"{what}_strategy") != "steps", f"{what}_steps", f"{what}_strategy")
     because(training.eval_strategy == "no", "eval_delay", "eval_strategy")

@@ -121,7 +121,7 @@ def test_every_known_name_is_one_that_its_section_does_not_have_itself():
         ({"optim": "paged_adamw_8bit"}, "training", {"optim": "adamw_8bit"}),
         ({"optim": "lion_32bit"}, "training", {"optim": "lion"}),
         ({"adafactor": True}, "training", {"optim": "adafactor"}),
-        ({"warmup_steps": 0.2}, "training", {"warmup_ratio": 0.2, "warmup_steps": None}),
+        ({"warmup_steps": 0.2}, "training", {"warmup_ratio": 0.2, "warmup_steps": 0}),
         ({"warmup_steps": "30"}, "training", {"warmup_steps": 30}),
         ({"resume_from_checkpoint": None}, "training", {"resume_from_checkpoint": False}),
         ({"max_seq_length": 512}, "data", {"max_length": 512}),

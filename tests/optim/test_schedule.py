@@ -30,7 +30,7 @@ def test_warm_up_in_steps_wins_over_its_ratio_which_rounds_up():
     assert warmup_steps(TrainingSection(warmup_ratio=0.1), 101) == 11
     assert warmup_steps(TrainingSection(warmup_ratio=0.1, warmup_steps=3), 101) == 3
     assert warmup_steps(TrainingSection(warmup_ratio=0.0), 101) == 0
-    assert warmup_steps(TrainingSection(warmup_ratio=0.1, warmup_steps=0), 101) == 0
+    assert warmup_steps(TrainingSection(warmup_ratio=0.1, warmup_steps=0), 101) == 11
     assert warmup_steps(TrainingSection(warmup_steps=0.1), 101) == 11
     assert warmup_steps(TrainingSection(warmup_steps=1.0), 101) == 1
     assert warmup_steps(TrainingSection(warmup_ratio=1.0), 101) == 101
@@ -72,7 +72,11 @@ def test_every_step_has_the_learning_rate_of_transformers(kind, kwargs, warmup):
         optimizer.step()
         theirs.step()
     training = TrainingSection(
-        learning_rate=peak, lr_scheduler_type=kind, lr_scheduler_kwargs=kwargs, warmup_steps=warmup
+        learning_rate=peak,
+        lr_scheduler_type=kind,
+        lr_scheduler_kwargs=kwargs,
+        warmup_ratio=0.0,
+        warmup_steps=warmup,
     )
     schedule = jax.jit(make_schedule(training, total))
     ours = np.array([schedule(np.int32(step)) for step in range(total)])

@@ -19,8 +19,8 @@ from tests.helpers.models import tiny_model
         ),
         ({"save_strategy": "best", "save_steps": 50}, ["training.save_steps 50, since training.save_strategy is best"]),
         (
-            {"warmup_steps": 0, "warmup_ratio": 0.1, "lr_scheduler_type": "linear"},
-            ["training.warmup_ratio 0.1, since training.warmup_steps is 0"],
+            {"warmup_steps": 5, "warmup_ratio": 0.1, "lr_scheduler_type": "linear"},
+            ["training.warmup_ratio 0.1, since training.warmup_steps is 5"],
         ),
         (
             {"lr_scheduler_type": "constant", "warmup_ratio": 0.1},
