@@ -84,6 +84,8 @@ def local_path(name: str | Path, what: str = "") -> Path:
     Raises:
         InputError: For a name that no path can have, and for folders that may not be looked into.
     """
+    if name == "":  # which Path takes for the folder that this is run in; a shell's variable that is not set
+        raise InputError(f"{what or 'a path'} is empty, expected one; give . for this folder")
     try:
         path = Path(name).expanduser()
         path.lstat()

@@ -165,6 +165,10 @@ class TestPaths:
             local_path(name, "model")
         assert len(str(caught.value)) < 500
 
+    def test_nothing_is_no_path(self):
+        with pytest.raises(InputError, match="model is empty, expected one; give . for this folder"):
+            local_path("", "model")
+
 
 # The readers themselves, with values of any type in every place.
 
