@@ -1,6 +1,5 @@
 """`phi3-jax evaluate`: a base, its adapters and merged checkpoints on the same rows."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from phi3_jax.cli.generation import add_generation_arguments, given_settings
 from phi3_jax.cli.parser import Parser, add_base_arguments, positive
-from phi3_jax.cli.row_options import add_row_arguments, with_row_options
+from phi3_jax.cli.row_options import add_row_arguments, columns, with_row_options
 from phi3_jax.config.sections import DataSection, ParallelSection
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--columns",
         metavar="PART=COLUMN,...",
-        type=_columns,
+        type=columns,
         help="which column plays which part, such as prompt=question,completion=answer",
     )
     parser.add_argument(
@@ -169,10 +168,3 @@ def make_parser() -> Parser:
         )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
-
-
-def _columns(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(part and equals and column for part, equals, column in pairs):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form prompt=question,completion=answer")
-    return {part: column for part, _, column in pairs}

@@ -3,10 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from phi3_jax.cli.parser import Parser, add_hub_arguments, hub_of
+from phi3_jax.cli.row_options import columns
+from phi3_jax.config.sections import DataSection
 from phi3_jax.demo import demo_path
 from phi3_jax.parallel.hardware import GB, HARDWARE
 from phi3_jax.system.errors import InputError
@@ -64,11 +67,21 @@ def run(argv: Sequence[str]) -> None:
     device, topology = _answer(arguments, "device", lambda: "here", parse_topology)
     default = DEMO if topology.platform == "cpu" else MICROSOFTS
     _, checkpoint = _answer(arguments, "model", lambda: default, opened)
-    data, rows = _answer(arguments, "data", _data_here, lambda name: look_at(name, checkpoint.tokenizer))
+    section = DataSection(columns=arguments.columns, skip_invalid=arguments.skip_invalid)
+    data, rows = _answer(
+        arguments, "data", _data_here, lambda name: look_at(replace(section, train=name), checkpoint.tokenizer)
+    )
     _, method = _answer(arguments, "method", lambda: "auto", method_of)
     _, output = _answer(arguments, "output", lambda: "run.yaml", lambda name: _free(name, arguments.overwrite))
 
-    found = propose(checkpoint, rows, device, data=data, method=method, output_dir=f"out/{output.stem}")
+    found = propose(
+        checkpoint,
+        rows,
+        device,
+        data=replace(section, train=data),
+        method=method,
+        output_dir=f"out/{output.stem}",
+    )
     facts = [one_line(line) for line in _facts(found, rows, data, output)]
     title = [f"Written by phi3-jax init: phi3-jax train --config {one_line(str(output))}", *facts]
     with storing(output):
@@ -86,6 +99,13 @@ def make_parser() -> Parser:
     parser = Parser("init", DESCRIPTION)
     for name, text in HELP.items():
         parser.add_argument(f"--{name}", metavar="NAME" if name in ("device", "method") else "PATH", help=text)
+    parser.add_argument(
+        "--columns",
+        metavar="PART=COLUMN,...",
+        type=columns,
+        help="data.columns: which column plays which part, such as prompt=question,completion=answer",
+    )
+    parser.add_argument("--skip-invalid", action="store_true", help="data.skip_invalid: leave out rows with any fault")
     parser.add_argument("--defaults", action="store_true", help="ask nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     add_hub_arguments(parser)
@@ -147,10 +167,15 @@ def _free(name: str, overwrite: bool) -> Path:
 
 def _facts(found: "Proposal", rows: "RowsLook", data: str, output: Path) -> Iterator[str]:
     """What was seen, and what is planned."""
+    from phi3_jax.data.rows import MOST_NAMED
+
     plan, figures = found.plan, rows.stats.length_figures or {}
     formats = ", ".join(f"{count:,} as {name}" for name, count in rows.stats.formats.items())
     looked = f", of which {len(rows.lengths):,} were looked at" if len(rows.lengths) < rows.rows else ""
     yield f"Rows: {data}: {rows.rows:,}{looked}; columns {', '.join(rows.columns)}; read {formats}."
+    if rows.stats.left_out:
+        (where, why), number = rows.stats.left_out[0], len(rows.stats.left_out)
+        yield f"Left out: {number:,}{' or more' if number == MOST_NAMED else ''}, the first {where}: {why}."
     yield (
         f"Tokens of a row: {figures['min']:,} to {figures['max']:,}, half of them up to {figures['median']:,}; "
         f"{rows.targets.mean():,.0f} are trained on, on average."

@@ -56,3 +56,16 @@ def roles(text: str) -> list[str]:
             f"{sorted(unknown)[0]} is no role; expected some of {', '.join(get_args(kind))}"
         )
     return found
+
+
+def columns(text: str) -> dict[str, str]:
+    """Which column plays which part. Raises argparse's error for what is not of that form.
+
+    Example:
+        >>> columns("prompt=question,completion=answer")
+        {'prompt': 'question', 'completion': 'answer'}
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(part and equals and column for part, equals, column in pairs):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form prompt=question,completion=answer")
+    return {part: column for part, _, column in pairs}

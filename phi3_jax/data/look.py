@@ -1,6 +1,6 @@
 """A look at a file of rows before there is a run: how many, of which form, how long."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -42,21 +42,21 @@ class RowsLook:
         return float(self.rows * self.lengths.mean())
 
 
-def look_at(path_or_hub_id: str, tokenizer: Tokenizer) -> RowsLook:
-    """Reads rows as training would, of large sources some, evenly spread.
+def look_at(data: DataSection, tokenizer: Tokenizer) -> RowsLook:
+    """Reads rows as training would, of large sources some, evenly spread; none is cut.
 
     Args:
-        path_or_hub_id: As `data.train`.
+        data: Whose `train` it is, and how rows are read.
         tokenizer: The checkpoint's.
 
     Raises:
         InputError: As `prepare_data`; a row that is wrong is named.
     """
-    sources = load_sources(path_or_hub_id, split="train")
+    sources = load_sources(data.require_train(), split=data.split, dataset_config=data.dataset_config)
     rows = [Row(source, index) for source in sources for index in range(len(source.rows))]
     if not rows:
-        raise InputError(f"{path_or_hub_id}: no usable rows; the data is empty")
-    data = DataSection(train=path_or_hub_id, max_length=_ANY_LENGTH, packing=False, cache=False)
+        raise InputError(f"{data.train}: no usable rows; the data is empty")
+    data = replace(data, max_length=_ANY_LENGTH, packing=False, cache=False)
     chosen = np.unique(np.linspace(0, len(rows) - 1, MOST_ROWS).astype(int)) if len(rows) > MOST_ROWS else None
     looked = rows if chosen is None else [rows[index] for index in chosen]
     found = tokenize_rows(looked, ChatTokenizer.of_section(tokenizer, data), data, seed=0)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.look import RowsLook
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.model.leaves import model_leaves
@@ -50,7 +51,7 @@ class Proposal:
 
 
 def propose(
-    checkpoint: Checkpoint, rows: RowsLook, topology_name: str, *, data: str, method: Method, output_dir: str
+    checkpoint: Checkpoint, rows: RowsLook, topology_name: str, *, data: DataSection, method: Method, output_dir: str
 ) -> Proposal:
     """Settings of a run on these rows that fit on the device.
 
@@ -58,7 +59,7 @@ def propose(
         checkpoint: The base.
         rows: What was seen of `data`.
         topology_name: The device, as `parse_topology` takes it.
-        data: Where the rows are.
+        data: Where the rows are, and how they are read.
         method: How to train; auto takes LoRA where that fits, and QLoRA where it does not.
         output_dir: Of the run.
 
@@ -140,13 +141,13 @@ class _Wanted:
         """Of the whole run, about."""
         return self.epochs * max(1, math.ceil(self.sequences / self.batch))
 
-    def candidates(self, way: Method, *, data: str, output_dir: str) -> list[Settings]:
+    def candidates(self, way: Method, *, data: DataSection, output_dir: str) -> list[Settings]:
         """The settings with as many rows at a time as a step has, and with ever fewer."""
         each = self.batch // self.devices
         sizes = [size for size in range(min(each, 8), 0, -1) if each % size == 0]
         return [self._settings(way, size, each // size, data, output_dir) for size in sizes]
 
-    def _settings(self, way: Method, size: int, times: int, data: str, output_dir: str) -> Settings:
+    def _settings(self, way: Method, size: int, times: int, data: DataSection, output_dir: str) -> Settings:
         rates = {"full": 1e-5} if not self.is_small else {"full": 1e-3, "lora": 3e-3, "qlora": 3e-3, "auto": 3e-3}
         found: Settings = {"model.name_or_path": self.checkpoint.name, "model.dtype": self.dtype}
         if self.checkpoint.revision:
@@ -158,7 +159,11 @@ class _Wanted:
         else:
             adapter = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0 if self.is_small else 0.05}
             found |= {f"peft.{key}": value for key, value in adapter.items()} | {"peft.target_modules": "all-linear"}
-        found["data.train"] = data
+        found["data.train"] = data.train
+        if data.columns:
+            found["data.columns"] = data.columns
+        if data.skip_invalid:
+            found["data.skip_invalid"] = True
         if self.held_out:
             found["data.eval_fraction"] = self.held_out
         found |= {"data.max_length": self.length, "data.packing": self.packs, "data.loss_on": "assistant"}
@@ -217,6 +222,7 @@ class _Wanted:
             "data.eval_fraction": "rows held out to measure on; data.eval names a file in their place",
             "data.max_length": "several rows share so many positions" if self.packs else f"positions of a row: {share}",
             "data.packing": "" if self.packs else "with so few rows one each, so that there are more steps",
+            "data.skip_invalid": f"{len(self.rows.stats.left_out):,} of those that were looked at are left out",
             "data.loss_on": "or all, or last: what is trained on (phi3-jax data shows it)",
             "training.learning_rate": "the setting to try others of first",
             "training.num_train_epochs": f"passes over the rows: {self.steps(settings):,} steps of {self.batch}",

@@ -63,9 +63,22 @@ def test_a_terminal_is_asked_until_the_answer_can_be_used(here, capsys, monkeypa
     assert (here / "mine.yaml").is_file()
 
 
+def test_columns_and_faults_are_told_as_to_training(here, capsys):
+    rows = [{"q": "2 + 2?", "a": "4"}] * 30 + [{"q": "3 + 3?", "a": ""}]
+    (here / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["init", "--device", "cpu", "--data", "qa.jsonl", "--columns", "prompt=q,completion=a"]
+    assert main(command) == 2
+    assert "qa.jsonl, row 31" in capsys.readouterr().err
+    assert main([*command, "--skip-invalid"]) == 0
+    assert "Left out: 1, the first qa.jsonl, row 31: " in capsys.readouterr().out
+    data = yaml.safe_load((here / "run.yaml").read_text())["data"]
+    assert (data["columns"], data["skip_invalid"]) == ({"prompt": "q", "completion": "a"}, True)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--columns", "q"], "prompt=question,completion=answer"),
         (["--device", "gpu:rtx"], "gpu:rtx"),
         (["--model", "nowhere/"], "nowhere"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),

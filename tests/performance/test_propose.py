@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from phi3_jax.config.sections import DataSection
 from phi3_jax.data.look import RowsLook
 from phi3_jax.data.rows import DataStats
 from phi3_jax.hf.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ def rows_of(count, longest, targets=20):
 
 
 def proposed(base, rows, device, method="auto"):
-    return propose(base, rows, device, data="chats.jsonl", method=method, output_dir="out")
+    return propose(base, rows, device, data=DataSection(train="chats.jsonl"), method=method, output_dir="out")
 
 
 @pytest.mark.parametrize(
