@@ -285,6 +285,26 @@ class TestTraining:
                     reference = theirs[f"base_model.model.{module}.{part}.default.weight"]
                     assert relative(gradient, reference) < 1e-5, (module, part)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("storage", ["uint8", "bfloat16", "float32"])
+    def test_modules_skipped_in_some_layers_and_another_storage(self, tmp_path, storage):
+        """As Unsloth's dynamic quants name modules, some of which are not there."""
+        torch_phi3(tmp_path / "base", **SIZES)
+        skipped = [
+            "lm_head",
+            "multi_modal_projector",
+            "merger",
+            "model.layers.1.mlp",
+            "model.layers.0.self_attn.o_proj",
+        ]
+        kind = getattr(torch, storage)
+        theirs = torch_quantized(tmp_path / "base", llm_int8_skip_modules=skipped, bnb_4bit_quant_storage=kind)
+        theirs.save_pretrained(tmp_path / "theirs")
+        model = Phi3ForCausalLM.from_pretrained(str(tmp_path / "theirs"), dtype=jnp.float32)
+        assert relative(model(jnp.asarray(IDS)), torch_logits(theirs)) < 1e-5
+        assert isinstance(model.model.layers.self_attn.qkv_proj.weight.get_value(), NF4Weight)
+        assert not isinstance(model.model.layers.mlp.down_proj.weight.get_value(), NF4Weight)
+
     def test_a_model_in_memory_is_quantised_alike(self, tmp_path):
         torch_phi3(tmp_path / "base", **SIZES)
         plain = Phi3ForCausalLM.from_pretrained(str(tmp_path / "base"), dtype=jnp.float32)
