@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
 # What is downloaded. Never *.bin (pickles) and never *.py (remote code).
 SMALL_FILES = ("*.json", "*.jinja", *(name for name in TOKENIZER_FILES if not name.endswith((".json", ".jinja"))))
 CHECKPOINT_FILES = (*SMALL_FILES, "model*.safetensors")
+# A pattern's star crosses folders: of these additional_chat_templates alone is wanted, and there is no word for "not".
+OTHER_FOLDERS = ("[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "add[!i]*/*")
 # What a checkpoint made of another one takes along of it.
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
@@ -69,7 +71,7 @@ def _download(name: str, hub: Hub, patterns: Sequence[str]) -> Path:
             cache_dir=hub.cache_dir,
             local_files_only=hub.local_files_only,
             allow_patterns=list(patterns),
-            ignore_patterns=["*/*"],  # a pattern's star crosses folders
+            ignore_patterns=list(OTHER_FOLDERS),
         )
     except errors.HFValidationError as error:
         raise InputError(f"{name}: no such folder, and no valid hub id either (owner/name)") from error

@@ -37,6 +37,8 @@ for arguments in json.loads(sys.argv[1]):
     print("ANSWER " + json.dumps(answer))
 """
 
+TOKENIZER = {"tokenizer.model": b"x", "additional_chat_templates/tool_use.jinja": b"{{ messages }}"}
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> dict[str, bytes]:
@@ -53,10 +55,11 @@ def hub(weights):
         "README.md": b"",
         "onnx/config.json": b"{}",
         "checkpoint-1/model.safetensors": b"",
+        "adapter/adapter_config.json": b"{}",
     }
     old = {"config.json": json.dumps(RAW | {"vocab_size": 7}).encode()}
     models = {
-        "someone/tiny-phi3": {"main": weights | unwanted | {"tokenizer.model": b"x"}, "v0": old},
+        "someone/tiny-phi3": {"main": weights | unwanted | TOKENIZER, "v0": old},
         "someone/private": {"main": weights},
         "someone/gated": {"main": weights},
     }
@@ -91,7 +94,7 @@ class TestHub:
     def test_what_is_downloaded_cached_and_loaded(self, hub, weights, tmp_path):
         (answer,) = ask(hub, tmp_path, [call("someone/tiny-phi3", load=True)])
         files = {name: text.encode("latin1") for name, text in answer["files"].items()}
-        assert files == weights | {"tokenizer.model": b"x"}  # no pickle, no code, no subfolder
+        assert files == weights | TOKENIZER  # no pickle, no code, no other subfolder
         assert not any(name in request for request in hub.requests for name in (".bin", ".py", "onnx"))
 
         # A second process finds all of it without the hub, by either way of being offline.

@@ -228,6 +228,24 @@ def test_a_merged_tied_model_loads_untied_in_transformers(tmp_path, target):
     assert_close(torch_logits(torch_base(tmp_path / "merged")), torch_logits(theirs))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"target_modules": ["qkv_proj", "embed_tokens"]},
+        {"target_modules": ["qkv_proj", "lm_head"]},
+        {"target_modules": ["qkv_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["qkv_proj"], "trainable_token_indices": [3, 5]},
+        {"target_modules": ["qkv_proj", "lm_head"], "bias": "all"},
+    ],
+)
+def test_what_peft_ties_to_the_other_end_of_the_model(base, tmp_path, given):
+    folder, ours = base
+    theirs = torch_peft(folder, **{"ensure_weight_tying": True, **given})
+    lora = from_torch_peft(theirs, tmp_path / "adapter", ours)
+    assert_close(ours(IDS, lora=lora), torch_logits(theirs))
+
+
 TARGETS = [
     "all-linear",
     "ALL-LINEAR",
