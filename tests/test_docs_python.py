@@ -49,8 +49,10 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other, with what the page takes for given, and the demo's base in place of Phi-3."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "phi3_jax").symlink_to(ROOT / "phi3_jax")
-    names = GIVEN.get(page.name, lambda folder, patch: {})(tmp_path, monkeypatch)
+    given = GIVEN.get(page.name, lambda folder, patch: {})(tmp_path, monkeypatch)
+    names: dict[str, Any] = {}
     for block in blocks(page):
+        names |= given
         block = block.replace("microsoft/Phi-3-mini-4k-instruct", BASE)
         exec(compile(block, page.name, "exec"), names)
 
@@ -80,7 +82,7 @@ def a_run(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     training = {"output_dir": "out", "max_steps": 1, "max_length": 64, "report_to": "none", "bf16": False}
     peft = {"r": 2, "target_modules": "all-linear"}
     first = {**training, "output_dir": "first"}
-    run = p3.RunConfig.from_dicts(model=BASE, data="chats.jsonl", training_config=first, peft_config=peft)
+    run = p3.RunConfig.from_dicts(model=BASE, data={}, training_config=first, peft_config=peft)
     return {
         "p3": p3,
         "run": run,

@@ -90,15 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as leaving:  # argparse, once it has printed its help
         return int(leaving.code or 0)
-    except (FloatingPointError, TimeoutError) as error:  # numbers that are not finite; another process is gone
-        print(f"phi3-jax: {one_line(str(error))}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("phi3-jax: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as under `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print has no reader
         return 141
+    except (FloatingPointError, OSError) as error:  # of numbers; of files, networks and other processes
+        print(f"phi3-jax: {_reason(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         if not is_out_of_memory(error) and not isinstance(error, MemoryError):
             raise
@@ -133,6 +133,14 @@ def _verbosity(arguments: Sequence[str]) -> Verbosity | None:
     if len(given) > 1:
         raise InputError("--verbose and --quiet are both given; leave one out")
     return given[0] if given else None
+
+
+def _reason(error: FloatingPointError | OSError) -> str:
+    """What an error says, in a line without tokens."""
+    said = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        said = f"{error.filename}: {error.strerror}"
+    return one_line(redact(said))
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # What `generate` gives where nobody says how many.
 _NEW_TOKENS = 20
+# What float32 can divide logits by, and multiply them with.
+_LEAST, _MOST = 1e-30, 1e30
 # Settings of the draw: giving one of them means to draw.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # Those that count something.
@@ -221,7 +223,7 @@ def _check(s: GenerationConfig) -> None:
     # As in transformers a temperature of 0 says what do_sample: false says, and is no divisor.
     above = "a number above 0; for the most likely token set do_sample to false"
     for name, low, high, expected in (
-        ("temperature", 0 if s.do_sample else -1, None, above if s.do_sample else "a number of at least 0"),
+        ("temperature", _LEAST if s.do_sample else -1, None, above if s.do_sample else "a number of at least 0"),
         ("top_p", -1, 1, "a number from 0 to 1"),
         ("repetition_penalty", 0, None, "a number above 0, 1 for none"),
         ("max_time", 0, None, "a number of seconds above 0"),
@@ -229,12 +231,12 @@ def _check(s: GenerationConfig) -> None:
         value = getattr(s, name)
         if value is None and name == "max_time":
             continue
-        if not is_number(value) or not value > low or value < 0 or (high is not None and value > high):
+        if not is_number(value) or not low < value < _MOST or value < 0 or (high is not None and value > high):
             raise InputError(f"{name} is {value!r}, expected {expected}")
     if not is_number(s.min_p) or not 0 <= s.min_p <= 1:
         raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")
-    if not is_number(s.length_penalty):
-        raise InputError(f"length_penalty is {s.length_penalty!r}, expected a number")
+    if not is_number(s.length_penalty) or not -10 <= s.length_penalty <= 10:
+        raise InputError(f"length_penalty is {s.length_penalty!r}, expected a number from -10 to 10")
     if not isinstance(s.do_sample, bool):
         raise InputError(f"do_sample is {s.do_sample!r}, expected true or false")
     if not isinstance(s.early_stopping, bool) and s.early_stopping != "never":

@@ -210,13 +210,15 @@ def test_a_device_that_is_too_small_is_told_in_one_line(monkeypatch, capfd):
     ("error", "line"),
     [
         (FloatingPointError("step 3: not\nfinite"), "phi3-jax: step 3: not finite"),
+        (PermissionError(13, "Permission denied", "/root/x"), "phi3-jax: /root/x: Permission denied"),
+        (ConnectionResetError("by peer"), "phi3-jax: by peer"),
         (TimeoutError("process 1 did not answer"), "phi3-jax: process 1 did not answer"),
         (
             MemoryError("Unable to allocate 9 TiB"),
             "phi3-jax: out of memory (Unable to allocate 9 TiB)",
         ),
     ],
-    ids=["numbers", "time", "memory"],
+    ids=["numbers", "file", "network", "time", "memory"],
 )
 @pytest.mark.parametrize("command", ["train", "evaluate", "generate", "benchmark", "export"])
 def test_what_numbers_and_machines_do_is_told_in_one_line(error, line, command, monkeypatch, capfd):
