@@ -162,9 +162,9 @@ def weights_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     names = ("config.json", "adapter_config.json", "generation_config.json")
-    for file in sorted([*folder.glob("*.safetensors"), *(folder / name for name in names)]):
-        if not file.is_file():
-            continue
+    files = [*folder.glob("*.safetensors"), *(path for name in names if (path := folder / name).is_file())]
+    # A checkpoint of version 0.1.0 is an adapter too, and its manifest lists what it holds with hashes.
+    for file in sorted(files) or [folder / "manifest.json"]:
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as opened:

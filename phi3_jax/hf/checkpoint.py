@@ -23,7 +23,7 @@ from phi3_jax.hf.hub import CHECKPOINT_FILES, resolve_checkpoint
 from phi3_jax.hf.layout import EMBEDDING
 from phi3_jax.hf.load import Shardings, WeightFiles
 from phi3_jax.hf.safetensors_io import FLOATS
-from phi3_jax.hf.tokenizer import read_tokenizer
+from phi3_jax.hf.tokenizer import has_tokenizer, read_tokenizer
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.leaves import abstract_model
 from phi3_jax.quant import Quantizer, make_quantizer
@@ -115,6 +115,12 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, with the chat template. Raises `InputError` where there is none that can be read."""
+        return self.own_tokenizer()
+
+    def own_tokenizer(self) -> Tokenizer:
+        """The one in its folder, read anew. Raises `InputError` as `tokenizer`."""
+        if not has_tokenizer(self.folder) and not (self.folder / CONFIG).exists():
+            self._refuse_others()
         return read_tokenizer(self.folder, self.name)
 
     @cached_property

@@ -60,7 +60,7 @@ class BaseOfAdapters(Checkpoint):
         template = template_alone(adapter.folder)
         if template is None or template == self._own.chat_template:
             return self._own
-        tokenizer = read_tokenizer(self.folder, self.name)
+        tokenizer = self.own_tokenizer()
         tokenizer.chat_template = template
         return tokenizer
 
@@ -71,7 +71,7 @@ class BaseOfAdapters(Checkpoint):
 
     @cached_property
     def _own(self) -> Tokenizer:
-        return read_tokenizer(self.folder, self.name)
+        return self.own_tokenizer()
 
     def _differences(self, tokenizer: Tokenizer) -> str:
         if not has_tokenizer(self.folder):

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from phi3_jax.config.sections import DataSection
+from phi3_jax.evaluate.predictions import weights_fingerprint
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.manifest import write_manifest
 from tests.helpers.evaluations import ROWS, run
 from tests.helpers.rows import write_chats
 
@@ -42,3 +44,11 @@ def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
     file.write_text("nonsense\n" + file.read_text())
     with pytest.raises(InputError, match=r"one\.jsonl, line 1: is no prediction"):
         run(inputs, folder, metrics="loss")
+
+
+def test_checkpoints_that_hold_a_state_alone_have_fingerprints_of_their_own(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name / "state").mkdir(parents=True)
+        (tmp_path / name / "state" / "x").write_text(name)
+        write_manifest(tmp_path / name)
+    assert weights_fingerprint(tmp_path / "one") != weights_fingerprint(tmp_path / "other")

@@ -46,8 +46,9 @@ def test_a_run_without_an_adapter_says_what_there_is(run):
 def test_a_run_given_as_a_model_says_where_that_is(run):
     (run / "model").mkdir()
     (run / "model" / "config.json").touch()
-    with pytest.raises(InputError, match=r"is a run, whose model is in \S*/model; give that"):
-        _ = Checkpoint.open(run).config
+    for ask in (lambda: Checkpoint.open(run).config, lambda: Checkpoint.open(run).tokenizer):
+        with pytest.raises(InputError, match=r"is a run, whose model is in \S*/model; give that"):
+            ask()
     save_adapter(run / "adapter", random_lora(tiny_model(layers=1)))
     for folder in (run, run / "adapter"):
         with pytest.raises(InputError, match=r"/adapter: holds an adapter, no model; give its base model"):
