@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from phi3_jax.config.run import RunConfig
     from phi3_jax.generation import GenerationConfig, generate
     from phi3_jax.hf.pretrained import Phi3ForCausalLM
+    from phi3_jax.hf.push import push_to_hub
     from phi3_jax.hf.tokenizer import load_tokenizer
     from phi3_jax.lora import (
         Lora,
@@ -44,6 +45,7 @@ _MODULES = {
     "system.errors": ("InputError",),
     "chat.answer": ("answer",),
     "generation": ("GenerationConfig", "generate"),
+    "hf.push": ("push_to_hub",),
     "hf.tokenizer": ("load_tokenizer",),
     "peft.adapter": ("load_adapter",),
     "peft.save": ("save_adapter",),
@@ -95,6 +97,7 @@ __all__ = [
     "parameter_table",
     "partition",
     "per_row",
+    "push_to_hub",
     "quantize_model",
     "save_adapter",
     "train",

@@ -37,6 +37,47 @@ class PushError(InputError):
     """An upload failed; what was to be uploaded is as it was."""
 
 
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload with phi3_jax",
+) -> str:
+    """Uploads an adapter's or a model's folder, as `save_adapter`, `save_pretrained` and runs leave it.
+
+    Args:
+        folder: What to upload; states, logs and pickles in it stay here.
+        repo_id: `owner/name`, or a name alone for one of the token's owner; made where it is not there.
+        private: Whether it is then made private; None for what its owner has as default.
+        revision: Branch, made where it is not there; None for the main one.
+        token: What to log in with; None for HF_TOKEN, or what `hf auth login` has stored.
+        commit_message: What the repository's history says.
+
+    Returns:
+        Where it is found.
+
+    Raises:
+        InputError: As `HubRepository.open`, and for a folder that holds neither an adapter nor a model.
+        PushError: Where the upload fails; called again, it goes on where it was.
+
+    Example:
+        >>> import phi3_jax as p3
+        >>> from phi3_jax.demo import demo_path
+        >>> try:
+        ...     p3.push_to_hub(demo_path("base"), "my lamps")
+        ... except p3.InputError as error:
+        ...     print(error)
+        'my lamps' is no id of a repository on the hub, expected owner/name, or a name alone
+    """
+    folder = local_path(folder)
+    repository = HubRepository.open(PushTarget(repo_id, private, revision, token))
+    repository.upload(folder, commit_message)
+    return repository.url
+
+
 @dataclass(frozen=True)
 class HubRepository:
     """A model repository on the hub that may be written to; `open` sees to that.

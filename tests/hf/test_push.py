@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from phi3_jax import InputError
 from phi3_jax.config.hub_options import PushTarget
-from phi3_jax.hf.push import HubRepository, PushError, uploaded
+from phi3_jax.hf.push import HubRepository, PushError, push_to_hub, uploaded
 from tests.helpers.model_hub import TOKEN, taking_uploads
 
 
@@ -42,6 +42,11 @@ def test_an_adapter_goes_up_with_its_card_and_nothing_else(hub, adapter):
     }
     assert there["adapter_model.safetensors"] == (adapter / "adapter_model.safetensors").read_bytes()
     assert hub.messages == ["first"]
+
+
+def test_in_python(hub, adapter):
+    assert push_to_hub(adapter, "adapter", commit_message="mine") == f"{hub.url}/me/adapter"
+    assert hub.messages == ["mine"]
 
 
 def test_a_branch_and_a_folder_in_it(hub, adapter):
