@@ -88,9 +88,7 @@ def differences(one: Tokenizer, other: Tokenizer) -> str:
     """What the first has that the second has otherwise, in words; empty where rows and answers are the same.
 
     Example:
-        >>> from phi3_jax.hf.hub import TOKENIZER_FILES
-    from phi3_jax.hf.save_tokenizer import template_alone
-    from phi3_jax.hf.tokenizer import load_tokenizer
+        >>> from phi3_jax.hf.tokenizer import load_tokenizer
         >>> from phi3_jax.demo import demo_path
         >>> one, other = load_tokenizer(demo_path("base")), load_tokenizer(demo_path("base"))
         >>> differences(one, other)
