@@ -1,7 +1,6 @@
 """Every command on every page: parsed in any case, and run where the page says so."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,9 +63,8 @@ def test_the_commands_of_a_page_run(page, tmp_path):
     for block in blocks(page):
         if block.mark != "run":
             continue
-        script = re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
         done = subprocess.run(
-            ["bash", "-ec", script],
+            ["bash", "-ec", block.script],
             cwd=here,
             env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,

@@ -37,10 +37,16 @@ class Block:
     text: str
 
     @property
+    def script(self) -> str:
+        """What is typed; where a block shows what comes of it, too, the lines after the prompt."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        typed = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        return "\n".join(typed or lines)
+
+    @property
     def commands(self) -> list[list[str]]:
         """The words of each command of a program of ours, or that runs one."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [words for line in lines for words in split(line) if words and words[0] in _PROGRAMS]
+        return [words for line in self.script.splitlines() for words in split(line) if words and words[0] in _PROGRAMS]
 
 
 def blocks(page: Path) -> list[Block]:
