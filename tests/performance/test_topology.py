@@ -1,5 +1,7 @@
 """Devices by their names."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from phi3_jax.performance.topology import GPUS, OTHER_NAMES, larger, parse_topology
@@ -70,6 +72,38 @@ def test_every_kind_of_gpu_is_found_under_all_its_names():
 
 def test_here_is_this_machine():
     assert parse_topology("here").platform == "cpu"
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A device that is not here."""
+
+    platform: str
+    device_kind: str
+
+    def memory_stats(self):
+        return {"bytes_limit": 9 * GB}
+
+
+@pytest.mark.parametrize(
+    ("device", "number", "name", "hbm"),
+    [
+        (Stub("gpu", "NVIDIA GeForce RTX 4090"), 2, "here", 24 * GB),
+        (Stub("gpu", "NVIDIA GeForce RTX 4070"), 1, "here", 12 * GB),  # JAX takes 75%
+        (Stub("tpu", "TPU v5 lite"), 8, "v5e:2x4", 15.75 * GiB),
+        (Stub("tpu", "TPU v4"), 4, "v4:2x2x1", 30.75 * GiB),
+    ],
+)
+def test_here_is_what_jax_sees(monkeypatch, device, number, name, hbm):
+    monkeypatch.setattr("jax.local_devices", lambda: [device] * number)
+    found = parse_topology("here")
+    assert (found.name, found.devices, found.hbm, found.device_kind) == (name, number, hbm, device.device_kind)
+
+
+def test_tpus_of_which_nothing_is_known_are_named(monkeypatch):
+    monkeypatch.setattr("jax.local_devices", lambda: [Stub("tpu", "TPU v9")])
+    with pytest.raises(InputError, match="no figures for 1 x TPU v9"):
+        parse_topology("here")
 
 
 @pytest.mark.parametrize(
