@@ -297,6 +297,8 @@ def _why_empty(document: Rendered, chat: ChatTokenizer) -> str:
         return "its assistant turns are blank"
     if not any(span.trained for span in document.spans):
         return "every assistant turn has loss weight 0"
+    if document.completion == ():
+        return "what the template makes of its completion could not be told from the rest"
     return "none of its tokens is a target"
 
 
