@@ -213,7 +213,7 @@ class TrainingSection:
         for name in ("output_dir", "fallback_dir", "resume_from_checkpoint"):  # which a shell does not see in a file
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, os.path.expanduser(path))
-        if not self.save_total_limit:  # another word for null
+        if self.save_total_limit is not None and self.save_total_limit <= 0:  # other words for null, as in transformers
             object.__setattr__(self, "save_total_limit", None)
         for name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps"):
             self._check_steps(name)

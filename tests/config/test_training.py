@@ -36,7 +36,7 @@ def test_what_cannot_be_is_refused_with_both_names(values, message):
 def test_what_is_written_in_several_ways_is_kept_in_one():
     training = TrainingSection(logging_steps=5.0, eval_steps=0.1, save_total_limit=0, output_dir="~/out")
     assert (training.logging_steps, type(training.logging_steps), training.eval_steps) == (5, int, 0.1)
-    assert training.save_total_limit is None
+    assert training.save_total_limit is TrainingSection(save_total_limit=-1).save_total_limit is None
     assert "~" not in training.output_dir
 
 
