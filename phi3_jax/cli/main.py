@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from phi3_jax.config.names import did_you_mean
-from phi3_jax.system.compat_xla import is_out_of_memory
+from phi3_jax.system.compat_xla import has_no_backend, is_out_of_memory
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.text import one_line
@@ -65,6 +65,11 @@ Exit status: 0 done, 2 the input or the configuration is wrong (one line on stan
 stopped by SIGTERM and 130 by Ctrl-C, with a checkpoint saved, 1 anything else.
 """
 
+_NO_DEVICE = (
+    'JAX cannot use the devices of JAX_PLATFORMS={} ({}); install what it needs, such as "phi3_jax[cuda13]", or leave '
+    "the variable out"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command (default: the process's arguments) and gives its exit status."""
@@ -100,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"phi3-jax: {_reason(error)}", file=sys.stderr)
         return 1
     except Exception as error:
+        if has_no_backend(error):
+            wanted = os.environ.get("JAX_PLATFORMS")
+            print(
+                f"phi3-jax: {one_line(_NO_DEVICE.format(wanted, str(error) or 'no plug-in for it'))}", file=sys.stderr
+            )
+            return 2
         if not is_out_of_memory(error) and not isinstance(error, MemoryError):
             raise
         reason = one_line(str(error).partition("\n")[0])[:200]

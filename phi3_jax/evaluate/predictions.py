@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from phi3_jax.parallel.distributed import is_main
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import append_line, check_writable, storing
 from phi3_jax.system.lock import check_not_held
+from phi3_jax.system.numbers import is_whole
 from phi3_jax.system.reading import read_yaml
+from phi3_jax.system.text import first_line
 
 _PIECE = 2**16  # bytes that a fingerprint takes at a time
 
@@ -37,6 +40,19 @@ class Prediction:
     answer: str | None
     finish_reason: str | None
     scores: dict[str, float]
+
+
+def _of_line(line: bytes) -> Prediction:
+    """A line of the file. Raises `ValueError`, `TypeError` or `RecursionError` for what `append` does not write."""
+    found = Prediction(**json.loads(line))
+    texts = (found.prompt, found.answer, found.finish_reason)
+    if not is_whole(found.id) or not isinstance(found.reference, str) or not isinstance(found.scores, dict):
+        raise ValueError("id is no whole number, reference no text or scores no object")
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("prompt, answer or finish_reason is neither text nor null")
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in found.scores.values()):
+        raise ValueError("a score is no finite number")
+    return found
 
 
 class PredictionFile:
@@ -73,9 +89,11 @@ class PredictionFile:
                     return
                 end += len(line)
                 try:
-                    yield Prediction(**json.loads(line)), end
-                except (ValueError, TypeError) as error:
-                    raise InputError(f"{self._path}, line {number}: is no prediction; remove the file") from error
+                    yield _of_line(line), end
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise InputError(
+                        f"{self._path}, line {number}: is no prediction ({first_line(error)}); remove the file"
+                    ) from error
 
     def open(self) -> None:
         """Makes the file ready to be appended to."""
@@ -115,7 +133,7 @@ def check_folder(folder: Path, settings: Mapping[str, object]) -> None:
             raise InputError(f"{folder}: holds predictions but no config.yaml that says of what; name another folder")
         return
     before = read_yaml(file, "name another folder")
-    if not isinstance(before, dict) or "models" not in before:
+    if not isinstance(before, dict) or not isinstance(before.get("models"), dict):
         raise InputError(f"{folder}: holds another kind of run (config.yaml); name another folder")
     asked = json.loads(json.dumps(settings))
     then, now = _flat(before), _flat(asked)

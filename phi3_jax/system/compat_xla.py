@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,14 @@ _NEEDED = re.compile(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT])
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of XLA's says that a device's memory does not suffice; it has one class for all errors."""
     return type(error).__name__ == "JaxRuntimeError" and bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))
+
+
+def has_no_backend(error: BaseException) -> bool:
+    """Whether JAX could not start the devices that it is told to use (JAX_PLATFORMS), for which it has no class and,
+    where a plug-in is not installed, no words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_there = bool(frames) and frames[-1].filename.endswith("xla_bridge.py")
+    return is_there and isinstance(error, RuntimeError | AssertionError)
 
 
 def bytes_needed(error: BaseException) -> int | None:

@@ -231,6 +231,14 @@ def test_what_numbers_and_machines_do_is_told_in_one_line(error, line, command, 
     assert said.startswith(line)
 
 
+def test_devices_that_jax_cannot_use_are_told_in_one_line(monkeypatch, capfd):
+    monkeypatch.setenv("JAX_PLATFORMS", "nope")
+    monkeypatch.setattr("phi3_jax.cli.train.run", lambda _: jax.devices("nope"))
+    assert main(["train"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("phi3-jax: JAX cannot use the devices of JAX_PLATFORMS=nope (Unknown backend")
+
+
 def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capfd):
     def interrupted(argv):
         raise KeyboardInterrupt

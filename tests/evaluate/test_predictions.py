@@ -1,10 +1,12 @@
 """Where an evaluation keeps what it has found."""
 
+import json
+
 import pytest
 import yaml
 
 from phi3_jax.config.sections import DataSection
-from phi3_jax.evaluate.predictions import weights_fingerprint
+from phi3_jax.evaluate.predictions import PredictionFile, weights_fingerprint
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.manifest import write_manifest
 from tests.helpers.evaluations import ROWS, run
@@ -52,3 +54,27 @@ def test_checkpoints_that_hold_a_state_alone_have_fingerprints_of_their_own(tmp_
         (tmp_path / name / "state" / "x").write_text(name)
         write_manifest(tmp_path / name)
     assert weights_fingerprint(tmp_path / "one") != weights_fingerprint(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "0"},
+        {"id": True},
+        {"prompt": 5},
+        {"reference": None},
+        {"scores": []},
+        {"scores": {"loss": "low"}},
+        {"scores": {"loss": float("nan")}},
+        {"x": 1},
+    ],
+    ids=str,
+)
+def test_a_line_of_other_values_is_named(change, tmp_path):
+    line = {"id": 0, "prompt": "a", "reference": "b", "answer": None, "finish_reason": None, "scores": {"loss": 1.5}}
+    file = tmp_path / "base.jsonl"
+    file.write_text(json.dumps(line) + "\n")
+    assert PredictionFile(file, 1).found[0].scores == {"loss": 1.5}
+    file.write_text(json.dumps({**line, **change}) + "\n")
+    with pytest.raises(InputError, match=r"base\.jsonl, line 1: is no prediction \(.*\); remove the file"):
+        PredictionFile(file, 1)

@@ -6,6 +6,7 @@ import pytest
 
 from phi3_jax.system.compat_xla import (
     bytes_needed,
+    has_no_backend,
     is_cudnn_attention,
     is_not_a_slice,
     is_out_of_memory,
@@ -70,3 +71,11 @@ def test_cudnns_attention_is_known_by_its_primitive() -> None:
     assert [name for name, primitive in names.items() if is_cudnn_attention(primitive)] == [
         "dot_product_attention_fwd_wrapper"
     ]
+
+
+def test_devices_that_jax_has_not_are_told_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        jax.devices("nope")
+    assert has_no_backend(caught.value)
+    other = RuntimeError(str(caught.value))
+    assert not has_no_backend(other)
