@@ -133,7 +133,7 @@ install() {
   # The images' own Python is older than JAX wants; uv brings one along.
   local environment="python3 -m pip install --quiet --user uv"
   environment+=" && ~/.local/bin/uv venv --quiet --clear --seed --python 3.12 .venv"
-  environment+=" && .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . 'jax[tpu]'"
+  environment+=" && .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[tpu]'"
   local check="import jax; print(jax.process_index(), jax.local_device_count(), jax.device_count())"
   on_workers all "$get && $environment && .venv/bin/python -c $(quote "$check")"
 }

@@ -10,6 +10,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from phi3_jax.system import telling
+
+# Whether a step takes long enough to be spoken of must not depend on how busy the machine is.
+telling.SECONDS = 1e6
+
 # Many tests compile the same small programs, and most of a run's time is compiling: what one test
 # (or a process that it starts) has compiled, the next one loads. Thrown away with the run.
 _compiled = tempfile.TemporaryDirectory(prefix="phi3_jax-compiled-")

@@ -9,6 +9,7 @@ from phi3_jax.cli.parser import Parser, add_hub_arguments, hub_of, positive
 from phi3_jax.cli.shape import add_shape_arguments, print_figures, random_shape, refuse_shape
 
 if TYPE_CHECKING:
+    from phi3_jax.lora import Lora
     from phi3_jax.model import Phi3ForCausalLM
     from phi3_jax.peft.adapter import PeftAdapter
 
@@ -28,12 +29,14 @@ def run(argv: Sequence[str]) -> None:
     if options.model is not None:
         refuse_shape(options, "--model")
 
+    from phi3_jax.parallel.mesh import device_line
     from phi3_jax.peft.adapter import PeftAdapter
     from phi3_jax.performance.generate import benchmark_generate
+    from phi3_jax.system.telling import tell_first
 
+    tell_first(device_line)
     adapter = None if options.adapter is None else PeftAdapter.open(options.adapter, hub_of(options).at(None))
-    model = _model(options, adapter)
-    lora = None if adapter is None else adapter.load(model)
+    model, lora = _model_and_lora(options, adapter)
     result = benchmark_generate(
         model, lora, batch=options.batch, prompt=options.prompt, new_tokens=options.new_tokens, rounds=options.rounds
     )
@@ -65,20 +68,27 @@ def make_parser() -> Parser:
     return parser
 
 
-def _model(options: argparse.Namespace, adapter: "PeftAdapter | None") -> "Phi3ForCausalLM":
+def _model_and_lora(
+    options: argparse.Namespace, adapter: "PeftAdapter | None"
+) -> "tuple[Phi3ForCausalLM, Lora | None]":
     from phi3_jax.parallel.mesh import auto_dtype
     from phi3_jax.peft.base import open_base
     from phi3_jax.performance.weights import random_model
+    from phi3_jax.system.telling import taking
 
-    dtype = auto_dtype(options.dtype)
+    dtype, lora = auto_dtype(options.dtype), None
     if options.model is None:
         config = random_shape(options, options.prompt + options.new_tokens)
     else:
         checkpoint = open_base(options.model, [] if adapter is None else [adapter], hub_of(options))
-        if checkpoint.has_weights:
-            return checkpoint.load_model(dtype=dtype, quantization=options.quantization)
         config = checkpoint.config
-    return random_model(config, dtype=dtype, quantization=options.quantization)
+        if adapter is not None:  # before the weights, which may take minutes
+            lora = adapter.load(checkpoint.shapes, checkpoint)
+        if checkpoint.has_weights:
+            return checkpoint.load_model(dtype=dtype, quantization=options.quantization), lora
+    with taking("drawing random weights"):
+        model = random_model(config, dtype=dtype, quantization=options.quantization)
+    return model, adapter.load(model) if adapter is not None and lora is None else lora
 
 
 def _print_table(result: dict[str, Any]) -> None:

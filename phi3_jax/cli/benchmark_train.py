@@ -56,9 +56,11 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("--config names no model; give model.name_or_path in it, or leave --config out")
 
     from phi3_jax.parallel.distributed import initialize, is_main
-    from phi3_jax.parallel.mesh import auto_dtype
+    from phi3_jax.parallel.mesh import auto_dtype, device_line
+    from phi3_jax.system.telling import tell_first
 
     initialize()
+    tell_first(device_line)
     if is_random:
         raw = merged(DEFAULTS, {"model": {"dtype": auto_dtype("auto")}}, raw)
     run = make_run(raw)

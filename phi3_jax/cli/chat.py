@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     if NONE in arguments.adapter:
         raise InputError("--adapter none has no meaning here: the base is always there; leave it out")
     loaded = load(arguments)
-    settings = generation_settings(arguments, loaded.model.config, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
+    settings = generation_settings(arguments, loaded.config, loaded.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
     hub = hub_of(arguments).at(None)
 
     from phi3_jax.chat.commands import Screen, converse

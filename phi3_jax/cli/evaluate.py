@@ -46,9 +46,12 @@ def run(argv: Sequence[str]) -> None:
     from phi3_jax.evaluate import evaluate
     from phi3_jax.evaluate.metrics import split_metrics
     from phi3_jax.parallel.distributed import initialize, is_main
+    from phi3_jax.parallel.mesh import device_line
+    from phi3_jax.system.telling import tell_first
 
     specs = [spec for text in arguments.metrics or ["loss"] for spec in split_metrics(text)]
     initialize()
+    tell_first(device_line)
     results = evaluate(
         arguments.model,
         data,

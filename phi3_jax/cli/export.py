@@ -31,6 +31,11 @@ def run(argv: Sequence[str]) -> None:
         assert repository is not None
         _upload(repository, folder)
         return
+
+    from phi3_jax.parallel.mesh import device_line
+    from phi3_jax.system.telling import tell_first
+
+    tell_first(device_line)
     adapter, base = _open(arguments)
     repository = _repository(arguments)
     if arguments.output is not None:
@@ -175,11 +180,16 @@ def merge(adapter: "PeftAdapter", base: "Checkpoint", output: Path, *, dtype: st
     from phi3_jax.peft.card import merged_card
     from phi3_jax.peft.tokenizer import has_own
     from phi3_jax.system.files import storing, temporary_folder
+    from phi3_jax.system.telling import taking
 
     if has_own(adapter):
         _ = base.tokenizer  # a line says where it is not the base's
     lora = adapter.load(base.shapes, base)
-    with storing(output), temporary_folder(output.parent, f".{output.name}.") as temporary:
+    with (
+        taking(f"merging {adapter.name} into {base.name}"),
+        storing(output),
+        temporary_folder(output.parent, f".{output.name}.") as temporary,
+    ):
         folder = temporary / "merged"
         save_merged(base, lora, folder, dtype=dtype)
         save_merged_tokenizer(base.folder, adapter.folder, folder)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,6 +20,7 @@ from phi3_jax.config.generation import GenerationConfig
 from phi3_jax.config.names import BASE
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing
+from phi3_jax.system.telling import taking, taking_first
 from phi3_jax.system.text import json_line, write_piece
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def run(argv: Sequence[str]) -> None:
     tokenizer = loaded.tokenizer
     if not arguments.raw and tokenizer.chat_template is None:
         raise InputError(f"{loaded.checkpoint.name}: its tokenizer has no chat template; give --raw")
-    settings = generation_settings(arguments, loaded.model.config, tokenizer, max_new_tokens=MAX_NEW_TOKENS)
+    settings = generation_settings(arguments, loaded.config, tokenizer, max_new_tokens=MAX_NEW_TOKENS)
     chat = None if arguments.raw else ChatTokenizer(tokenizer)
     tokens = [prompt_tokens(prompt, tokenizer, chat, arguments.system) for prompt in prompts]
     for prompt, ids in zip(prompts, tokens, strict=True):
-        check_prompt(ids, prompt.where, loaded.model.config, settings, tokenizer)
+        check_prompt(ids, prompt.where, loaded.config, settings, tokenizer)
     adapters = loaded.adapters or {BASE: None}
     with _output(arguments.output) as out:
         write = _Writer(out, arguments, prompts, list(adapters))
@@ -137,9 +138,10 @@ def _answer(
             write(*key, answer)
 
     try:
-        for index, name, answer in answer_with_each(
+        answers = answer_with_each(
             loaded.model, loaded.tokenizer, tokens, adapters, settings=settings, batch_size=batch_size
-        ):
+        )
+        for index, name, answer in taking_first("compiling, and the first answers", answers):
             found.setdefault((index, name), []).append(answer)
             # In the order of the prompts, as early as that allows.
             while left and len(found.get(left[0], [])) == settings.num_return_sequences:
@@ -156,12 +158,20 @@ def _stream(
     from phi3_jax.generation.text import prompt_seeds
 
     seeds = prompt_seeds(settings, len(tokens))
-    for index, prompt in enumerate(tokens):
-        for name, lora in adapters.items():
-            write.heading(index, name)
-            own = settings.with_(seed=(seeds[index],))
-            stream_answer(loaded.model, loaded.tokenizer, prompt, write.piece, lora=lora, settings=own)
-            write.piece("\n")
+    model = loaded.model
+    with ExitStack() as waiting:
+        waiting.enter_context(taking("compiling, and the first words"))
+
+        def show(piece: str) -> None:
+            waiting.close()
+            write.piece(piece)
+
+        for index, prompt in enumerate(tokens):
+            for name, lora in adapters.items():
+                write.heading(index, name)
+                own = settings.with_(seed=(seeds[index],))
+                stream_answer(model, loaded.tokenizer, prompt, show, lora=lora, settings=own)
+                show("\n")
 
 
 class _Writer:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Container
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import docstring_parser
@@ -95,23 +96,36 @@ class Loaded:
     Attributes:
         checkpoint: The base's.
         tokenizer: The one that the adapters were trained with, with the chat template.
-        model: Its weights.
         adapters: By name; None for `none`, the base.
+        dtype: Of the weights.
+        quantization: Of the weights.
     """
 
     checkpoint: "BaseOfAdapters"
     tokenizer: Tokenizer
-    model: "Phi3ForCausalLM"
     adapters: "dict[str, Lora | None]"
+    dtype: str
+    quantization: str | None
+
+    @property
+    def config(self) -> Phi3Config:
+        """The base's, known before its weights are read."""
+        return self.checkpoint.config
+
+    @cached_property
+    def model(self) -> "Phi3ForCausalLM":
+        """Its weights, read when they are first asked for: all else that can be wrong is looked at before."""
+        return self.checkpoint.load_model(dtype=self.dtype, quantization=self.quantization)
 
 
 def load(arguments: argparse.Namespace) -> Loaded:
-    """Loads what the options of `add_base_arguments` and `add_adapters_argument` ask for."""
+    """Opens what the options of `add_base_arguments` and `add_adapters_argument` ask for, and loads the adapters."""
     from phi3_jax.chat.session import check_name
-    from phi3_jax.parallel.mesh import auto_dtype
+    from phi3_jax.parallel.mesh import auto_dtype, device_line
     from phi3_jax.peft.adapter import PeftAdapter
     from phi3_jax.peft.base import open_base
     from phi3_jax.peft.names import named
+    from phi3_jax.system.telling import tell_first
 
     hub = hub_of(arguments)
     opened: dict[str, PeftAdapter | None] = {}
@@ -122,8 +136,8 @@ def load(arguments: argparse.Namespace) -> Loaded:
         name, path = named(text)
         check_name(name, opened)
         opened[name] = PeftAdapter.open(path, hub.at(None))
+    tell_first(device_line)
     checkpoint = open_base(arguments.model, [adapter for adapter in opened.values() if adapter is not None], hub)
-    tokenizer = checkpoint.tokenizer  # before the weights, which may take minutes
-    model = checkpoint.load_model(dtype=auto_dtype(arguments.dtype), quantization=arguments.quantization)
-    adapters = {name: None if adapter is None else adapter.load(model) for name, adapter in opened.items()}
-    return Loaded(checkpoint, tokenizer, model, adapters)
+    tokenizer, shapes = checkpoint.tokenizer, checkpoint.shapes
+    adapters = {name: None if adapter is None else adapter.load(shapes, checkpoint) for name, adapter in opened.items()}
+    return Loaded(checkpoint, tokenizer, adapters, auto_dtype(arguments.dtype), arguments.quantization)

@@ -37,6 +37,10 @@ def run(argv: Sequence[str]) -> None:
 
     from lm_eval.utils import setup_logging
 
+    from phi3_jax.parallel.mesh import device_line
+    from phi3_jax.system.telling import tell
+
+    tell(device_line())
     setup_logging()
     try:
         command.execute(harness_arguments)

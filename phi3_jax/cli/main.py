@@ -20,9 +20,10 @@ from types import TracebackType
 from phi3_jax.config.names import did_you_mean
 from phi3_jax.system.compat_xla import has_no_backend, is_out_of_memory
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.machine import look_at_machine
 from phi3_jax.system.secrets import redact
+from phi3_jax.system.telling import Verbosity, at_verbosity, verbosity
 from phi3_jax.system.text import one_line
-from phi3_jax.system.verbosity import Verbosity, at_verbosity, verbosity
 
 COMMANDS = {
     "demo": "The whole job on a built-in model and chat set, on a CPU.",
@@ -177,7 +178,7 @@ def _keep_compiled() -> None:
 
 def _leave_absent_tpu() -> None:
     """Keeps JAX from looking for a TPU, which it does aloud, where libtpu is installed only to plan with."""
-    if find_spec("libtpu") is None or any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists():
+    if find_spec("libtpu") is None or look_at_machine().has_tpu:
         return
     has_cuda = any(find_spec(f"jax_cuda{release}_plugin") for release in (12, 13))
     os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_cuda else "cpu")

@@ -284,8 +284,8 @@ class LoggingSection:
         wandb_project: Its project.
         run_name: Its run name.
         progress: Show a progress bar on the console.
-        verbosity: What is said on the console. verbose adds every step that takes time and other libraries' warnings;
-            quiet leaves results, warnings and errors.
+        verbosity: What is said on the console. verbose adds every step that takes time; quiet
+            leaves results, warnings and errors.
     """
 
     tensorboard: bool = True

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from phi3_jax.data.progress import tell
 from phi3_jax.data.row_arrays import TYPES, from_arrays, to_arrays
 from phi3_jax.data.rows import DataStats, TokenizedRows
 from phi3_jax.parallel.distributed import exchange, is_main
@@ -24,6 +23,7 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import free_bytes, storage_error, temporary_folder
 from phi3_jax.system.manifest import Damaged, check, write_manifest
 from phi3_jax.system.reading import check_file, read_json
+from phi3_jax.system.telling import tell
 from phi3_jax.system.text import first_line
 
 LEAST_SECONDS = 3.0  # rows that took less are prepared again as fast as they are found

@@ -14,7 +14,6 @@ from phi3_jax.data.collected import Collected
 from phi3_jax.data.memory import TRAIN, GivenRows, GivenSets, given_sets, given_source, with_given_rows
 from phi3_jax.data.packing import Order, plan_epoch
 from phi3_jax.data.pieces import pieces
-from phi3_jax.data.progress import watched
 from phi3_jax.data.row_arrays import from_arrays
 from phi3_jax.data.row_key import RowKeys
 from phi3_jax.data.row_tokenizer import Row, RowTokenizer, add_notices
@@ -25,6 +24,7 @@ from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.parallel.distributed import check_agreement, together
 from phi3_jax.system.compat_jax import distributed_state
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.telling import watched
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,10 @@ class Phi3JaxLM(TemplateLM):
         hub = Hub(revision, cache_dir=cache_dir, local_files_only=local_files_only)
         opened = PeftAdapter.open(adapter, hub.at(None)) if adapter else None
         base = open_base(pretrained, [opened] if opened else [], hub)
+        # Before the weights, which may take minutes.
+        lora, tokenizer = opened.load(base.shapes, base) if opened else None, base.tokenizer
         model = base.load_model(dtype=auto_dtype(dtype), quantization=quantization)
-        return cls(model, base.tokenizer, lora=opened.load(model) if opened else None, **settings)
+        return cls(model, tokenizer, lora=lora, **settings)
 
     @classmethod
     def create_from_arg_obj(

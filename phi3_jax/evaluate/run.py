@@ -47,6 +47,7 @@ from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing, write_text
 from phi3_jax.system.lock import RunLock
 from phi3_jax.system.reading import local_path
+from phi3_jax.system.telling import taking_first, verbosity
 from phi3_jax.training.checks import check_length, check_shared
 from phi3_jax.training.job import job_devices
 from phi3_jax.training.results import command_line
@@ -283,7 +284,7 @@ def _run_all(
     found: dict[str, list[Prediction]] = {}
     on_base = [model for model in models if model.is_base or isinstance(model.source, PeftAdapter)]
     merged = [(model, model.source) for model in models if isinstance(model.source, Checkpoint) and not model.is_base]
-    console = Console(stderr=True, quiet=not is_main())
+    console = Console(stderr=True, quiet=not is_main() or verbosity() == "quiet")
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
 
         def keep(model: _Model, predictions: Iterable[Prediction]) -> None:
@@ -299,19 +300,21 @@ def _run_all(
             file = files[model.name]
             return [row for row in range(len(task.rows)) if file is None or row not in file.found]
 
-        loaded = None if all(is_done[model.name] for model in on_base) else _load(run, task, base)
-        # Adapters first: what is wrong with one should show before hours are spent.
+        is_needed = not all(is_done[model.name] for model in on_base)
+        # Adapters first: what is wrong with one should show before weights are read and hours spent.
         loras = {
-            model.name: model.source.load(loaded.model)
+            model.name: model.source.load(base.shapes, base)
             for model in on_base
-            if loaded is not None and isinstance(model.source, PeftAdapter)
+            if is_needed and isinstance(model.source, PeftAdapter)
         }
+        loaded = _load(run, task, base) if is_needed else None
         _begin(target, settings, files, held)
         for model in on_base:
             rows = missing(model)
             predictions: Iterator[Prediction] = iter(())
             if rows and loaded is not None:
                 predictions = loaded.predictions(task, model.name, loras.get(model.name), rows)
+                predictions = taking_first(f"compiling and measuring the first rows of {model.name}", predictions)
             keep(model, predictions)
         del loaded
         for model, checkpoint in merged:

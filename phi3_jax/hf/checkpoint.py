@@ -29,6 +29,7 @@ from phi3_jax.model.leaves import abstract_model
 from phi3_jax.quant import Quantizer, make_quantizer
 from phi3_jax.quant.build import build_model
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.telling import taking
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,9 @@ class Checkpoint:
             self._check_quantization(self.quantization, quantization, double_quant)
         empty = abstract_model(self.config, dtype, attention)
         weights = self.weights
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        size = sum(file.stat().st_size for file in weights.files)
+        doing = f"loading {self.name} ({size / 1e9:.1f} GB)"
+        with taking(doing), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             source = WeightFiles(self.config, weights, self.quantization, dtype, quantizer, shardings, pool)
             return build_model(empty, source, split=split and shardings is not None)
 

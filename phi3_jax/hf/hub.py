@@ -7,6 +7,7 @@ from phi3_jax.config.hub_options import Hub, is_hub_id
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
 from phi3_jax.system.secrets import remember
+from phi3_jax.system.telling import taking
 from phi3_jax.system.text import first_line
 
 # What makes up a tokenizer and its template, beside which config.json counts (and more *.jinja files).
@@ -64,15 +65,16 @@ def _download(name: str, hub: Hub, patterns: Sequence[str]) -> Path:
 
     where = name if hub.revision is None else f"{name} at revision {hub.revision}"
     try:
-        folder = snapshot_download(
-            name,
-            revision=hub.revision,
-            token=hub.token,
-            cache_dir=hub.cache_dir,
-            local_files_only=hub.local_files_only,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(OTHER_FOLDERS),
-        )
+        with taking(f"fetching {where} from the hub"):
+            folder = snapshot_download(
+                name,
+                revision=hub.revision,
+                token=hub.token,
+                cache_dir=hub.cache_dir,
+                local_files_only=hub.local_files_only,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(OTHER_FOLDERS),
+            )
     except errors.HFValidationError as error:
         raise InputError(f"{name}: no such folder, and no valid hub id either (owner/name)") from error
     except errors.GatedRepoError as error:

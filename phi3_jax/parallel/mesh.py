@@ -9,7 +9,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.machine import look_at_machine, what_is_missing
 from phi3_jax.system.memory import total_memory
+from phi3_jax.system.text import first_line
 
 # data: copies of the model, each with its own rows; fsdp: devices that share one copy's weights;
 # tensor: devices that share each matrix product; context: devices that share each row's positions.
@@ -79,6 +81,25 @@ def describe_mesh(mesh: Mesh) -> str:
     devices = f"devices ({axes})" if axes else "device"
     idle = f"; {there - mesh.size} more are idle: parallel.fsdp -1 takes them all" if mesh.size < there else ""
     return f"on {mesh.size} {kind} {devices}{idle}"
+
+
+def device_line() -> str:
+    """What is computed on, in a line; on a CPU with what is missing where the machine has more."""
+    devices = jax.devices()
+    kind, count = devices[0].device_kind, len(devices)
+    found = f"device: {kind}" if count == 1 else f"devices: {count} x {kind}"
+    if devices[0].platform != "cpu":
+        return found
+    return f"{found}; {what_is_missing(look_at_machine(), reason=_why_not)}"
+
+
+def _why_not(platform: str) -> str | None:
+    """JAX's own word on a platform that it has not started."""
+    try:
+        jax.devices(platform)
+    except RuntimeError as error:
+        return first_line(error).partition(": ")[2]
+    return None
 
 
 def ambient_mesh() -> AbstractMesh:

@@ -1,18 +1,17 @@
 """The base model of adapters: the one that is given, or the one that they name, at the revision that they name."""
 
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.hub import CHECKPOINT_FILES
-from phi3_jax.parallel.distributed import is_main
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.peft.config import CONFIG_FILE
 from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
+from phi3_jax.system.telling import tell
 
 
 def open_base(
@@ -42,10 +41,10 @@ def open_base(
     if revision is None and not local_path(name).is_dir():
         revision = _revision(name, adapters)
     opened = Checkpoint.open(name, hub.at(revision), patterns=patterns)
-    if (model is None or revision != hub.revision) and is_main():
+    if model is None or revision != hub.revision:
         where = "" if revision is None else f" at revision {revision}"
         who = " and ".join(adapter.name for adapter in adapters if adapter.base == name)
-        print(f"base: {name}{where}, which {who} was trained on", file=sys.stderr)
+        tell(f"base: {name}{where}, which {who} was trained on")
     return BaseOfAdapters(opened.name, opened.folder, opened.hub, tuple(adapters))
 
 

@@ -1,7 +1,6 @@
 """Which tokenizer, with which chat template, goes with adapters: the base's, or one that they bring."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from filecmp import cmp
@@ -13,9 +12,9 @@ from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.hub import TOKENIZER_FILES
 from phi3_jax.hf.save_tokenizer import template_alone
 from phi3_jax.hf.tokenizer import has_tokenizer, read_tokenizer
-from phi3_jax.parallel.distributed import is_main
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.telling import tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +46,9 @@ class BaseOfAdapters(Checkpoint):
                     "same here; name them one at a time"
                 )
         found = self._differences(tokenizers[0])
-        if found and is_main():
+        if found:
             names = " and ".join(adapter.name for adapter in self.adapters)
-            print(f"tokenizer: that of {names}, with {found} than the base's", file=sys.stderr)
+            tell(f"tokenizer: that of {names}, with {found} than the base's")
         return tokenizers[0]
 
     def tokenizer_of(self, adapter: PeftAdapter) -> Tokenizer:

@@ -18,6 +18,7 @@ from phi3_jax.model.cache import cache_bytes
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.packages import package_versions
+from phi3_jax.system.telling import taking
 
 
 def benchmark_generate(
@@ -45,7 +46,9 @@ def benchmark_generate(
             f"{config.max_position_embeddings} positions; give fewer"
         )
     tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, prompt), np.int32)
-    timed = [_round(model, lora, tokens, new_tokens) for _ in range(1 + rounds)]
+    with taking("compiling, and a first round"):
+        timed = [_round(model, lora, tokens, new_tokens)]
+    timed += [_round(model, lora, tokens, new_tokens) for _ in range(rounds)]
     (first, *others), (first_decoding, *decodings) = zip(*timed, strict=True)
     prompt_seconds, decode_seconds = statistics.median(others), statistics.median(decodings)
     steps = new_tokens - 1

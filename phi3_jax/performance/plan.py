@@ -20,7 +20,7 @@ from phi3_jax.performance.suggest import Alternative, alternatives
 from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, parse_topology
 from phi3_jax.training.checks import check_length, check_mesh
 
-GET_LIBTPU = 'pip install -e ".[tpu]"'
+GET_LIBTPU = "pip install 'phi3_jax[tpu]'"
 # How far an estimate was from the compiled step's memory, see docs/plan.md.
 ESTIMATE_MARGIN = 0.15
 

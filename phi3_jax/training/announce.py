@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.config.schedules import WarmupStableDecay
@@ -32,7 +34,8 @@ def announce(run: RunConfig, job: RunJob, timetable: Timetable, batch_size: int,
     say(format_parameter_table(job.table))
     say(job.data.summary())
     say(f"first row, targets in ⟦⟧: {preview(first_rows(job.data.train), job.tokenizer)}")
-    say(describe_mesh(job.devices.mesh))
+    if jax.device_count() > 1:  # of one the first line has said all
+        say(describe_mesh(job.devices.mesh))
     say(
         f"{timetable.total_steps} steps of {rows} rows{epoch}, "
         f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"

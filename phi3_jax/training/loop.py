@@ -5,9 +5,12 @@ from dataclasses import replace
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
+from phi3_jax.parallel.mesh import device_line
 from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.system.files import StorageError
+from phi3_jax.system.telling import at_verbosity
 from phi3_jax.training.checks import check_output_folder, check_settings
+from phi3_jax.training.console import RunConsole
 from phi3_jax.training.job import load_job
 from phi3_jax.training.preemption import StopSignals
 from phi3_jax.training.push import RunPush
@@ -64,22 +67,30 @@ def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_datase
         >>> sorted(path.name for path in (folder / "out" / "adapter").glob("adapter*"))
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    level = run.logging.verbosity
+    with at_verbosity(None if level == "normal" else level):
+        return _train(run, train_dataset, eval_dataset)
+
+
+def _train(run: RunConfig, train_dataset: GivenRows | None, eval_dataset: GivenSets | None) -> Results:
     with together():
         run = replace(run, data=with_given_rows(run.data, train_dataset, eval_dataset))
     with together():
         check_settings(run)
+    with together():
         # The settings of an adapter that is continued are known once it is open; else the folder is looked at first.
         base = None if run.peft.init_from is None else open_run_base(run)
         run, notices = (run, []) if base is None else as_trained(run, base)
-    for notice in notices if is_main() else ():
-        print(notice)
     check_agreement({"configuration": run.to_yaml()})
     with together():
         check_output_folder(run)
+    console = RunConsole(progress=False)
+    for line in (device_line(), *notices):
+        console.print(line)
     with together():
         # Before a model is loaded: a wrong id, token or network shows at once.
         target = run.training.push_target
-        push = None if target is None or not is_main() else RunPush(run.training, target, print)
+        push = None if target is None or not is_main() else RunPush(run.training, target, console.print)
     job = load_job(run, base, train=train_dataset, eval=eval_dataset)
     with job.devices.in_use(), StopSignals() as signals:
         trainer = Trainer(run, job, signals, push)

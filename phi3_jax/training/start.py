@@ -25,6 +25,7 @@ from phi3_jax.parallel.sharding import replicated
 from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.quant import Quantizer
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.telling import taking
 
 # PEFT goes over the data until all components have converged, however long that takes.
 EVA_EPOCHS = 10
@@ -49,8 +50,10 @@ def load_model_and_lora(
     if run.peft.full_finetuning:
         return _load_whole(run, checkpoint, mesh), None
     if checkpoint.adapters:
-        model, (adapter,) = _load_base(run, checkpoint, mesh), checkpoint.adapters
-        return model, adapter.load(model, lora_dropout=run.peft.lora_dropout)
+        (adapter,) = checkpoint.adapters
+        # Before the weights are read, which may take minutes.
+        lora = adapter.load(checkpoint.shapes, checkpoint, lora_dropout=run.peft.lora_dropout)
+        return _load_base(run, checkpoint, mesh), lora
     # Every target is looked up before the weights are read, which may take minutes.
     config_targets(checkpoint.shapes, run.peft)
     if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:
@@ -61,9 +64,10 @@ def load_model_and_lora(
     if run.peft.init_lora_weights == "loftq":
         return _load_loftq(run, checkpoint, mesh)
     model = _load_base(run, checkpoint, mesh)
-    if run.peft.init_lora_weights == "eva":
-        return model, _eva_initialiser(run, rows)(model, run.peft, key)
-    return model, fresh_lora(model, run.peft, key, mesh)
+    with taking(f"initialising the adapter (init_lora_weights {run.peft.init_lora_weights})"):
+        if run.peft.init_lora_weights == "eva":
+            return model, _eva_initialiser(run, rows)(model, run.peft, key)
+        return model, fresh_lora(model, run.peft, key, mesh)
 
 
 def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, mesh: Mesh) -> Lora:

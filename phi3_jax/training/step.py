@@ -23,6 +23,7 @@ from phi3_jax.quant import is_quantized
 from phi3_jax.system.compat import adds_to_some_of_a_scan
 from phi3_jax.system.compat_jax import add_gradients
 from phi3_jax.system.dotted import path_names
+from phi3_jax.system.telling import taking
 from phi3_jax.training.nonfinite import Skips, choose
 
 
@@ -258,7 +259,8 @@ class TrainStep:
 
     def compile(self, state: TrainState, frozen: Params, batch: Batch) -> None:
         """Compiles ahead of the first call, so that a clock need not run meanwhile."""
-        self._compiled[batch["input_ids"].shape] = compile_step(self._function, state, frozen, batch)
+        with taking("compiling the train step"):
+            self._compiled[batch["input_ids"].shape] = compile_step(self._function, state, frozen, batch)
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch) -> TrainState:
         if not self.is_compiled(batch):

@@ -73,7 +73,7 @@ class Trainer:
         self.state = job.first_state(tx)
         self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
         self.progress = Progress()
-        self.console = RunConsole(progress=run.logging.progress, quiet=not is_main())
+        self.console = RunConsole(progress=run.logging.progress)
         self.stopwatch = Stopwatch()
         self.watch = Watch(run, job, self.batches, self.evaluator.step, self.console.print)
         self.files = RunFolder(run, self.console.print)
@@ -146,7 +146,7 @@ class Trainer:
         if isinstance(job.data.train, StreamedRows):
             self.console.print(job.data.train.summary())
         self.console.before_and_after(before, after)
-        self.console.print(f"wrote {self.written} and {folder / 'report.html'}")
+        self.console.result(f"wrote {self.written} and {folder / 'report.html'}")
         with together():
             if self.push is not None:
                 self.push.finish(self.written)

@@ -58,7 +58,7 @@ def our_steps(settings: argparse.Namespace, target_modules: Any = "all-linear") 
     device = jax.devices()[0]
     on_gpu = settings.device == "cuda"
     if on_gpu and device.platform != "gpu":
-        raise SystemExit(f"--device cuda, but JAX has {device.device_kind}; install jax[cuda13]")
+        raise SystemExit(f"--device cuda, but JAX has {device.device_kind}; pip install 'phi3_jax[cuda13]'")
     return Steps(
         step=step,
         memory=(lambda: device.memory_stats()["bytes_in_use"]) if on_gpu else resident_bytes,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from phi3_jax.cli import main
+from phi3_jax.parallel.mesh import device_line
 from tests.helpers.models import tiny_model
 
 TINY = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "96"]
@@ -17,7 +18,9 @@ def test_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     options = ["--prompt", "6", "--new-tokens", "5", "--rounds", "1", "--dtype", "bfloat16", "--json"]
     assert main(["benchmark", "generate", "--model", str(tmp_path), *options]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert captured.err == device_line() + "\n"
+    figures = json.loads(captured.out)
     assert figures["settings"] == {
         "batch": 1,
         "prompt": 6,

@@ -21,7 +21,7 @@ def script(shell, capsys) -> str:
         ("train --model.dtype b", ["bfloat16"]),
         ("train --model.dtype = f", ["float32", "float16"]),
         ("train --data.packing t", ["true"]),
-        ("train --training.dataloader", []),  # passed over, so not offered
+        ("train --training.dataloader_num", []),  # passed over, so not offered
         ("benchmark g", ["generate"]),
         ("generate --dt", ["--dtype"]),
         ("generate --prompt x", []),

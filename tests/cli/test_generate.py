@@ -14,6 +14,7 @@ from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.save import save_adapter
 from tests.helpers.checkpoints import OUTGROWN_ERROR, write_checkpoint, write_outgrown_checkpoint
+from tests.helpers.commands import after_device
 
 CHAT = {"messages": [{"role": "user", "content": "x y z"}, {"role": "assistant", "content": "known answer"}]}
 
@@ -34,7 +35,7 @@ def run(capfd: Any, folder: Path, *options: str) -> str:
     capfd.readouterr()
     assert main(["generate", "--model", str(folder / "base"), *options]) == 0
     captured = capfd.readouterr()
-    assert captured.err == ""
+    assert after_device(captured.err) == ""
     return captured.out
 
 
@@ -161,5 +162,5 @@ def test_a_full_disk_is_told(folder, small_disk, capfd):
     file = small_disk / "answers.jsonl"
     argv = ["generate", "--model", str(folder / "base"), "--prompt", "x y z", "--json", "--output", str(file)]
     assert main(argv) == 2
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = after_device(capfd.readouterr().err).splitlines()
     assert line.startswith(f"phi3-jax: {file}: cannot be written (No space left on device)")

@@ -16,6 +16,8 @@ from phi3_jax.cli.run_options import RunParser, make_run, read_run
 from phi3_jax.config.parse import merged
 from phi3_jax.config.run import SECTIONS, RunConfig
 from phi3_jax.config.sections import ModelSection
+from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.parallel.mesh import device_line
 from tests.helpers.commands import ROW, refusal, train_arguments
 
 PROGRAM = [sys.executable, "-c", "import sys; from phi3_jax.cli import main; sys.exit(main())"]
@@ -163,7 +165,7 @@ def test_data_without_anything_to_learn_is_refused(rows, words, base, tmp_path, 
         (["evaluate", "--model", "x", "--data", "y", "--batch-size", "0"], ["--batch-size", "at least 1"]),
         (["info"], ["PATH", "required"]),
         (["info", "no/such/folder"], ["no/such/folder"]),
-        (["export", "x", "--output", "y"], ["--merge", "required"]),
+        (["export", "x", "--output", "y"], ["--merge", "expected one of"]),
         (["export", "no/such/folder", "--merge", "--output", "y"], ["no/such/folder"]),
     ],
 )
@@ -326,6 +328,55 @@ def test_generate_answers_in_the_chat_template(base, adapter, capfd):
         assert main([*arguments, *more]) == 0
         answers.append(capfd.readouterr().out)
     assert len(set(answers)) == 3
+
+
+# The device is the first line; adapters are looked at before a base is loaded.
+
+
+def _command(name, base, adapter, chats, out, *more) -> list[str]:
+    return {
+        "train": [*train_arguments(base, chats, out), f"--peft.init_from={adapter}"],
+        "generate": ["generate", f"--model={base}", f"--adapter={adapter}", "--prompt=x", "--max-new-tokens=2"],
+        "chat": ["chat", f"--model={base}", f"--adapter={adapter}"],
+        "evaluate": ["evaluate", f"--model={base}", f"--adapter={adapter}", f"--data={chats}", "--max-length=64"],
+        "export": ["export", str(adapter), "--merge", f"--base={base}", f"--output={out}"],
+        "benchmark generate": ["benchmark", "generate", f"--model={base}", f"--adapter={adapter}", "--new-tokens=2"],
+    }[name] + list(more)
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "evaluate", "export"])
+def test_the_device_is_the_first_line(name, base, adapter, chats, tmp_path, capfd, monkeypatch):
+    argv = _command(name, base, adapter, chats, tmp_path / "out")
+    argv += [] if name in ("train", "export") else ["--json"]
+    if name == "train":
+        argv = [word for word in argv if "init_from" not in word]
+    capfd.readouterr()
+    assert main(argv) == 0
+    captured = capfd.readouterr()
+    said = captured.out if name == "train" else captured.err
+    assert said.splitlines()[0] == device_line()
+    if "--json" in argv:
+        assert [line for line in captured.out.splitlines() if not json.loads(line)] == []
+    if name == "generate":
+        assert main([*argv, "-q"]) == 0
+        assert capfd.readouterr() == (captured.out, "")
+        assert main([*argv, "--verbose"]) == 0
+        assert "loading" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "chat", "evaluate", "export", "benchmark generate"])
+def test_adapters_are_looked_at_before_a_base_is_loaded(name, base, adapter, chats, tmp_path, capfd, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr(Checkpoint, "load_model", load)
+    monkeypatch.setattr("phi3_jax.hf.merge.read_tensor", load)
+    other = shutil.copytree(adapter, tmp_path / "other")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
+    for given, words in ((other, "tensors do not fit the model"), (tmp_path / "nowhere", "no such folder")):
+        assert words in refusal(capfd, _command(name, base, given, chats, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["train", "export_peft"])

@@ -18,6 +18,7 @@ from phi3_jax.lora import init_lora
 from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.errors import InputError
 from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.commands import after_device
 from tests.helpers.tokenizers import JULY, phi3_tokenizer, phi4_mini_tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "x y z"}, {"role": "assistant", "content": "known answer"}]}
@@ -39,7 +40,7 @@ def run(capfd: Any, folder: Path, *options: str) -> str:
     capfd.readouterr()
     assert main(["generate", "--model", str(folder / "base"), *options]) == 0
     captured = capfd.readouterr()
-    assert captured.err == ""
+    assert after_device(captured.err) == ""
     return captured.out
 
 

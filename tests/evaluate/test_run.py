@@ -24,6 +24,7 @@ from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.peft.save import save_adapter
 from phi3_jax.system.errors import InputError
 from tests.helpers.checkpoints import OUTGROWN_ERROR, write_checkpoint, write_outgrown_checkpoint
+from tests.helpers.commands import after_device
 from tests.helpers.evaluations import ROWS, arguments, run
 from tests.helpers.models import random_lora, tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -34,7 +35,7 @@ def refusal(capfd, argv: list[str]) -> str:
     capfd.readouterr()
     assert main(argv) == 2
     captured = capfd.readouterr()
-    (line,) = captured.err.splitlines()
+    (line,) = after_device(captured.err).splitlines()
     assert captured.out == ""
     return line
 

@@ -1,6 +1,7 @@
 """What the tests of commands share."""
 
 from phi3_jax.cli import main
+from phi3_jax.parallel.mesh import device_line
 
 ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]}
 
@@ -24,5 +25,10 @@ def refusal(capfd, argv) -> str:
     """The one line on standard error of a command that must exit with status 2."""
     capfd.readouterr()
     assert main(list(map(str, argv))) == 2
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = after_device(capfd.readouterr().err).splitlines()
     return line
+
+
+def after_device(said: str) -> str:
+    """What a command says behind the line on its device, which is the first where there is one."""
+    return said.removeprefix(device_line() + "\n")

@@ -18,6 +18,7 @@ from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.lora import init_lora
 from phi3_jax.peft.save import save_adapter
 from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.commands import after_device
 from tests.helpers.rows import write_chats
 
 INDEX, CONFIG, WEIGHTS = "model.safetensors.index.json", "config.json", "model.safetensors"
@@ -90,13 +91,14 @@ def write_world(root: Path) -> World:
 
 
 def refusal(argv: list[str], capfd, root: Path) -> str:
-    """The one line of a command that is refused: status 2, nothing else said, nothing left behind in `root`."""
+    """The one line of a command that is refused: status 2, nothing else said but on which device, nothing left behind
+    in `root`."""
     before = contents(root)
     capfd.readouterr()
     assert main(argv) == 2
     captured = capfd.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
+    assert after_device(captured.out) == ""
+    (line,) = after_device(captured.err).splitlines()
     assert line.startswith("phi3-jax: ")
     assert len(line) < 5000
     assert line.isprintable()

@@ -1,12 +1,16 @@
 """A mesh always: of one device where there is one, and then free of charge."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from phi3_jax.parallel import mesh
 from phi3_jax.parallel.devices import Devices
-from phi3_jax.parallel.mesh import ALONE, AXES, ambient_mesh, describe_mesh, make_mesh, pass_rows
+from phi3_jax.parallel.mesh import ALONE, AXES, ambient_mesh, describe_mesh, device_line, make_mesh, pass_rows
 from phi3_jax.parallel.sharding import constrain
+from phi3_jax.system.machine import Machine, what_is_missing
 
 
 def test_without_a_mesh_there_is_one_of_one_device():
@@ -41,3 +45,19 @@ def test_rows_and_parameters_get_onto_the_one_device():
 
 def test_rows_of_a_pass():
     assert pass_rows(3, {"data": 2, "fsdp": 4, "tensor": 5, "context": 7}) == 24
+
+
+def test_a_cpu_is_said_with_what_is_missing(monkeypatch):
+    monkeypatch.setattr(mesh, "look_at_machine", lambda: Machine(has_nvidia=True, driver=580))
+    said = partial(what_is_missing, environment={}, has_module=lambda name: False)
+    monkeypatch.setattr(mesh, "what_is_missing", said)
+    is_missing = "no plug-in for it: pip install 'phi3_jax[cuda13]'" in device_line()
+    assert is_missing == (jax.default_backend() == "cpu")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="JAX has a card")
+def test_jaxs_own_reason_is_told(monkeypatch):
+    monkeypatch.setattr(mesh, "look_at_machine", lambda: Machine(has_nvidia=True))
+    monkeypatch.setattr(mesh, "what_is_missing", partial(what_is_missing, environment={}, has_module=lambda name: True))
+    assert "could not start its plug-in for it (" in device_line()
+    assert "cuda" in device_line().partition("(")[2]

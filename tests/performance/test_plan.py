@@ -101,7 +101,7 @@ def test_without_libtpu_it_says_so_and_estimates(capsys, monkeypatch, mini):
     assert status == 0
     assert found["basis"] == "estimated"
     assert found["hbm_limit_bytes"] == 15.75 * GiB
-    assert 'pip install -e ".[tpu]"' in found["notes"][0]
+    assert "pip install 'phi3_jax[tpu]'" in found["notes"][0]
 
 
 def test_what_does_not_fit_is_an_answer_with_ways_out(capsys, mini):

@@ -88,7 +88,7 @@ def test_install_copies_a_commit_or_clones_it_on_every_worker(tmp_path):
     assert install[:6] == [*ALL.split()[:6]]
     assert "--worker=all" in install
     assert remote(install).startswith("mkdir -p ~/phi3_jax && tar -xzf ~/phi3_jax.tar.gz -C ~/phi3_jax && ")
-    assert "--constraint constraints.txt --editable . 'jax[tpu]'" in remote(install)
+    assert "--constraint constraints.txt --editable '.[tpu]'" in remote(install)
     (clone,) = printed("install", "--dry-run", "--git", "https://host/my repo", "--ref", "v1")
     assert remote(clone).startswith(
         "rm -rf ~/phi3_jax && git clone --quiet 'https://host/my repo' ~/phi3_jax && "
