@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a process of its own
         sys.excepthook = _show_error
+        if arguments[:1] not in (["lm-eval"], ["lm_eval"]):  # which has a form of its own
+            logging.basicConfig(format="warning: %(message)s")
     try:
         name, *rest = _plain(arguments)
         if name == "--help":
