@@ -182,7 +182,7 @@ def merge(adapter: "PeftAdapter", base: "Checkpoint", output: Path, *, dtype: st
     from phi3_jax.system.files import storing, temporary_folder
     from phi3_jax.system.telling import taking
 
-    if has_own(adapter):
+    if has_own(adapter) and base.quantization is None:  # a quantised one is refused below
         _ = base.tokenizer  # a line says where it is not the base's
     lora = adapter.load(base.shapes, base)
     with (

@@ -185,7 +185,7 @@ class Checkpoint:
         empty = abstract_model(self.config, dtype, attention)
         weights = self.weights
         size = sum(file.stat().st_size for file in weights.files)
-        doing = f"loading {self.name} ({size / 1e9:.1f} GB)"
+        doing = f"loading {self.name} ({size / 1e9:.1f} GB)" if size >= 10**8 else f"loading {self.name}"
         with taking(doing), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             source = WeightFiles(self.config, weights, self.quantization, dtype, quantizer, shardings, pool)
             return build_model(empty, source, split=split and shardings is not None)

@@ -230,7 +230,7 @@ BAD = {
     "no adapter": (lambda f: ["--adapter", "no/such/folder"], ["no/such/folder"]),
     "no checkpoint": (lambda f: ["--merged", str(f)], ["config.json"]),
     "the same name twice": (lambda f: ["--adapter", "base=x"], ["two models are named base"]),
-    "a temperature": (lambda f: ["--metrics", "bleu", "--temperature", "0"], ["temperature is 0"]),
+    "a temperature": (lambda f: ["--metrics", "bleu", "--temperature", "-1"], ["temperature is -1"]),
     "devices": (lambda f: ["--parallel.data", "3"], ["data 3", "divide"]),
 }
 

@@ -18,6 +18,7 @@ from phi3_jax.hf.save import save_model
 from phi3_jax.peft.adapter import load_adapter
 from phi3_jax.quant import quantize_model
 from phi3_jax.training.loop import train
+from tests.helpers.commands import after_device
 from tests.helpers.runs import cut_off, metrics, run_config, same_run, write_inputs
 
 NF4 = {"model": {"quantization": "nf4"}}
@@ -84,7 +85,7 @@ def test_merging_goes_into_the_unquantised_base(inputs, finished, capfd):
     capfd.readouterr()
     argv = ["export", adapter, "--merge", "--base", quantised, "--output", inputs / "no"]
     assert main(list(map(str, argv))) == 2
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = after_device(capfd.readouterr().err).splitlines()
     assert "give the unquantised checkpoint with --base" in line
     assert not (inputs / "no").exists()
 
