@@ -10,12 +10,12 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
 
+from phi3_jax.config.plain import plain
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import parse_yaml
 
@@ -28,6 +28,7 @@ class Names:
 
     Attributes:
         renamed: Moved to another section or name.
+        earlier: Those of them that are earlier names, of which null says nothing.
         flags: What true and what false set elsewhere.
         passed_over: What changes no result here, by the reason.
         accepted: Left out, and refused with other values than these.
@@ -41,6 +42,7 @@ class Names:
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
+    earlier: Sequence[str] = ()
     flags: Mapping[str, Mapping[bool, Mapping[str, object]]] = field(default_factory=dict)
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
     accepted: Mapping[str, Sequence[object]] = field(default_factory=dict)
@@ -120,7 +122,7 @@ def translate(raw: Mapping[str, Mapping[str, object]]) -> tuple[Sections, list[s
     Raises:
         InputError: A key asks for something that is not supported, or two names for one setting disagree.
     """
-    sections: Sections = {name: {k: _plain(v) for k, v in values.items()} for name, values in raw.items()}
+    sections: Sections = {name: {k: plain(v) for k, v in values.items()} for name, values in raw.items()}
     notices: list[str] = []
     passed: dict[str, list[str]] = {}
     _model_init_kwargs(sections)
@@ -130,7 +132,9 @@ def translate(raw: Mapping[str, Mapping[str, object]]) -> tuple[Sections, list[s
             if not _says_nothing(name, _typed(values.pop(name))):
                 passed.setdefault(names.reasons[name], []).append(f"{section}.{name}")
         for name in [name for name in values if name in names.renamed]:
-            _set(sections, f"{section}.{name}", names.renamed[name], values.pop(name))
+            value = values.pop(name)
+            if _typed(value) is not None or name not in names.earlier:
+                _set(sections, f"{section}.{name}", names.renamed[name], value)
     _quantization(sections, notices, passed)
     _loss(sections)
     _flags(sections, notices)
@@ -145,17 +149,6 @@ def translate(raw: Mapping[str, Mapping[str, object]]) -> tuple[Sections, list[s
 def _says_nothing(name: str, value: object) -> bool:
     """Whether a value is off, or the default of its library."""
     return value == table().defaults["transformers"].get(name) or value in (None, False, "", "no", 0, {}, [])
-
-
-def _plain(value: object) -> object:
-    """A Python user's enum, torch dtype or set as YAML would hold it; a set has no order of its own to keep."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=str)
-    if type(value).__module__ == "torch":
-        return str(value).removeprefix("torch.")
-    return value
 
 
 def _typed(value: object) -> object:
@@ -182,6 +175,7 @@ def _flags(sections: Sections, notices: list[str]) -> None:
     """Names of true and false, and others that set what stands elsewhere."""
     training = sections.get("training", {})
     flags = table().training.flags
+    fp16 = _typed(training.get("fp16")) is True
     for name in [name for name in training if name in flags or name in SPECIAL]:
         value = _typed(training.pop(name))
         if name not in WORDS and not isinstance(value, bool | None):
@@ -191,6 +185,8 @@ def _flags(sections: Sections, notices: list[str]) -> None:
         elif isinstance(value, bool):
             for target, meant in flags[name].get(value, {}).items():
                 _set(sections, f"training.{name} {str(value).lower()}", target, meant)
+        if name == "bf16" and value is False and "dtype" not in sections.get("model", {}) and not fp16:
+            notices.append("training.bf16 false sets nothing here; model.dtype is bfloat16 until it is given: float32")
         if name == "fp16" and value:
             notices.append(
                 "training.fp16: the base is kept in float16, and there is no loss scaling; bf16 is the safer choice"
@@ -221,7 +217,7 @@ def _model_init_kwargs(sections: Sections) -> None:
     if not isinstance(given, Mapping):
         raise InputError(f"training.model_init_kwargs is {_yaml(given)}, expected a mapping of names and values")
     for name, value in given.items():
-        _set(sections, f"training.model_init_kwargs.{name}", f"model.{name}", _plain(value))
+        _set(sections, f"training.model_init_kwargs.{name}", f"model.{name}", plain(value))
 
 
 def _sampling(sections: Sections, value: object, notices: list[str]) -> None:
@@ -287,7 +283,7 @@ TRL_OWN = ("assistant_only_loss", "completion_only_loss", "model_init_kwargs")
 def _training_values(sections: Sections, notices: list[str]) -> None:
     """Values of transformers under names that are also this package's own."""
     training = sections.get("training", {})
-    for name in ("eval_strategy", "save_strategy"):
+    for name in ("eval_strategy", "logging_strategy", "save_strategy"):
         if training.get(name) is False:  # what YAML makes of a bare `no`
             training[name] = "no"
     if "resume_from_checkpoint" in training and training["resume_from_checkpoint"] is None:
@@ -317,7 +313,7 @@ def _quantization(sections: Sections, notices: list[str], passed: dict[str, list
         raise InputError(f"model.{next(iter(given))} is given beside model.quantization_config; leave one of them out")
     # Without a type BitsAndBytesConfig takes fp4, and TRL, whose names stand in the section itself, nf4.
     where, default = ("model.quantization_config", "fp4") if section else ("model", "nf4")
-    values = {name: _typed(_plain(value)) for name, value in (section or given).items()}
+    values = {name: _typed(plain(value)) for name, value in (section or given).items()}
     method = str(values.pop("quant_method", "bitsandbytes"))
     if method != "bitsandbytes":
         raise InputError(f"{where}.quant_method is {method}, expected bitsandbytes; no other quantisation is supported")
@@ -339,7 +335,7 @@ def _quantization(sections: Sections, notices: list[str], passed: dict[str, list
             f"{where}: llm_int8_skip_modules and llm_int8_has_fp16_weight are not supported; leave them out"
         )
     if four:
-        _four_bit(sections, where, values, default)
+        _four_bit(sections, where, values, default, notices)
     else:
         _set(sections, f"{where}.load_in_8bit", "model.quantization", "int8")
         notices.append(f"{where}.load_in_8bit: the weights are rounded to 8 bits here, and the activations are not")
@@ -349,7 +345,7 @@ def _quantization(sections: Sections, notices: list[str], passed: dict[str, list
         passed["bitsandbytes' own way of working"] = others
 
 
-def _four_bit(sections: Sections, where: str, values: Mapping[str, object], default: str) -> None:
+def _four_bit(sections: Sections, where: str, values: Mapping[str, object], default: str, notices: list[str]) -> None:
     kind = values.get("bnb_4bit_quant_type", default)
     if kind != "nf4":
         raise InputError(f"{where}.bnb_4bit_quant_type is {kind}, which nothing is quantised to here; give nf4")
@@ -358,13 +354,22 @@ def _four_bit(sections: Sections, where: str, values: Mapping[str, object], defa
         if values.get(name) is not None:
             _set(sections, f"{where}.{name}", "model.double_quant", values[name])
     sections["model"].setdefault("double_quant", False)  # their default
-    if values.get("bnb_4bit_compute_dtype") is not None:
-        dtype = str(values["bnb_4bit_compute_dtype"]).removeprefix("torch.")
-        _set(sections, f"{where}.bnb_4bit_compute_dtype", "model.dtype", dtype)
+    if values.get("bnb_4bit_compute_dtype") is None:
+        return
+    dtype = str(values["bnb_4bit_compute_dtype"]).removeprefix("torch.")
+    source = f"{where}.bnb_4bit_compute_dtype"
+    training, own = sections.get("training", {}), sections["model"].get("dtype")
+    mixed = [meant for flag, meant in (("bf16", "bfloat16"), ("fp16", "float16")) if _typed(training.get(flag)) is True]
+    # Mixed precision wins there, and float32, their default, stands for the type of what comes in.
+    wins = mixed[0] if mixed else own if dtype == "float32" else None
+    if wins in (None, dtype):
+        _set(sections, source, "model.dtype", dtype)
+    else:
+        notices.append(f"passed over: {source} {dtype} (the run computes in {wins}, as it does there)")
 
 
 def _peft_values(peft: dict[str, object]) -> None:
-    kind = str(_plain(peft.pop("peft_type", None) or "LORA"))
+    kind = str(plain(peft.pop("peft_type", None) or "LORA"))
     if kind.upper() != "LORA":
         raise InputError(f"peft.peft_type is {kind}, expected LORA; no other kind of adapter is supported")
     if "task_type" in peft and peft["task_type"] is None:

@@ -9,6 +9,7 @@ from typing import get_type_hints
 import yaml
 
 from phi3_jax.config.parse import parse_sections
+from phi3_jax.config.plain import plain
 from phi3_jax.config.scripts import Given, sections_of_script
 from phi3_jax.config.sections import (
     EVAL,
@@ -176,7 +177,7 @@ class RunConfig:
         run = cls.from_dict(sections)
         named = peft_config if isinstance(peft_config, Mapping) else {}
         # Not what the libraries' defaults filled in.
-        given = frozenset(f"peft.{name}" for name, value in named.items() if value not in (None, [], (), {}))
+        given = frozenset(f"peft.{name}" for name, value in named.items() if plain(value) not in (None, [], (), {}))
         return replace(run, given=given)
 
     def changed(self, changes: Mapping[str, object]) -> RunConfig:

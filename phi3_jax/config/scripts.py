@@ -4,11 +4,14 @@ A key that a script leaves out has TRL's, transformers' or PEFT's default, which
 package's own (foreign.yaml lists them under `defaults`; docs/configuration.md shows all of them).
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Protocol, runtime_checkable
 
 from phi3_jax.config.foreign import Sections, table, translate
+from phi3_jax.config.plain import plain
+from phi3_jax.config.sections import DataSection
+from phi3_jax.config.training import TrainingSection
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.text import shown
 
@@ -18,6 +21,8 @@ AS_TRL: Mapping[str, object] = {"template": "none", "final_eos": True, "loss_on"
 SLICES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 # The names of the type of the base's weights.
 DTYPES = ("dtype", "torch_dtype")
+# Keys that are true or false.
+SWITCHES = frozenset(key.name for kind in (DataSection, TrainingSection) for key in fields(kind) if key.type is bool)
 
 
 @runtime_checkable
@@ -55,10 +60,14 @@ def sections_of_script(
         InputError: A key asks for what is not supported, or two disagree.
     """
     training = _mapping("training_config", training_config)
+    rows = plain(data)
+    rows = {"train": rows} if isinstance(rows, str) else _mapping("data", rows)
     defaults = _defaults(training)
     base, notices = _model(model, training, quantization_config)
     from_model = _adapter_of(base)
     peft = from_model if peft_config is None else _mapping("peft_config", peft_config)
+    if from_model is not None and peft_config is not None:
+        notices.append("passed over: model.use_peft and its lora_* (peft_config is given)")
     if peft is None:
         notices.append("no peft_config: all weights of the model are trained, as TRL does")
     elif not peft.get("target_modules"):
@@ -72,11 +81,13 @@ def sections_of_script(
     said, more = translate(
         {
             "model": base,
-            "data": {"train": data} if isinstance(data, str) else dict(data),
+            "data": rows,
             "training": _other_than(training, defaults),
             "peft": {"full_finetuning": True} if peft is None else _other_than(peft, table().defaults["peft"]),
         }
     )
+    for section in ("training", "data"):
+        _null_as_false(said[section])
     _null_and_zero(said["training"])
     unsaid, _ = translate(
         {"data": AS_TRL, "training": defaults, "peft": {} if peft is None else table().defaults["peft"]}
@@ -103,6 +114,8 @@ def _mapping(name: str, given: object) -> dict[str, object]:
     if not isinstance(given, Arguments | Mapping) and not is_dataclass(given):
         raise InputError(f"{name} is {shown(given)}, expected a dictionary, or an object of TRL, transformers or PEFT")
     values = given.to_dict() if isinstance(given, Arguments) else given if isinstance(given, Mapping) else vars(given)
+    if unnamed := [key for key in values if not isinstance(key, str)]:
+        raise InputError(f"{name} has the key {shown(unnamed[0])}, expected names")
     masked = {key for key, value in values.items() if key.endswith("_token") and value == f"<{key.upper()}>"}
     known = {key: getattr(given, key) for key in masked if hasattr(given, key)}
     return {**{key: value for key, value in values.items() if key not in masked}, **known}
@@ -128,6 +141,7 @@ def _model(
     model: object, training: dict[str, object], quantization: Given | None
 ) -> tuple[dict[str, object], list[str]]:
     """The model's section with the type in which a script computes, and lines to print."""
+    model = plain(model)
     section: dict[str, object] = {"name_or_path": model} if isinstance(model, str) else _mapping("model", model)
     if quantization is not None:
         if section.get("quantization_config") is not None:
@@ -136,14 +150,26 @@ def _model(
     places = (section, training.get("model_init_kwargs"))
     named = [(values, key) for values in places if isinstance(values, dict) for key in DTYPES if values.get(key)]
     mixed = next((flag for flag in ("bf16", "fp16") if training.get(flag) is True), None)
-    if mixed is None and training.get("bf16") is False and not named:
+    if mixed is None and training.get("bf16") is False and not named and not _computes_in(places):
         section["dtype"] = "float32"  # in which TRL loads a model that is named
     notices = []
     for values, key in named:
-        if mixed is not None and str(values[key]).removeprefix("torch.") == "float32":
+        if values[key] == "auto":
+            del values[key]
+            if mixed is None:
+                notices.append(f"{key} auto: bfloat16, which Phi-3's checkpoints have; model.dtype says otherwise")
+        elif mixed is not None and str(values[key]).removeprefix("torch.") == "float32":
             del values[key]
             notices.append(f"training.{mixed}: products are of 16 bits, and the base is kept in them, not in float32")
     return section, notices
+
+
+def _computes_in(places: Iterable[object]) -> bool:
+    """Whether a BitsAndBytesConfig says in which type its products are."""
+    names = [values for values in places if isinstance(values, Mapping)]
+    given = [*names, *(values["quantization_config"] for values in names if values.get("quantization_config"))]
+    told = [_mapping("quantization_config", each) for each in given]
+    return any(each.get("load_in_4bit") and each.get("bnb_4bit_compute_dtype") is not None for each in told)
 
 
 def _adapter_of(section: dict[str, object]) -> dict[str, object] | None:
@@ -155,6 +181,13 @@ def _adapter_of(section: dict[str, object]) -> dict[str, object] | None:
     return found if section.pop("use_peft", None) else None
 
 
+def _null_as_false(values: dict[str, object]) -> None:
+    """What null means where Python asks whether something is true."""
+    for name in values:
+        if values[name] is None and name in SWITCHES:
+            values[name] = False
+
+
 def _null_and_zero(training: dict[str, object]) -> None:
     """What null and zero mean in TrainingArguments, where they mean another thing here."""
     steps = training.get("max_steps", -1)
@@ -162,8 +195,6 @@ def _null_and_zero(training: dict[str, object]) -> None:
         training["max_steps"] = -1
     if training.get("max_grad_norm", 1) is None:
         training["max_grad_norm"] = 0.0
-    if training.get("gradient_checkpointing", True) is None:
-        training["gradient_checkpointing"] = False
     if training.get("eval_steps", 1) == 0:
         training["eval_steps"] = None
     for name in ("output_dir", "warmup_ratio", "warmup_steps", "eval_delay"):  # not said

@@ -43,6 +43,11 @@ def test_a_flag_sets_what_it_means(name, value, target, meant):
     assert name not in sections["training"]
 
 
+def test_bf16_false_is_said_to_set_nothing_where_nothing_else_says_the_type():
+    assert "bf16 false sets nothing here; model.dtype" in translate({"training": {"bf16": False}})[1][0]
+    assert not translate({"training": {"bf16": False}, "model": {"dtype": "float32"}})[1]
+
+
 @pytest.mark.parametrize("name", ["bf16", "adafactor", "do_eval", "assistant_only_loss"])
 def test_a_flag_is_true_or_false_or_nothing(name):
     assert translate({"training": {name: None}})[0] == {"training": {}}

@@ -1,7 +1,9 @@
 """What a script for TRL and PEFT says and leaves out, as the sections of a run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from phi3_jax import InputError, RunConfig
@@ -78,6 +80,14 @@ def test_the_two_flags_of_the_loss_mean_one_thing(training, loss_on):
         ({"max_length": None}, "data", "max_length", None),
         ({"truncation_mode": "keep_end"}, "data", "truncation_mode", "keep_end"),
         ({"hub_token": None, "push_to_hub": False}, "training", "hub_token", None),
+        ({"packing": None}, "data", "packing", False),
+        ({"push_to_hub": None}, "training", "push_to_hub", False),
+        ({"logging_strategy": False}, "training", "logging_strategy", "no"),
+        # Earlier names, which `to_dict` of earlier versions has as null.
+        ({"max_seq_length": None}, "data", "max_length", 1024),
+        ({"evaluation_strategy": None}, "training", "eval_strategy", "no"),
+        ({"per_gpu_train_batch_size": None, "push_to_hub_organization": None}, "training", "hub_model_id", None),
+        ({"per_gpu_train_batch_size": 2}, "training", "per_device_train_batch_size", 2),
         ({"shuffle_dataset": False}, "data", "shuffle", True),  # the sampler draws all the same
     ],
 )
@@ -103,10 +113,39 @@ def test_steps_between_evaluations_are_those_between_lines_unless_given():
         ({"bf16": True, "model_init_kwargs": {"torch_dtype": "float32"}}, "base", "bfloat16"),
         ({}, {"name_or_path": "base", "dtype": "float32"}, "float32"),
         ({"fp16": True, "bf16": False}, "base", "float16"),
+        ({"bf16": False, "model_init_kwargs": {"dtype": "auto"}}, "base", "bfloat16"),
     ],
 )
 def test_the_type_in_which_a_script_computes(training, model, dtype):
     assert run_of(training, model=model).model.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("training", "model", "compute", "dtype", "said"),
+    [
+        ({"bf16": True}, {}, "float32", "bfloat16", "bnb_4bit_compute_dtype float32 (the run computes in bfloat16"),
+        ({"fp16": True}, {}, "bfloat16", "float16", "bnb_4bit_compute_dtype bfloat16 (the run computes in float16"),
+        ({"bf16": False}, {}, "bfloat16", "bfloat16", ""),
+        ({"bf16": False}, {"dtype": "bfloat16"}, "float32", "bfloat16", "compute_dtype float32 (the run computes in"),
+    ],
+)
+def test_mixed_precision_wins_over_the_type_of_four_bit_products(training, model, compute, dtype, said, capsys):
+    four = Told(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    run = run_of(training, model={"name_or_path": "base", **model}, quantization_config=four)
+    assert (run.model.dtype, run.model.quantization) == (dtype, "nf4")
+    assert said in capsys.readouterr().out
+
+
+def test_paths_and_numbers_of_numpy_are_taken():
+    run = run_of(
+        {"learning_rate": np.float32(0.5), "bf16": np.bool_(True), "output_dir": Path("out")},
+        peft={"lora_alpha": np.float32(4), "target_modules": np.array(["o_proj"])},
+        model=Path("base"),
+        data={"train": "x.jsonl", "eval": {"chats": Path("y.jsonl")}},
+    )
+    assert (run.model.name_or_path, run.training.output_dir, run.training.learning_rate) == ("base", "out", 0.5)
+    assert (run.peft.lora_alpha, run.peft.target_modules, run.data.eval) == (4, ("o_proj",), {"chats": "y.jsonl"})
+    assert run_of(data=Path("x.jsonl")).data.train == "x.jsonl"
 
 
 def test_a_section_of_rows_wins_over_defaults_and_not_over_the_script():
@@ -153,6 +192,7 @@ def test_the_model_may_bring_its_quantisation_and_its_adapter():
 
     run = RunConfig.from_trl({}, model=ModelConfig(), data="x")
     assert (run.model.name_or_path, run.model.quantization, run.peft.r) == ("base", None, 3)
+    assert RunConfig.from_trl({}, TARGETS, model=ModelConfig(), data="x").peft.r == 8
     assert RunConfig.from_trl({}, model=ModelConfig(use_peft=False), data="x").peft.full_finetuning
     four = Told(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
     run = run_of(quantization_config=four)
@@ -172,5 +212,8 @@ def test_what_is_passed_over_is_said_with_its_reason_once_it_says_something():
 
 
 def test_what_is_no_dictionary_is_refused():
+    for wrong in ({"data": None}, {"data": ["x"]}, {"model": None}, {"training": {1: 2}}):
+        with pytest.raises(InputError, match=r"expected a dictionary|has the key 1, expected names"):
+            run_of(**wrong)
     with pytest.raises(InputError, match="training_config is 3, expected a dictionary, or an object of TRL"):
         RunConfig.from_trl(3, model="base", data="x")
