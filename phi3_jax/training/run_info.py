@@ -8,7 +8,6 @@ from typing import Any
 
 from phi3_jax.config.parse import read_yaml
 from phi3_jax.config.run import RunConfig, parse_run_config
-from phi3_jax.config.sections import EVAL_IN_MEMORY, TRAIN_IN_MEMORY
 from phi3_jax.peft.config import CONFIG_FILE
 from phi3_jax.peft.folder import ADAPTER, CHECKPOINTS, MODEL, RUN_CONFIG
 from phi3_jax.system import manifest
@@ -35,8 +34,9 @@ def run_info(folder: Path) -> dict[str, Any]:
         `base`, `revision`, `dtype`, `quantization`; `trains`, in words; `weights`, the folder of the adapter or model,
         None where there is none yet; `train` and `eval`, where the rows were from; `steps` and `epochs` done, and `of`
         how many of each; `first` and `last`, the rows of metrics.jsonl with a loss, and `evaluations`, those with an
-        evaluation's; `best`, the step and value of the best one, with `metric`; `results`, the figures at the end;
-        `checkpoints`, each with `step`, `eval_loss` and `problem`; `device` and `versions` it ran on last; `state`, one
+        evaluation's; `metric`, by which they are compared; `best`, the step and value of the best one, with `metric`;
+        `results`, the figures at the end; `checkpoints`, each with `step`, its `figure` of that metric and `problem`;
+        `device` and `versions` it ran on last; `state`, one
         of finished, running, stopped and not finite, with `ended` in words; and `next`, commands to go on with.
 
     Raises:
@@ -47,7 +47,7 @@ def run_info(folder: Path) -> dict[str, Any]:
     losses = [row for row in rows if row.get("loss") is not None]
     evaluations = [row for row in rows if any(key.startswith("eval_") for key in row)]
     results = read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {}
-    checkpoints = _checkpoints(folder / CHECKPOINTS)
+    checkpoints = _checkpoints(folder / CHECKPOINTS, run)
     steps = max([int(row.get("step", 0)) for row in rows] + [entry["step"] for entry in checkpoints], default=0)
     weights = next((folder / name for name in (ADAPTER, MODEL) if (folder / name).is_dir()), None)
     state, ended = _state(folder, run, steps, results, weights, checkpoints)
@@ -67,6 +67,7 @@ def run_info(folder: Path) -> dict[str, Any]:
         "first": losses[0] if losses else None,
         "last": losses[-1] if losses else None,
         "evaluations": evaluations,
+        "metric": run.training.best_metric,
         "best": _best(run, evaluations),
         "results": results,
         "checkpoints": checkpoints,
@@ -100,15 +101,17 @@ def _versions(path: Path) -> dict[str, str]:
     return found[-1] if isinstance(found, list) and found and isinstance(found[-1], dict) else {}
 
 
-def _checkpoints(folder: Path) -> list[dict[str, Any]]:
+def _checkpoints(folder: Path, run: RunConfig) -> list[dict[str, Any]]:
+    sign = -1 if run.training.more_is_better else 1  # of a score less is better
     found = []
     for path in sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name)):
-        loss, problem = None, None
+        score, problem = None, None
         try:
-            loss = manifest.check(path, thoroughly=False)
+            score = manifest.check(path, thoroughly=False)
         except (manifest.Damaged, OSError) as error:
             problem = str(error)
-        found.append({"step": int(path.name), "path": str(path), "eval_loss": loss, "problem": problem})
+        figure = None if score is None else sign * score
+        found.append({"step": int(path.name), "path": str(path), "figure": figure, "problem": problem})
     return found
 
 
@@ -137,15 +140,11 @@ def _epochs(run: RunConfig) -> dict[str, float | None]:
 
 def _best(run: RunConfig, evaluations: Sequence[Row]) -> dict[str, Any] | None:
     """The best evaluation after the first step, by the run's own metric."""
-    settings = run.to_dict()["training"]
-    named = settings.get("metric_for_best_model") or "eval_loss"
-    metric = str(named) if str(named).startswith("eval_") else f"eval_{named}"
-    largest = settings.get("greater_is_better")
-    largest = not metric.endswith(("loss", "perplexity")) if largest is None else bool(largest)
+    metric = run.training.best_metric
     found = [row for row in evaluations if row.get("step") and isinstance(row.get(metric), int | float)]
     if not found:
         return None
-    row = (max if largest else min)(found, key=lambda row: float(row[metric]))
+    row = (max if run.training.more_is_better else min)(found, key=lambda row: float(row[metric]))
     return {"metric": metric, "step": row["step"], "value": row[metric]}
 
 
@@ -158,10 +157,12 @@ def _state(
     except InputError as error:
         return "running", f"it is going on: {str(error).partition('(')[2].partition(')')[0]}"
     if results and weights is not None:
-        early = (
-            run.training.early_stopping_patience is not None
-            and float(results.get("epoch", run.training.num_train_epochs)) < run.training.num_train_epochs - 0.01
-        )
+        training = run.training
+        if training.max_steps > 0:
+            is_short = int(results.get("global_step", steps)) < training.max_steps
+        else:
+            is_short = float(results.get("epoch", training.num_train_epochs)) < training.num_train_epochs - 0.01
+        early = training.early_stopping_patience is not None and is_short
         why = ", before its time: no better evaluation for training.early_stopping_patience" if early else ""
         return "finished", f"it came to its end at step {results.get('global_step', steps)}{why}"
     if weights is not None:
@@ -176,7 +177,7 @@ def _next(folder: Path, run: RunConfig, state: str, weights: Path | None, checkp
     if state == "running":
         return []
     if state == "stopped" and checkpoints:
-        if run.data.train == TRAIN_IN_MEMORY or run.data.eval == EVAL_IN_MEMORY:
+        if run.data.in_memory:
             return ["p3.train(run, train_dataset=...) with the same rows and training.resume_from_checkpoint true"]
         config = shlex.quote(str(folder / RUN_CONFIG))
         resume = f"phi3-jax train --config {config} --training.resume_from_checkpoint true"
@@ -218,7 +219,7 @@ def print_run(path: str, info: Mapping[str, Any]) -> None:
     shown = {key: value for key, value in info["results"].items() if _is_figure(key, value)}
     if shown:
         rows["results"] = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())
-    rows["checkpoints"] = ", ".join(map(_checkpoint, info["checkpoints"])) or "none"
+    rows["checkpoints"] = ", ".join(_checkpoint(entry, info["metric"]) for entry in info["checkpoints"]) or "none"
     if info["device"]:
         rows["ran on"] = f"{info['device']}, JAX {info['versions'].get('jax', '?')}"
     width = max(map(len, rows))
@@ -241,7 +242,7 @@ def _course(first: Row | None, last: Row | None, key: str) -> str:
     return start if first is last else f"{start}, {last[key]:.4g} at step {last['step']}"
 
 
-def _checkpoint(entry: Row) -> str:
-    said = f"eval_loss {entry['eval_loss']:.4g}" if entry["eval_loss"] is not None else ""
+def _checkpoint(entry: Row, metric: str) -> str:
+    said = f"{metric} {entry['figure']:.4g}" if entry["figure"] is not None else ""
     said = f"damaged: {entry['problem']}" if entry["problem"] else said
     return f"{entry['step']}{f' ({said})' if said else ''}"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from phi3_jax.config.run import RunConfig
+from phi3_jax.config.sections import EVAL_IN_MEMORY
 from phi3_jax.system.lock import RunLock
 from phi3_jax.system.manifest import write_manifest
 from phi3_jax.training.run_info import is_run, print_run, run_info
@@ -55,7 +56,7 @@ def test_a_run_that_was_killed_says_how_to_go_on(folder, capsys):
     assert (info["state"], info["steps"], info["epochs"], info["of"]["epochs"]) == ("stopped", 20, 2.0, 3)
     assert info["best"] == {"metric": "eval_loss", "step": 10, "value": 1.5}
     assert (info["device"], info["weights"], info["revision"]) == ("cpu", None, "v1")
-    assert [entry["eval_loss"] for entry in info["checkpoints"]] == [1.5, None]
+    assert [entry["figure"] for entry in info["checkpoints"]] == [1.5, None]
     said = shown(folder, capsys)
     for words in (
         "the checkpoint of step 20 is the newest",
@@ -84,6 +85,27 @@ def test_a_run_whose_patience_was_over_says_so(folder):
     (folder / "config.yaml").write_text(RunConfig.from_dict(settings).to_yaml())
     finish(folder, epoch=2.0)
     assert "early_stopping_patience" in run_info(folder)["ended"]
+
+
+@pytest.mark.parametrize(("max_steps", "is_early"), [(30, False), (40, True)])
+def test_patience_is_told_from_an_end_by_steps(folder, max_steps, is_early):
+    settings = {**SETTINGS, "training": {"eval_steps": 5, "early_stopping_patience": 1, "max_steps": max_steps}}
+    (folder / "config.yaml").write_text(RunConfig.from_dict(settings).to_yaml())
+    finish(folder, epoch=0.5)
+    assert ("early_stopping_patience" in run_info(folder)["ended"]) == is_early
+
+
+def test_checkpoints_show_the_figure_that_they_are_compared_by(folder, capsys):
+    settings = {**SETTINGS, "training": {**SETTINGS["training"], "metric_for_best_model": "token_accuracy"}}
+    (folder / "config.yaml").write_text(RunConfig.from_dict(settings).to_yaml())
+    write_manifest(folder / "checkpoints" / "10", -0.25)  # a score, of which less is better
+    assert "10 (eval_token_accuracy 0.25), 20\n" in shown(folder, capsys)
+
+
+def test_named_sets_in_memory_are_to_be_given_again(folder):
+    data = {"train": "chats.jsonl", "eval": {"chats": EVAL_IN_MEMORY}}
+    (folder / "config.yaml").write_text(RunConfig.from_dict({**SETTINGS, "data": data}).to_yaml())
+    assert run_info(folder)["next"][0].startswith("p3.train(run, train_dataset=...")
 
 
 def test_a_run_that_goes_on_says_so_and_proposes_nothing(folder):
