@@ -6,6 +6,7 @@ from phi3_jax.chat.prompt import chat_prompt, check_question, read_messages
 from phi3_jax.data.chat import ChatTokenizer
 from phi3_jax.data.formats import Reading, Turn
 from phi3_jax.data.tokenizer import Tokenizer
+from phi3_jax.generation.decode import check_loaded
 from phi3_jax.generation.text import answer_prompts, answer_settings
 from phi3_jax.lora import Lora
 from phi3_jax.model.phi3 import Phi3ForCausalLM
@@ -58,6 +59,7 @@ def answer(
         >>> text == p3.answer(model, tokenizer, "Where is my parcel?", max_new_tokens=8)
         True
     """
+    check_loaded(model, lora)
     said: object = messages
     if isinstance(messages, str):
         said = [{"role": "user", "content": messages}]

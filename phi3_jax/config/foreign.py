@@ -15,9 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from phi3_jax.config.plain import plain
+from phi3_jax.config.plain import plain, typed
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.reading import parse_yaml
 
 Sections = dict[str, dict[str, object]]
 
@@ -129,11 +128,11 @@ def translate(raw: Mapping[str, Mapping[str, object]]) -> tuple[Sections, list[s
     for section, names in (("training", table().training), ("model", table().model)):
         values = sections.get(section, {})
         for name in [name for name in values if name in names.reasons]:
-            if not _says_nothing(name, _typed(values.pop(name))):
+            if not _says_nothing(name, typed(values.pop(name))):
                 passed.setdefault(names.reasons[name], []).append(f"{section}.{name}")
         for name in [name for name in values if name in names.renamed]:
             value = values.pop(name)
-            if _typed(value) is not None or name not in names.earlier:
+            if typed(value) is not None or name not in names.earlier:
                 _set(sections, f"{section}.{name}", names.renamed[name], value)
     _quantization(sections, notices, passed)
     _loss(sections)
@@ -151,22 +150,11 @@ def _says_nothing(name: str, value: object) -> bool:
     return value == table().defaults["transformers"].get(name) or value in (None, False, "", "no", 0, {}, [])
 
 
-def _typed(value: object) -> object:
-    """What the text of a command line means."""
-    if not isinstance(value, str):
-        return value
-    try:
-        typed: object = parse_yaml(value)
-    except ValueError:
-        return value  # text it is, which no key takes that asks
-    return typed
-
-
 def _set(sections: Sections, source: str, target: str, value: object) -> None:
     """Sets `target`; an error if it was given another value under its own name."""
     section, key = target.split(".")
     values = sections.setdefault(section, {})
-    if key in values and _typed(values[key]) != _typed(value):
+    if key in values and typed(values[key]) != typed(value):
         raise InputError(f"{source} wants {target} {value}, but {target} is {values[key]}; leave one of them out")
     values[key] = value
 
@@ -175,9 +163,9 @@ def _flags(sections: Sections, notices: list[str]) -> None:
     """Names of true and false, and others that set what stands elsewhere."""
     training = sections.get("training", {})
     flags = table().training.flags
-    fp16 = _typed(training.get("fp16")) is True
+    fp16 = typed(training.get("fp16")) is True
     for name in [name for name in training if name in flags or name in SPECIAL]:
-        value = _typed(training.pop(name))
+        value = typed(training.pop(name))
         if name not in WORDS and not isinstance(value, bool | None):
             raise InputError(f"training.{name} is {value!r}, expected true or false")
         if name in SPECIAL:
@@ -200,20 +188,20 @@ def _loss(sections: Sections) -> None:
     """
     training = sections.get("training", {})
     flags = {name: training.pop(name) for name in ("assistant_only_loss", "completion_only_loss") if name in training}
-    typed = {name: _typed(value) for name, value in flags.items()}
-    for name, value in typed.items():
+    meant_by = {name: typed(value) for name, value in flags.items()}
+    for name, value in meant_by.items():
         if not isinstance(value, bool | None):
             raise InputError(f"training.{name} is {value!r}, expected true or false")
-    if all(value is None for value in typed.values()):
+    if all(value is None for value in meant_by.values()):
         return
-    meant = "all" if typed.get("completion_only_loss") is False else "completion"
-    meant = "assistant" if typed.get("assistant_only_loss") else meant
-    _set(sections, " and ".join(f"training.{name} {_yaml(value)}" for name, value in typed.items()), LOSS, meant)
+    meant = "all" if meant_by.get("completion_only_loss") is False else "completion"
+    meant = "assistant" if meant_by.get("assistant_only_loss") else meant
+    _set(sections, " and ".join(f"training.{name} {_yaml(value)}" for name, value in meant_by.items()), LOSS, meant)
 
 
 def _model_init_kwargs(sections: Sections) -> None:
     """What TRL hands on to `from_pretrained`, as the model's section."""
-    given = _typed(sections.get("training", {}).pop("model_init_kwargs", None)) or {}
+    given = typed(sections.get("training", {}).pop("model_init_kwargs", None)) or {}
     if not isinstance(given, Mapping):
         raise InputError(f"training.model_init_kwargs is {_yaml(given)}, expected a mapping of names and values")
     for name, value in given.items():
@@ -293,7 +281,7 @@ def _training_values(sections: Sections, notices: list[str]) -> None:
         training["optim"], *differences = table().optimizers[optim]
         notices += [f"training.optim {optim} is {training['optim']} here: {text}" for text in differences]
     # transformers 5 has one setting: a whole number is steps, a fraction below 1 a ratio.
-    steps = _typed(training.get("warmup_steps"))
+    steps = typed(training.get("warmup_steps"))
     if isinstance(steps, float) and 0 < steps < 1:
         training.pop("warmup_steps")
         _set(sections, "training.warmup_steps", "training.warmup_ratio", steps)
@@ -302,7 +290,7 @@ def _training_values(sections: Sections, notices: list[str]) -> None:
 def _quantization(sections: Sections, notices: list[str], passed: dict[str, list[str]]) -> None:
     """`quantization_config` and the same names in the section itself, as `model.quantization`."""
     model = sections.get("model", {})
-    section = _typed(model.pop("quantization_config", None)) or {}
+    section = typed(model.pop("quantization_config", None)) or {}
     section = section.to_dict() if hasattr(section, "to_dict") else section
     if not isinstance(section, Mapping) or set(section) - set(table().model.quantization):
         raise InputError(
@@ -313,7 +301,7 @@ def _quantization(sections: Sections, notices: list[str], passed: dict[str, list
         raise InputError(f"model.{next(iter(given))} is given beside model.quantization_config; leave one of them out")
     # Without a type BitsAndBytesConfig takes fp4, and TRL, whose names stand in the section itself, nf4.
     where, default = ("model.quantization_config", "fp4") if section else ("model", "nf4")
-    values = {name: _typed(plain(value)) for name, value in (section or given).items()}
+    values = {name: typed(plain(value)) for name, value in (section or given).items()}
     method = str(values.pop("quant_method", "bitsandbytes"))
     if method != "bitsandbytes":
         raise InputError(f"{where}.quant_method is {method}, expected bitsandbytes; no other quantisation is supported")
@@ -359,7 +347,7 @@ def _four_bit(sections: Sections, where: str, values: Mapping[str, object], defa
     dtype = str(values["bnb_4bit_compute_dtype"]).removeprefix("torch.")
     source = f"{where}.bnb_4bit_compute_dtype"
     training, own = sections.get("training", {}), sections["model"].get("dtype")
-    mixed = [meant for flag, meant in (("bf16", "bfloat16"), ("fp16", "float16")) if _typed(training.get(flag)) is True]
+    mixed = [meant for flag, meant in (("bf16", "bfloat16"), ("fp16", "float16")) if typed(training.get(flag)) is True]
     # Mixed precision wins there, and float32, their default, stands for the type of what comes in.
     wins = mixed[0] if mixed else own if dtype == "float32" else None
     if wins in (None, dtype):
@@ -380,7 +368,7 @@ def _peft_values(peft: dict[str, object]) -> None:
 
 def _check_accepted(section: str, values: dict[str, object], accepted: Mapping[str, Sequence[object]]) -> None:
     for name in [name for name in values if name in accepted]:
-        value = _typed(values.pop(name))
+        value = typed(values.pop(name))
         if not any(value == fine and isinstance(value, bool) == isinstance(fine, bool) for fine in accepted[name]):
             fine = " or ".join(_yaml(v) for v in accepted[name])
             raise InputError(

@@ -1,8 +1,11 @@
-"""Values of Python's, NumPy's and PyTorch's own kinds as YAML would hold them."""
+"""Values of Python's, NumPy's and PyTorch's own kinds, and the text of a command line, as YAML would hold them."""
 
 import os
+import re
 from collections.abc import Mapping
 from enum import Enum
+
+from phi3_jax.system.reading import parse_yaml
 
 
 def plain(value: object) -> object:
@@ -31,3 +34,22 @@ def plain(value: object) -> object:
         of_array = getattr(value, "tolist", None)
         return of_array() if of_array is not None else str(value).removeprefix("torch.")
     return value
+
+
+def typed(value: object) -> object:
+    """What the text of a command line or of a file means; any other value is itself.
+
+    Example:
+        >>> from phi3_jax.config.plain import typed
+        >>> typed("true"), typed("1e-4"), typed("[1, 2]"), typed("a: b: c")
+        (True, 0.0001, [1, 2], 'a: b: c')
+    """
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):  # text for YAML, which wants 1.0e-4
+        return float(value)
+    try:
+        parsed: object = parse_yaml(value)
+    except ValueError:
+        return value  # text it is, which no key takes that asks
+    return parsed

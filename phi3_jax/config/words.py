@@ -10,6 +10,7 @@ from typing import get_args, get_type_hints
 
 from phi3_jax.config import foreign
 from phi3_jax.config.names import nearest
+from phi3_jax.config.plain import typed
 from phi3_jax.system.errors import InputError
 
 Classes = Mapping[str, type]
@@ -141,9 +142,10 @@ def placed(raw: Mapping[str, object], classes: Classes) -> dict[str, object]:
             sections[name] = value
         else:
             flat[str(name)] = value
-    for name, value in flat.items():
+    for name, said in flat.items():
+        value = said
         if name == "use_peft":
-            value, key = _without_peft(value), "peft.full_finetuning"
+            value, key = _without_peft(said), "peft.full_finetuning"
         elif (found := full_key(name, classes)) is None:
             raise InputError(_unknown(name, value, classes))
         else:
@@ -152,8 +154,8 @@ def placed(raw: Mapping[str, object], classes: Classes) -> dict[str, object]:
         values = sections.get(section) or {}
         if not isinstance(values, Mapping):
             raise InputError(f"{section} is {values!r}, expected a section of keys and values")
-        if own in values and values[own] != value:
-            raise InputError(f"{name} is {value}, but {key} is {values[own]}; leave one out")
+        if own in values and typed(values[own]) != typed(value):
+            raise InputError(f"{name} is {said}, but {key} is {values[own]}; leave one out")
         sections[section] = {**values, own: value}
     return sections
 

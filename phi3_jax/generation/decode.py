@@ -63,6 +63,7 @@ def generate(
         >>> answer.lengths.tolist(), answer.finish_reasons
         ([4], ('length',))
     """
+    check_loaded(model, lora)
     if generation_config is None:
         chosen = GenerationConfig.from_model(model.config, **settings)
     else:
@@ -81,6 +82,7 @@ def answers(
     streamer: Watch | None = None,
 ) -> Generated:
     """What `generate` gives with `return_dict_in_generate`."""
+    check_loaded(model, lora)
     tokens, mask = _read_arguments(model, input_ids, attention_mask, settings, tokenizer)
     if settings.stop_strings and tokenizer is None:
         raise InputError(f"stop_strings are {settings.stop_strings!r}, but there is no tokenizer; give one")
@@ -123,6 +125,24 @@ def _read_arguments(
         )
     check_ids(np.where(mask == 1, tokens, 0), model.config.vocab_size, "input_ids", tokenizer)
     return tokens.astype(np.int32), mask
+
+
+def check_loaded(model: object, lora: object) -> None:
+    """Looks whether a model and adapters are themselves, not the paths that they are at.
+
+    Raises:
+        InputError: They are not, with the call that loads them.
+
+    Example:
+        >>> from phi3_jax.generation.decode import check_loaded
+        >>> check_loaded("out/model", None)
+        Traceback (most recent call last):
+        phi3_jax.system.errors.InputError: the model is 'out/model'; load it: Phi3ForCausalLM.from_pretrained(path)
+    """
+    if not isinstance(model, Phi3ForCausalLM):
+        raise InputError(f"the model is {shown(model)}; load it: Phi3ForCausalLM.from_pretrained(path)")
+    if lora is not None and not isinstance(lora, Lora | LoraRows):
+        raise InputError(f"lora is {shown(lora)}, expected adapters; load them: load_adapter(path, model)")
 
 
 def _refuse_text(given: object) -> None:

@@ -18,6 +18,7 @@ from phi3_jax.model.phi3 import Phi3ForCausalLM
 from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import local_path
+from phi3_jax.system.text import shown
 
 __all__ = ["Phi3ForCausalLM"]
 
@@ -85,6 +86,9 @@ def from_pretrained(
         >>> model.dtype
         dtype('float16')
     """
+    for name, value in (("double_quant", double_quant), ("local_files_only", local_files_only)):
+        if not isinstance(value, bool | None):  # "no" would be true
+            raise InputError(f"{name} is {shown(value)}, expected true or false")
     bits = ("load_in_4bit", "load_in_8bit")
     loading: dict[str, object] = {name: others.pop(name) for name in bits if name in others}
     if any(loading.values()):

@@ -98,3 +98,10 @@ def test_a_tokenizer_without_a_template_is_told(model):
         p3.answer(model, phi3_tokenizer(None), "x")
     with pytest.raises(InputError, match="no system role"):
         p3.answer(model, phi3_tokenizer(APRIL), "x", system="Be brief.")
+
+
+def test_paths_in_place_of_what_they_hold_are_told(model, asked):
+    with pytest.raises(InputError, match=r"lora is 'out', expected adapters; load them: load_adapter\(path, model\)"):
+        p3.answer(model, None, "a question", lora="out")
+    with pytest.raises(InputError, match="the model is 'base'; load it: Phi3ForCausalLM.from_pretrained"):
+        p3.answer("base", None, "a question")

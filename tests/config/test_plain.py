@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3_jax.config.plain import plain
+from phi3_jax.config.plain import plain, typed
 
 
 class Strategy(Enum):
@@ -38,3 +38,9 @@ def test_types_of_torch_are_their_names():
     torch = pytest.importorskip("torch")
     assert plain(torch.bfloat16) == "bfloat16"
     assert plain(torch.tensor(0.5)) == 0.5
+
+
+def test_text_means_what_yaml_or_a_number_says():
+    said = ("no", "null", "1e-4", "2.5E+3", "0.5", "text", "{a: 1}", "x: [")
+    assert [typed(text) for text in said] == [False, None, 1e-4, 2500, 0.5, "text", {"a": 1}, "x: ["]
+    assert typed(3) == 3

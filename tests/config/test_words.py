@@ -31,6 +31,11 @@ def test_a_yaml_file_may_be_flat():
     assert parse(model="other")[0].model.name_or_path == "other"
 
 
+def test_one_number_written_twice_is_no_contradiction():
+    run, _ = parse(lr=1e-4, learning_rate="1e-4", lora_r="8", peft={"r": 8})  # as YAML reads 0.0001 and 1e-4
+    assert (run.training.learning_rate, run.peft.r) == (1e-4, 8)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -38,6 +43,10 @@ def test_a_yaml_file_may_be_flat():
         (
             {"lr": 1, "training": {"learning_rate": 2}},
             "lr is 1, but training.learning_rate is 2; leave one out",
+        ),
+        (
+            {"use_peft": False, "peft": {"full_finetuning": False}},
+            "use_peft is False, but peft.full_finetuning is False; leave one out",
         ),
         ({"lr": 1, "training": 2}, "training is 2, expected a section of keys and values"),
         ({"use_peft": "yes"}, "use_peft is 'yes', expected true or false"),

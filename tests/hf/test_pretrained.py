@@ -56,3 +56,9 @@ def test_a_call_of_transformers_carried_over(tmp_path, capsys):
         load(tmp_path, output_loading_info=True)
     with pytest.raises(TypeError, match=r"load_tokenizer\(\) got padding_side='left'"):
         load_tokenizer(tmp_path, padding_side="left", use_fast=True)
+
+
+@pytest.mark.parametrize("name", ["double_quant", "local_files_only"])
+def test_a_word_is_no_switch(name):
+    with pytest.raises(InputError, match=f"{name} is 'no', expected true or false"):
+        Phi3ForCausalLM.from_pretrained("base", **{name: "no"})
