@@ -72,7 +72,8 @@ def sections_of_script(
         notices.append("no peft_config: all weights of the model are trained, as TRL does")
     elif not peft.get("target_modules"):
         peft["target_modules"] = "all-linear"
-        notices.append("peft_config has no target_modules, and PEFT none for Phi-3: all-linear is taken")
+        if not peft.get("init_from"):  # whose adapter knows its own
+            notices.append("peft_config has no target_modules, and PEFT none for Phi-3: all-linear is taken")
     elif slices := [name for name in SLICES if name in _names(peft["target_modules"])]:
         notices.append(
             f"peft_config.target_modules has {', '.join(slices)}: slices of qkv_proj and gate_up_proj, which get "

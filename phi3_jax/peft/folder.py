@@ -18,7 +18,7 @@ def adapter_folder(folder: Path) -> Path:
         folder: An adapter's, a run's, or a checkpoint's of a run.
 
     Raises:
-        InputError: For a run that has no adapter, naming what it has.
+        InputError: For a run that has no adapter, and for the folder of its checkpoints, naming what there is.
 
     Example:
         >>> import tempfile
@@ -36,13 +36,20 @@ def adapter_folder(folder: Path) -> Path:
         raise InputError(
             f"{folder}: is a run that trained the whole model and no adapter; give {folder / MODEL} as the model"
         )
-    steps = sorted(int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal())
-    if steps:
+    if folder.name == CHECKPOINTS and (steps := _steps(folder)):
+        raise InputError(
+            f"{folder}: holds the checkpoints of a run; give one of them, such as {folder / str(steps[-1])}"
+        )
+    if steps := _steps(folder / CHECKPOINTS):
         raise InputError(
             f"{folder}: is a run that has not come to its end, where it writes its adapter; give one of its "
             f"checkpoints, such as {folder / CHECKPOINTS / str(steps[-1])}, or resume it"
         )
     return folder
+
+
+def _steps(checkpoints: Path) -> list[int]:
+    return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal())
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -170,6 +170,8 @@ def test_no_adapter_is_all_weights_and_no_targets_are_all_linear_layers(capsys):
     assert "all weights of the model are trained" in capsys.readouterr().out
     assert run_of(peft={}).peft.target_modules == "all-linear"
     assert "PEFT none for Phi-3: all-linear is taken" in capsys.readouterr().out
+    run_of(peft={"init_from": "adapter"})  # which brings its own
+    assert not capsys.readouterr().out
 
 
 def test_slices_get_adapters_that_peft_gives_none_which_is_said(capsys):

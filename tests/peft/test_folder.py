@@ -38,6 +38,8 @@ def test_a_run_without_an_adapter_says_what_there_is(run):
         (run / "checkpoints" / step).mkdir(parents=True)
     with pytest.raises(InputError, match=r"has not come to its end.*such as \S*/checkpoints/10, or resume it"):
         PeftAdapter.open(run)
+    with pytest.raises(InputError, match=r"checkpoints: holds the checkpoints of a run; give one.*checkpoints/10$"):
+        PeftAdapter.open(run / "checkpoints")
     (run / "model").mkdir()
     with pytest.raises(InputError, match=r"trained the whole model and no adapter; give \S*/model as the model"):
         PeftAdapter.open(run)
