@@ -119,7 +119,7 @@ def test_media_columns_are_not_opened(tmp_path):
         assert set(source.rows[0]["many"][0]) - {"bytes"} == {"path"}  # what is null is left out
 
 
-@pytest.mark.parametrize("encoding", ["a dictionary", "common beginnings"])
+@pytest.mark.parametrize("encoding", ["a dictionary", pytest.param("common beginnings", marks=pytest.mark.slow)])
 def test_a_parquet_file_that_stands_for_far_more_than_its_size_is_refused(encoding, tmp_path):
     """A long text once, and a number that says how often: 50 kB for 200 GB of rows, or for 1.1 GB."""
     text, count = "x" * 2**20, 200_000

@@ -121,7 +121,7 @@ def jax_loop(model, lora, batches, training=TRAINING) -> tuple[list[float], list
     [
         pytest.param(4, {}, id="LoRA"),
         pytest.param(2, {"use_rslora": True}, id="rsLoRA"),
-        pytest.param(2, {"use_dora": True}, id="DoRA"),
+        pytest.param(2, {"use_dora": True}, id="DoRA", marks=pytest.mark.slow),
         pytest.param(
             2,
             {
@@ -130,6 +130,7 @@ def jax_loop(model, lora, batches, training=TRAINING) -> tuple[list[float], list
                 "rank_pattern": {"0.mlp.down_proj": 2},
             },
             id="with a saved head, tokens and ranks by layer",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -187,8 +188,11 @@ LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
             replace(TRAINING, loraplus_lr_ratio=4.0, loraplus_lr_embedding=2e-3),
             [*LINEARS, "embed_tokens"],
             id="LoRA+",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(lorafa, replace(TRAINING, optim="lorafa", adam_epsilon=1e-6), LINEARS, id="LoRA-FA"),
+        pytest.param(
+            lorafa, replace(TRAINING, optim="lorafa", adam_epsilon=1e-6), LINEARS, id="LoRA-FA", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_thirty_steps_with_the_optimizers_of_peft(tmp_path, monkeypatch, make_torch, training, targets):

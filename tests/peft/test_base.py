@@ -104,7 +104,7 @@ def test_no_revision_where_none_was_given_or_the_base_has_none(case, world, tmp_
     assert "revision=" not in (tmp_path / "out" / "adapter" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("folder", ["adapter", "checkpoints/1"])
+@pytest.mark.parametrize("folder", [pytest.param("adapter", marks=pytest.mark.slow), "checkpoints/1"])
 def test_peft_loads_adapters_and_checkpoints_with_the_base_at_that_revision(folder, world):
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     model = peft.AutoPeftModelForCausalLM.from_pretrained(

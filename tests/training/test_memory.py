@@ -31,7 +31,7 @@ def temporaries(**settings):
     return compiled(**settings).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_gradients_are_the_same_under_every_policy(dtype):
     rows = random_rows([16, 9], 16)
 
@@ -49,7 +49,7 @@ def test_gradients_are_the_same_under_every_policy(dtype):
             np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * float(jnp.max(jnp.abs(other))))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_policies_keep_what_they_say(dtype):
     """Bytes a token and layer beyond those of `full`, of the width in numbers of the type."""
     length, layers, size = 256, 8, jnp.dtype(dtype).itemsize
