@@ -1,6 +1,7 @@
 """Runs on meshes of simulated devices, as processes of their own where the file is run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -44,5 +45,7 @@ if __name__ == "__main__":
         for mesh in meshes:
             train(config(inputs, mesh, "_".join(map(str, mesh))))
     else:  # by the command line, as one of several processes; what is left are options
-        (inputs / "run.yaml").write_text(config(inputs, meshes[0], "hosts").to_yaml())
-        sys.exit(main(["train", "--config", str(inputs / "run.yaml"), *sys.argv[3:]]))
+        # A file for each process, so that none reads what another is just writing.
+        own = inputs / f"run-{os.environ.get('JAX_PROCESS_ID', '0')}.yaml"
+        own.write_text(config(inputs, meshes[0], "hosts").to_yaml())
+        sys.exit(main(["train", "--config", str(own), *sys.argv[3:]]))
