@@ -4,7 +4,9 @@ import argparse
 from dataclasses import replace
 from typing import get_args
 
+from phi3_jax.config.parse import columns_of_text
 from phi3_jax.config.sections import DataSection
+from phi3_jax.system.errors import InputError
 
 _HELP = {
     "template": "none takes prompt and completion as they are where they are strings (default: auto)",
@@ -65,7 +67,7 @@ def columns(text: str) -> dict[str, str]:
         >>> columns("prompt=question,completion=answer")
         {'prompt': 'question', 'completion': 'answer'}
     """
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(part and equals and column for part, equals, column in pairs):
-        raise argparse.ArgumentTypeError(f"{text} is not of the form prompt=question,completion=answer")
-    return {part: column for part, _, column in pairs}
+    try:
+        return columns_of_text(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

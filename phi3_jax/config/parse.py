@@ -24,6 +24,7 @@ from phi3_jax.system.reading import local_path
 
 Classes = Mapping[str, type]
 Raw = dict[str, object]  # a run's sections, with nothing checked
+_INSTEAD = {("data", "eval"): "eval_fraction"}  # what a key stands for in place of, where that is of a layer below
 
 
 def add_sections(parser: ArgumentParser, classes: Classes) -> None:
@@ -55,7 +56,7 @@ def parse_sections(raw: Mapping[str, object], classes: Classes) -> tuple[dict[st
     translated, notices = foreign.translate(sections)
     for section, values in translated.items():
         _check_keys(section, values, classes)
-    translated = {section: _with_lists(values, classes[section]) for section, values in translated.items()}
+    translated = {section: _from_text(section, values, classes[section]) for section, values in translated.items()}
     if not translated.get("model", {}).get("name_or_path"):
         raise InputError("model.name_or_path is not given; give a checkpoint folder or a hub id")
     try:
@@ -77,16 +78,41 @@ def read_yaml(path: str | Path) -> Raw:
 
 
 def merged(*layers: Mapping[str, object]) -> Raw:
-    """The sections of all layers, a later one's keys over an earlier one's."""
+    """The sections of all layers, a later one's keys over an earlier one's.
+
+    Rows of their own to evaluate on stand for a share of the training rows, too, that an earlier layer holds out.
+
+    Example:
+        >>> merged({"data": {"train": "a", "eval_fraction": 0.1}}, {"data": {"eval": "b"}})
+        {'data': {'train': 'a', 'eval': 'b'}}
+    """
     raw: Raw = {}
     for layer in layers:
         for section, values in layer.items():
             below = raw.get(section)
             if isinstance(values, Mapping) and isinstance(below, Mapping):
-                raw[section] = {**below, **values}
+                gone = {_INSTEAD.get((section, key)) for key, value in values.items() if value not in (None, "null")}
+                raw[section] = {**{key: value for key, value in below.items() if key not in gone}, **values}
             elif values is not None or section not in raw:
                 raw[section] = values
     return raw
+
+
+def columns_of_text(text: str) -> dict[str, str]:
+    """Which column plays which part, of text with commas.
+
+    Raises:
+        InputError: It is not of that form.
+
+    Example:
+        >>> columns_of_text("prompt=question, completion=answer")
+        {'prompt': 'question', 'completion': 'answer'}
+    """
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    found = {part.strip(): column.strip() for part, _, column in pairs}
+    if not all((*found, *found.values())):
+        raise InputError(f"{text} is not of the form prompt=question,completion=answer")
+    return found
 
 
 @cache
@@ -105,14 +131,29 @@ def _check_keys(section: str, values: Mapping[str, object], classes: Classes) ->
             raise InputError(f"unknown key {section}.{key}; " + (f"did you mean {near}?" if near else help))
 
 
-def _with_lists(values: Mapping[str, object], section: type) -> dict[str, object]:
-    """The values of a section; a name alone, or names with commas between, as the list that is wanted."""
+def _from_text(name: str, values: Mapping[str, object], section: type) -> dict[str, object]:
+    """The values of a section, with the lists and mappings of names that text with commas stands for."""
     hints = get_type_hints(section)
-    return {key: _names(value) if get_origin(hints[key]) is list else value for key, value in values.items()}
+    return {key: _value_of_text(f"{name}.{key}", value, hints[key]) for key, value in values.items()}
 
 
-def _names(value: object) -> object:
-    text = value.strip() if isinstance(value, str) else ""
+def _value_of_text(key: str, value: object, hint: object) -> object:
+    if not isinstance(value, str):
+        return value
+    kinds = get_args(hint)
+    # No module's name has a comma: an expression of names with commas could match nothing.
+    if get_origin(hint) is list or (str in kinds and tuple[str, ...] in kinds and "," in value):
+        return _names(value)
+    if dict[str, str] in kinds and str not in kinds and "=" in value and not value.lstrip().startswith("{"):
+        try:
+            return columns_of_text(value)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+    return value
+
+
+def _names(value: str) -> object:
+    text = value.strip()
     is_names = text != "null" and re.fullmatch(r"[\w.-]+(\s*,\s*[\w.-]+)*", text)
     return re.split(r"\s*,\s*", text) if is_names else value
 

@@ -25,6 +25,7 @@ from phi3_jax.parallel.distributed import check_agreement, together
 from phi3_jax.system.compat_jax import distributed_state
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.telling import watched
+from phi3_jax.system.text import counted
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,15 @@ def prepare_data(
         ([0, 1, 2, 3], [0, 0, 1, 1])
     """
     if data.eval_fraction and (data.eval is not None or data.eval_split is not None):
-        raise InputError("data.eval_fraction is set beside data.eval or data.eval_split; keep one of them")
+        raise InputError(
+            "data.eval_fraction is set beside data.eval or data.eval_split; keep one of them (--data.eval_fraction 0 "
+            "holds no rows out)"
+        )
     data = with_given_rows(data, train, eval)
     chat = ChatTokenizer.of_section(tokenizer, data)
     keys = RowKeys(tokenizer, data)
     with together():
-        train_rows, eval_rows, note = _read(data, train, eval, seed)
+        train_rows, eval_rows, note = _read(data, train, eval, chat, seed)
     return PreparedData(
         prepare_rows(train_rows, chat, keys, data, seed=seed),
         prepare_sets(eval_rows, chat, tokenizer, data, seed=seed),
@@ -124,7 +128,7 @@ def prepare_sets(
 
 
 def _read(
-    data: DataSection, train: GivenRows | None, eval: GivenSets | None, seed: int
+    data: DataSection, train: GivenRows | None, eval: GivenSets | None, chat: ChatTokenizer, seed: int
 ) -> tuple[list[Row], dict[str, list[Row]], str | None]:
     """The training rows, the evaluation rows, and why there are none of these where that may surprise."""
     if train is None:
@@ -133,7 +137,7 @@ def _read(
         sources = [given_source(train, TRAIN)]
     rows = _rows(sources, data)
     if data.eval_fraction > 0:
-        rows, held_out = _split(rows, data, seed)
+        rows, held_out = _split(rows, data, chat, seed)
         return rows, {EVAL: held_out}, None
     return rows, *evaluation_rows(data, eval, [source.name for source in sources])
 
@@ -194,11 +198,13 @@ def _rows(sources: Sequence[Source], data: DataSection) -> list[Row]:
     return rows
 
 
-def _split(rows: list[Row], data: DataSection, seed: int) -> tuple[list[Row], list[Row]]:
+def _split(rows: list[Row], data: DataSection, chat: ChatTokenizer, seed: int) -> tuple[list[Row], list[Row]]:
     count = math.ceil(data.eval_fraction * len(rows))
     if count == len(rows):
+        tokenize_rows(rows, chat, data, seed=seed)  # a row's own fault is the one to tell
         raise InputError(
-            f"{data.train}: {len(rows)} row(s) leave nothing to train on with data.eval_fraction {data.eval_fraction}"
+            f"{data.train}: {counted(len(rows), 'row')} leave{'s' if len(rows) == 1 else ''} nothing to train on with "
+            f"data.eval_fraction {data.eval_fraction}"
         )
     drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
     held_out = set(drawn.tolist())

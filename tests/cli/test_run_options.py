@@ -55,6 +55,32 @@ def test_sections_are_merged_key_by_key():
     assert under["model"] == {"dtype": "float32", "revision": "a"}
 
 
+@pytest.mark.parametrize(
+    ("under", "over", "left"),
+    [
+        ({"eval_fraction": 0.1}, {"eval": "x"}, {"eval": "x"}),
+        ({"eval_fraction": 0.1}, {"eval": "null"}, {"eval_fraction": 0.1, "eval": "null"}),
+        ({}, {"eval": "x", "eval_fraction": 0.1}, {"eval": "x", "eval_fraction": 0.1}),
+        ({"eval": "x"}, {"eval_fraction": 0.1}, {"eval": "x", "eval_fraction": 0.1}),
+    ],
+)
+def test_rows_to_evaluate_on_win_over_the_share_of_an_earlier_layer(under, over, left):
+    assert merged({"data": under}, {"data": over})["data"] == left
+
+
+def test_evaluation_rows_of_the_command_line_win_over_a_recipes_share():
+    data = make_run(read("--config", "own_chats_laptop", "--model.name_or_path=m", "--data.eval=x")).data
+    assert (data.eval, data.eval_fraction) == ("x", 0.0)
+
+
+@pytest.mark.parametrize("option", ["--columns", "--data.columns"])
+def test_columns_are_spelled_as_in_other_commands(option):
+    run = make_run(read("--model.name_or_path=m", option, "prompt=question,completion=answer"))
+    assert run.data.columns == {"prompt": "question", "completion": "answer"}
+    with pytest.raises(InputError, match="^data.columns: prompt=,b is not of the form prompt=question,"):
+        make_run(read("--model.name_or_path=m", option, "prompt=,b"))
+
+
 @pytest.mark.parametrize("given", ["--training.max_steps.x=1", "--data.seed=1", "--training.learnin_rate=1"])
 def test_a_key_that_there_is_not_is_refused(given):
     with pytest.raises(InputError, match=f"unknown option {given[:-2]}; did you mean --"):

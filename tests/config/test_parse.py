@@ -97,6 +97,27 @@ def test_names_alone_are_a_list(given, keys):
     assert run.data.ignore_keys == keys
 
 
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        ("q_proj,v_proj", ("q_proj", "v_proj")),
+        ("q_proj, v_proj", ("q_proj", "v_proj")),
+        ("all-linear", "all-linear"),
+        ("model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj"),
+        (".*layers.[0-9]{1,2}.*(q|v)_proj", ".*layers.[0-9]{1,2}.*(q|v)_proj"),
+    ],
+)
+def test_target_names_with_commas_are_a_list_and_an_expression_stays_one(given, targets):
+    run, _ = parse(peft={"target_modules": given})
+    assert run.peft.target_modules == targets
+
+
+def test_columns_may_be_text():
+    for given in ("prompt=q", "{prompt: q}", {"prompt": "q"}):
+        assert parse(data={"columns": given})[0].data.columns == {"prompt": "q"}
+    assert parse(data={"eval": "day=1/x.jsonl"})[0].data.eval == "day=1/x.jsonl"  # a path
+
+
 def test_a_file_that_is_no_configuration_is_told(tmp_path):
     file = tmp_path / "run.yaml"
     for text, words in (("a: [", "is not YAML"), ("- 1\n- 2", "holds a list")):

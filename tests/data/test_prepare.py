@@ -63,7 +63,14 @@ def test_sections_that_make_no_sense(chats):
     for change, message in {("train", None): "data.train is not set", ("eval_fraction", 0.6): "leave nothing"}.items():
         with pytest.raises(InputError, match=message):
             prepare_data(dataclasses.replace(data, **dict([change])), phi3_tokenizer(JULY), seed=0)
-    with pytest.raises(InputError, match="keep one of them"):
+    only = dataclasses.replace(chats({"messages": PAIR}), eval_fraction=0.1)
+    with pytest.raises(InputError, match=r"jsonl: 1 row leaves nothing to train on with data.eval_fraction 0.1"):
+        prepare_data(only, phi3_tokenizer(JULY), seed=0)
+    wrong = dataclasses.replace(chats({"messages": [{**PAIR[0], "role": "usr"}, PAIR[1]]}), eval_fraction=0.1)
+    with pytest.raises(InputError, match=r"row 1, turn 1: unknown role 'usr'"):  # the row's own fault first
+        prepare_data(wrong, phi3_tokenizer(JULY), seed=0)
+    data = chats({"messages": PAIR}, {"messages": PAIR})
+    with pytest.raises(InputError, match=r"keep one of them \(--data.eval_fraction 0"):
         prepare_data(dataclasses.replace(data, eval=data.train, eval_fraction=0.1), phi3_tokenizer(JULY), seed=0)
     Path(data.train).write_text("\n")
     with pytest.raises(InputError, match=r"chats.jsonl: no usable rows; the data is empty"):
