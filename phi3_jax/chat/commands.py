@@ -35,7 +35,7 @@ class Screen(Protocol):
 
 
 def converse(session: Session, screen: Screen) -> None:
-    """Reads lines and answers them until the end or /quit."""
+    """Reads lines and answers them until the end, /quit or /exit."""
     while (line := screen.read()) is not None:
         line = line.strip()
         if not line:
@@ -55,6 +55,7 @@ def _command(line: str, session: Session, screen: Screen) -> bool:
     """Does what the line says; False to leave."""
     parts = line.split(maxsplit=1)
     name, argument = parts[0], parts[1] if len(parts) > 1 else ""
+    name = "/quit" if name == "/exit" else name
     if name not in COMMANDS:
         raise InputError(
             f"unknown command {name}{did_you_mean(name, COMMANDS) or ';'} /help lists them; a message that begins with "
@@ -145,5 +146,5 @@ COMMANDS: dict[str, tuple[str, Callable[[str, Session, Screen], None] | None]] =
     "/reset": ("forget what was said", _reset),
     "/save": ("write the conversation to FILE: .jsonl for training (a line is added), .json or .md", _save),
     "/help": ("this list", _help),
-    "/quit": ("leave; so does Ctrl-D", None),
+    "/quit": ("leave; so do /exit and Ctrl-D", None),
 }

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     def load_another(path: str) -> Lora:
         adapter = PeftAdapter.open(path, hub)
         loaded.checkpoint.check_tokenizer(adapter)
-        return adapter.load(loaded.model)
+        return adapter.load(loaded.model, loaded.checkpoint)
 
     session = Session(
         loaded.model,

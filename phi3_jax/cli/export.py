@@ -199,9 +199,16 @@ def merge(adapter: "PeftAdapter", base: "Checkpoint", output: Path, *, dtype: st
 
 
 def make_portable(adapter: "PeftAdapter", base: "Checkpoint", output: Path) -> None:
-    """Writes the portable adapter to `output`; of the base only the shapes matter."""
+    """Writes the portable adapter, with the tokenizer that lies beside the adapter, to `output`, which appears when it
+    is whole; of the base only the shapes matter."""
+    from phi3_jax.hf.save_tokenizer import copy_files
     from phi3_jax.peft.portable import portable
     from phi3_jax.peft.save import save_adapter
+    from phi3_jax.system.files import storing, temporary_folder
 
     lora = portable(adapter.load(base.shapes, base), base.config.num_hidden_layers)
-    save_adapter(output, lora, base_model_name_or_path=base.name, revision=base.revision)
+    with storing(output), temporary_folder(output.parent, f".{output.name}.") as temporary:
+        folder = temporary / "portable"
+        save_adapter(folder, lora, base_model_name_or_path=base.name, revision=base.revision)
+        copy_files(adapter.folder, folder)
+        folder.replace(output)

@@ -14,6 +14,7 @@ from phi3_jax.config.recipes import read_config
 from phi3_jax.config.run import SECTIONS, RunConfig, parse_run_config
 from phi3_jax.config.words import full_key, is_switch, near_key, placed
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.telling import verbosity
 from phi3_jax.system.text import printable
 
 
@@ -60,7 +61,12 @@ class RunParser(Parser, jsonargparse.ArgumentParser):
         return action
 
     def error(self, message: str, *_: object) -> NoReturn:
-        example = "; options look like --training.learning_rate 1e-4" if message.startswith("unrecognized") else ""
+        example = ""
+        if message.startswith("unrecognized"):
+            word = message.split()[-1]
+            is_rows = word.endswith((".jsonl", ".json", ".csv", ".parquet", ".arrow"))
+            example = f"--data.train {word}" if is_rows else "--training.learning_rate 1e-4"
+            example = f"; options look like {example}"
         super().error(message + example)
 
     def _with_sections(self, argv: Sequence[str]) -> list[str]:
@@ -150,7 +156,7 @@ def read_run(options: jsonargparse.Namespace) -> Raw:
 def _read_config(name: str) -> Raw:
     """A file of --config, or the recipe of that name; which of them is told where it may be taken for the other."""
     raw, line = read_config(name)
-    if line is not None:
+    if line is not None and verbosity() != "quiet":
         print(printable(line), file=sys.stderr)
     return dict(placed(raw, SECTIONS))
 

@@ -37,7 +37,13 @@ def run(argv: Sequence[str]) -> None:
         _print_help(asked[0], [token for token in argv if token not in asked and not token.startswith("-")])
         return
     options = make_parser().parse(argv)
-    config = make_run(read_run(options), sys.stderr if options.print_config else sys.stdout)
+    raw = read_run(options)
+    if not raw.keys() - {"logging"}:
+        raise InputError(
+            "model.name_or_path is not given, nor anything else of a run; phi3-jax init writes a file of one, and "
+            "--config RECIPE takes one that phi3-jax recipes lists"
+        )
+    config = make_run(raw, sys.stderr if options.print_config else sys.stdout)
     if options.print_config:
         print(config.to_yaml(), end="")
         return

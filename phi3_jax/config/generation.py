@@ -232,6 +232,8 @@ def _check(s: GenerationConfig) -> None:
         if value is None and name == "max_time":
             continue
         if not is_number(value) or not low < value < _MOST or value < 0 or (high is not None and value > high):
+            if name == "temperature" and is_number(value) and value < 0:
+                expected = "a number of at least 0; 0 takes the most likely token"
             raise InputError(f"{name} is {value!r}, expected {expected}")
     if not is_number(s.min_p) or not 0 <= s.min_p <= 1:
         raise InputError(f"min_p is {s.min_p!r}, expected a number from 0 to 1")

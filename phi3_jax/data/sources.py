@@ -163,6 +163,8 @@ def read_file(path: Path, name: str) -> Source:
         raise
     # pyarrow raises whatever it meets first in a damaged file.
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{name}: cannot be read ({error.strerror}); see to the file") from error
         raise InputError(f"{name}: cannot be read as {suffix[1:].upper()} ({first_line(error)})") from error
     raise InputError(f"{name}: is a {suffix or 'nameless'} file, expected one of {', '.join(SUFFIXES)}")
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -229,15 +230,18 @@ def answer_settings(
         InputError: As `GenerationConfig.from_model`, and for settings of the draw without one.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("temperature") == 0:
-        given.setdefault("do_sample", False)
+    off_by = "do_sample false"
+    if given.get("temperature") == 0 and "do_sample" not in given:
+        given["do_sample"], off_by = False, "temperature 0"
     if given.get("do_sample") is False:
         # Model cards say it so: temperature 0 is the likeliest token in other words. Defaults say nothing.
         off = {"temperature": (0, GenerationConfig.temperature)}
         drawing = [n for n in SAMPLING if n in given and given[n] not in off.get(n, (getattr(GenerationConfig, n),))]
         if drawing:
+            drawn: dict[str, Any] = {name: given[name] for name in drawing}
+            GenerationConfig(**drawn)  # what is out of range is told as that
             name = drawing[0]
-            raise InputError(f"{name} is {given[name]!r}, which has no effect with do_sample false; leave one out")
+            raise InputError(f"{name} is {given[name]!r}, which has no effect with {off_by}; leave one out")
         given = {name: value for name, value in given.items() if name not in SAMPLING}
     elif any(name in given for name in SAMPLING):
         given["do_sample"] = True

@@ -87,7 +87,8 @@ class Checkpoint:
         for where in (self.folder, self.folder / "adapter"):
             if (where / "adapter_config.json").exists():
                 raise InputError(
-                    f"{where}: holds an adapter, no model; give its base model, and load the adapter beside it"
+                    f"{where}: holds an adapter, no model; give its base model, and load the adapter beside it "
+                    f"(--adapter {self.name}, which finds its base by itself where no model is given)"
                 )
         if (self.folder / "model" / CONFIG).exists():
             raise InputError(f"{self.folder}: is a run, whose model is in {self.folder / 'model'}; give that")

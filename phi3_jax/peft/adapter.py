@@ -28,6 +28,7 @@ from phi3_jax.peft.targets import peft_modules, with_both_ends
 from phi3_jax.peft.tensors import PREFIX, from_peft, peft_adapters, saved_names, tensor_names
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.manifest import Damaged, check_files
+from phi3_jax.system.reading import local_path
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 # With the tokenizer that training lays beside it.
@@ -126,7 +127,10 @@ class PeftAdapter:
             saved = saved_modules(model, config.modules_to_save or ())
         except InputError as error:
             raise InputError(f"{self.folder / CONFIG_FILE}: {error}") from error
-        arrays = _read_tensors(path, model, base, _expected_shapes(model, adapters, saved))
+        expected = _expected_shapes(model, adapters, saved)
+        if base is not None:
+            self._check_base(base, _misfits(read_header(path), expected))
+        arrays = _read_tensors(path, model, base, expected)
         num_layers = model.config.num_hidden_layers
         weights = {name: [arrays[tensor] for tensor in saved_names(name, num_layers)] for name in saved}
         return from_peft(
@@ -135,6 +139,18 @@ class PeftAdapter:
             {name: _filled(name, adapter, arrays) for name, adapter in adapters.items()},
             {name: np.stack(w) if name.startswith("model.layers.") else w[0] for name, w in weights.items()},
             read_metadata(path),
+        )
+
+    def _check_base(self, base: Checkpoint, misfits: Mapping[str, list[str]]) -> None:
+        """Raises `InputError` for tensors that do not fit a base that is not the one that the adapter names."""
+        found = {kind: names for kind, names in misfits.items() if names}
+        if not found or self.base is None or local_path(self.base).resolve() == local_path(base.name).resolve():
+            return
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in found.items())
+        example = (found.get("misshapen") or next(iter(found.values())))[0]
+        raise InputError(
+            f"{self.folder / WEIGHTS_FILE}: was trained on {self.base}, not on {base.name}: its tensors do not fit the "
+            f"model ({counts}, such as {example}); give the base that it was trained on"
         )
 
 
@@ -215,21 +231,29 @@ def _expected_shapes(
     return expected
 
 
+def _misfits(entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """The tensors of a file that are not those of the adapter, by what is wrong with them."""
+    # PEFT saves the untouched table along where embedding or output head have an adapter.
+    known = {*expected, *_base_weight_names()}
+    return {
+        "missing": [name for name in expected if name not in entries],
+        "unknown": [name for name in entries if name not in known],
+        "misshapen": [
+            f"{name} is {list(entries[name].shape)}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in entries and entries[name].shape != shape
+        ],
+    }
+
+
 def _read_tensors(
     path: Path, model: Phi3ForCausalLM, base: Checkpoint | None, expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     entries = read_header(path)
-    # PEFT saves the untouched table along where embedding or output head have an adapter.
     base_copies = {n: entry for n, entry in entries.items() if n in _base_weight_names() and n not in expected}
     shared = [entries[name] for name in expected if name in entries]
     problems = {
-        "missing": [name for name in expected if name not in entries],
-        "unknown": [name for name in entries if name not in expected and name not in base_copies],
-        "misshapen": [
-            f"{e.name} is {list(e.shape)}, expected {list(expected[e.name])}"
-            for e in shared
-            if e.shape != expected[e.name]
-        ],
+        **_misfits(entries, expected),
         "of the wrong type": [f"{e.name} is {e.dtype}" for e in entries.values() if e.dtype not in FLOATS],
     }
     _raise_for(path, problems)

@@ -212,7 +212,8 @@ def parse_yaml(text: str) -> object:
         raise ValueError("nested too deep") from error
     # What is wrong with a tagged or typed scalar comes as whatever the constructor met.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        said = " ".join(str(error).split()).replace('in "<unicode string>", line', "in line")
+        raise ValueError(said or type(error).__name__) from error
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from phi3_jax.data.run_data import first_rows
 from phi3_jax.lora import format_parameter_table
 from phi3_jax.optim.schedule import make_schedule, warmup_steps
 from phi3_jax.parallel.mesh import describe_mesh
+from phi3_jax.system.text import counted
 from phi3_jax.training.job import RunJob
 from phi3_jax.training.timetable import Timetable
 
@@ -37,7 +38,7 @@ def announce(run: RunConfig, job: RunJob, timetable: Timetable, batch_size: int,
     if jax.device_count() > 1:  # of one the first line has said all
         say(describe_mesh(job.devices.mesh))
     say(
-        f"{timetable.total_steps} steps of {rows} rows{epoch}, "
+        f"{counted(timetable.total_steps, 'step')} of {counted(rows, 'row')}{epoch}, "
         f"{training.optim}, learning rate {training.learning_rate:g} {training.lr_scheduler_type}"
         + "".join(f", {name} {value}" for name, value in (training.lr_scheduler_kwargs or {}).items())
     )

@@ -85,6 +85,8 @@ def test_tools_reach_the_template(model, asked):
         ({"messages": ASKED, "system": "x"}, "system is given, and the messages begin with a system message"),
         ({"messages": ASKED, "num_return_sequences": 2}, "num_return_sequences asks for several answers"),
         ({"messages": ASKED, "temperature": 0.3, "do_sample": False}, "temperature is 0.3, which has no effect with"),
+        ({"messages": ASKED, "temperature": 0, "top_p": 2}, "top_p is 2, expected a number from 0 to 1"),
+        ({"messages": ASKED, "temperature": 0, "top_p": 0.5}, "top_p is 0.5, which has no effect with temperature 0;"),
         ({"messages": ASKED, "max_size": 5}, "unknown generation setting 'max_size'"),
     ],
 )

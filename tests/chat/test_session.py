@@ -148,7 +148,7 @@ def test_lines_from_a_pipe(model, capsys, tmp_path):
         f"/save {tmp_path / 'c.jsonl'}",
         "/retry",
         "/reset",
-        "/quit",
+        "/exit",
         "not asked",
     )
     assert out.startswith("answer 1\nanswer 2\nanswer 3\nbase> base to ")

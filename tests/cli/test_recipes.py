@@ -39,6 +39,8 @@ def test_what_print_config_prints_is_a_configuration(capsys, tmp_path):
         captured = capsys.readouterr()
         assert "packaged recipe" in captured.err
         outputs.append(captured.out)
+    assert main([*command, "--print_config", "-q"]) == 0
+    assert capsys.readouterr().err == ""
     (tmp_path / "merged.yaml").write_text(outputs[0])
     assert main(["train", "--config", str(tmp_path / "merged.yaml"), "--print-config"]) == 0
     assert {capsys.readouterr().out, *outputs} == {outputs[0]}

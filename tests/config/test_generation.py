@@ -46,7 +46,8 @@ def test_null_for_top_k_means_no_limit() -> None:
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number of at least 1"),
         ({"temperature": 0, "do_sample": True}, "temperature is 0, expected a number above 0"),
-        ({"temperature": -1}, "temperature is -1, expected a number of at least 0"),
+        ({"temperature": -1}, "temperature is -1, expected a number of at least 0; 0 takes"),
+        ({"temperature": -1, "do_sample": True}, "expected a number of at least 0; 0 takes the most likely token"),
         ({"temperature": 1e-45, "do_sample": True}, "temperature is 1e-45, expected a number above 0"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),

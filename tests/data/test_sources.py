@@ -8,7 +8,7 @@ import sys
 import datasets
 import pytest
 
-from phi3_jax.data.sources import load_sources
+from phi3_jax.data.sources import load_sources, read_file
 from phi3_jax.system.errors import InputError
 from tests.helpers.data_hub import serve
 
@@ -103,6 +103,16 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message) as caught:
         rows_of(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_told_without_pythons_words(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "a.jsonl").touch()
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(InputError, match=r"a\.jsonl: cannot be read \(Permission denied\); see to the file$"):
+        read_file(tmp_path / "a.jsonl", "a.jsonl")
 
 
 def test_sources_that_are_not_there(tmp_path):

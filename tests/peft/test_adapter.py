@@ -14,6 +14,7 @@ import yaml
 from safetensors import numpy as safetensors
 
 from phi3_jax import InputError, LoraConfig, Phi3ForCausalLM
+from phi3_jax.config.hub_options import Hub
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.save import save_model
 from phi3_jax.lora import Lora, LoraLinear, init_lora
@@ -283,6 +284,17 @@ def test_the_rank_in_the_config_must_be_the_tensors(model, saved):
 def test_an_adapter_of_another_model(saved):
     smaller = smallest_model(num_hidden_layers=2)
     assert "2 unknown (base_model.model.model.layers.2.mlp.down_proj" in error_of(saved, smaller)
+    edit_config(saved, base_model_name_or_path="someone/base")
+    with pytest.raises(InputError) as error:
+        PeftAdapter.open(saved).load(smaller, Checkpoint("another/base", saved, Hub()))
+    message = str(error.value)
+    assert message.startswith(
+        f"{saved / 'adapter_model.safetensors'}: was trained on someone/base, not on another/base: "
+    )
+    assert message.count("base_model.model") == 1
+    # Of the very base the file itself is at fault, and all that is wrong is said.
+    with pytest.raises(InputError, match=r"adapter_model.safetensors: tensors do not fit the model and"):
+        PeftAdapter.open(saved).load(smaller, Checkpoint("someone/base", saved, Hub()))
 
 
 @pytest.mark.parametrize("name", [f"{HEAD}.base_layer.weight", f"{HEAD}.weight"])

@@ -53,5 +53,5 @@ def test_a_run_given_as_a_model_says_where_that_is(run):
             ask()
     save_adapter(run / "adapter", random_lora(tiny_model(layers=1)))
     for folder in (run, run / "adapter"):
-        with pytest.raises(InputError, match=r"/adapter: holds an adapter, no model; give its base model"):
+        with pytest.raises(InputError, match=r"/adapter: holds an adapter, no model; give its base.*--adapter \S+,"):
             _ = Checkpoint.open(folder).config

@@ -80,8 +80,12 @@ def test_from_the_command_line(model, tmp_path, capfd):
     save_model(model, tmp_path / "base")
     lora = shaken(init_lora(model, config(**VARIANTS["slices"], use_rslora=True), jax.random.key(0)))
     save_adapter(tmp_path / "adapter", lora, base_model_name_or_path=str(tmp_path / "base"))
+    files = {"tokenizer.json": b"{} ", "tokenizer_config.json": b"{}\n", "chat_template.jinja": b"{{ 1 }}"}
+    for name, content in files.items():
+        (tmp_path / "adapter" / name).write_bytes(content)
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "adapter"), "--portable", "--output", str(out)]) == 0
+    assert {name: (out / name).read_bytes() for name in files} == files
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tmp_path / "base")
     np.testing.assert_allclose(model(IDS, lora=load_adapter(out, model)), model(IDS, lora=lora), atol=1e-4, rtol=1e-5)
     capfd.readouterr()

@@ -101,6 +101,7 @@ class TestYaml:
             ("a: 2024-13-45", "month"),
             ("a: !!int x", "invalid literal"),
             ("a: !!bool x", "x"),
+            ("a: [1", "sequence in line 1, column 4"),
             ("!!timestamp x", "NoneType"),
             ("!!python/name:os.system", "could not determine a constructor"),
         ],
