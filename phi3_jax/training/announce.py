@@ -12,7 +12,7 @@ from phi3_jax.config.training import TrainingSection
 from phi3_jax.data import preview
 from phi3_jax.data.run_data import first_rows
 from phi3_jax.lora import format_parameter_table
-from phi3_jax.optim.schedule import make_schedule, warmup_steps
+from phi3_jax.optim.schedule import factor, warmup_steps
 from phi3_jax.parallel.mesh import describe_mesh
 from phi3_jax.system.text import counted
 from phi3_jax.training.job import RunJob
@@ -56,12 +56,13 @@ def warnings(training: TrainingSection, timetable: Timetable) -> list[str]:
         timetable: When what is due.
     """
     total, found = timetable.total_steps, []
-    if total == 1 and make_schedule(training, total)(0) == 0 < training.learning_rate:
+    settings, warmup = training.schedule, warmup_steps(training, total)
+    rises = training.lr_scheduler_type != "constant" and factor(settings, 0, warmup, total, 1.0) == 0
+    if total == 1 and rises and training.learning_rate > 0:
         found.append(
             "the only step has learning rate 0, with which the warm-up begins: nothing will be learnt; take more "
             "(training.num_train_epochs, data.packing false), or set training.warmup_ratio 0"
         )
-    settings, warmup = training.schedule, warmup_steps(training, total)
     if isinstance(settings, WarmupStableDecay):
         needed = warmup + (settings.num_stable_steps or 0) + settings.num_decay_steps
         if needed > total:
