@@ -148,6 +148,8 @@ def _model(
         if section.get("quantization_config") is not None:
             raise InputError("quantization_config is given twice, once in model; leave one of them out")
         section["quantization_config"] = _mapping("quantization_config", quantization)
+    if isinstance(given := training.get("model_init_kwargs"), dict):
+        training["model_init_kwargs"] = dict(given)  # the script's own stays as it is
     places = (section, training.get("model_init_kwargs"))
     named = [(values, key) for values in places if isinstance(values, dict) for key in DTYPES if values.get(key)]
     mixed = next((flag for flag in ("bf16", "fp16") if training.get(flag) is True), None)

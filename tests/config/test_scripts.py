@@ -1,5 +1,6 @@
 """What a script for TRL and PEFT says and leaves out, as the sections of a run."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,14 @@ def test_paths_and_numbers_of_numpy_are_taken():
     assert (run.model.name_or_path, run.training.output_dir, run.training.learning_rate) == ("base", "out", 0.5)
     assert (run.peft.lora_alpha, run.peft.target_modules, run.data.eval) == (4, ("o_proj",), {"chats": "y.jsonl"})
     assert run_of(data=Path("x.jsonl")).data.train == "x.jsonl"
+
+
+def test_a_script_keeps_its_dictionaries_as_they_are():
+    training = {"bf16": True, "model_init_kwargs": {"dtype": "float32"}, "eos_token": "<EOS_TOKEN>"}
+    model, peft = {"name_or_path": "base", "torch_dtype": "float32"}, {"r": 4}
+    before = copy.deepcopy((training, model, peft))
+    run_of(training, peft=peft, model=model)
+    assert (training, model, peft) == before
 
 
 def test_a_section_of_rows_wins_over_defaults_and_not_over_the_script():
