@@ -204,7 +204,7 @@ BAD = {
     "an unknown metric": (lambda f: ["--metrics", "loss,blue"], ["'blue'", "did you mean bleu?"]),
     "a pattern": (lambda f: ["--metrics", "regex=("], ["'('", "no regular expression"]),
     "a schema": (lambda f: ["--metrics", "json_schema=absent.json"], ["absent.json", "cannot be read"]),
-    "another base": (other_base, ["lora_A", "expected"]),
+    "another base": (other_base, ["adapter_model.safetensors", "do not fit"]),
     "a long prompt": (
         lambda f: ["--metrics", "exact_match", "--max-new-tokens", "4090"],
         ["row 1: its prompt has", "max_new_tokens 4090"],
