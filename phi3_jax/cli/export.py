@@ -1,7 +1,6 @@
 """`phi3-jax export`: an adapter merged into its base, made portable, or as it is; to a folder, to the hub, or both."""
 
 import argparse
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,9 +163,8 @@ def _upload(repository: "HubRepository", folder: Path) -> None:
     except PushError as error:
         if TEMPORARY in str(folder):
             raise PushError(f"{error}; nothing of it is kept without --output") from error
-        again = ["phi3-jax", "export", str(folder), "--push-to-hub", repository.name]
-        again += ["--hub-revision", repository.revision] if repository.revision else []
-        raise PushError(f"{error}; {folder} is as it was, try again with: {shlex.join(again)}") from error
+        again = repository.command(folder)
+        raise PushError(f"{error}; {folder} is as it was, try again with: {again}") from error
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
         print(f"not uploaded, since no part of an adapter or model: {', '.join(left[:5])}{more}")

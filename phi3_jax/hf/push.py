@@ -1,5 +1,6 @@
 """The hub, the other way: adapters and models uploaded to repositories there."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,6 +126,11 @@ class HubRepository:
     def url(self) -> str:
         """Where people find it."""
         return f"{self.api.endpoint}/{self.name}" + (f"/tree/{self.revision}" if self.revision else "")
+
+    def command(self, folder: Path) -> str:
+        """What a person types to upload a folder there."""
+        revision = ["--hub-revision", self.revision] if self.revision else []
+        return shlex.join(["phi3-jax", "export", str(folder), "--push-to-hub", self.name, *revision])
 
     def upload(self, folder: Path, message: str, *, to: str | None = None, everything: bool = False) -> list[str]:
         """Uploads an adapter's or a model's files in one commit; files that are there already are not sent again, so

@@ -1,8 +1,6 @@
 """A run's adapter on the hub: uploaded while the run goes on, and at its end."""
 
-import os
 import queue
-import shlex
 import shutil
 import tempfile
 import threading
@@ -14,6 +12,7 @@ from phi3_jax.config.hub_options import PushTarget
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.hf.push import HubRepository, PushError, local_base, uploaded
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.files import link_or_copy
 from phi3_jax.system.text import first_line
 
 
@@ -63,7 +62,7 @@ class RunPush:
             return
         try:
             copy = Path(tempfile.mkdtemp(dir=self._folder, prefix=".pushing-")) / str(step)
-            shutil.copytree(folder, copy, copy_function=_linked)
+            shutil.copytree(folder, copy, copy_function=link_or_copy)
         except OSError as error:
             self._say(f"warning: the checkpoint of step {step} is not uploaded ({first_line(error)})")
             return
@@ -105,24 +104,8 @@ class RunPush:
         except InputError as error:
             raise PushError(
                 f"the run is complete, but {folder} could not be uploaded: {error}; try again with: "
-                f"{self._command(folder)}"
+                f"{self._repository.command(folder)}"
             ) from error
         if (note := local_base(folder)) is not None:
             self._say(note)
         self._say(f"uploaded {folder} to {self._repository.url}")
-
-    def _command(self, folder: Path) -> str:
-        training = self._training
-        private = ["--private"] if training.hub_private_repo else []
-        revision = ["--hub-revision", training.hub_revision] if training.hub_revision else []
-        return shlex.join(
-            ["phi3-jax", "export", str(folder), "--push-to-hub", self._repository.name, *private, *revision]
-        )
-
-
-def _linked(source: str, target: str) -> None:
-    """Another name for a file where the file system has such, else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

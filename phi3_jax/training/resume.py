@@ -1,6 +1,5 @@
 """Where a run that is resumed goes on from: its own newest checkpoint, or a folder that it is given."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.peft.folder import CHECKPOINTS
 from phi3_jax.system.errors import InputError
-from phi3_jax.system.files import storing
+from phi3_jax.system.files import link_or_copy, storing
 from phi3_jax.training.checkpoint_names import SAVING, steps_of
 
 KEY = "training.resume_from_checkpoint"
@@ -69,7 +68,7 @@ class ResumePoint:
             target = output / CHECKPOINTS / str(step)
             beside = target.with_name(f"{step}{SAVING}")  # until it is whole
             with storing(target):
-                shutil.copytree(self.run / CHECKPOINTS / str(step), beside, copy_function=_link)
+                shutil.copytree(self.run / CHECKPOINTS / str(step), beside, copy_function=link_or_copy)
                 beside.rename(target)
         if (metrics := self.run / "metrics.jsonl").is_file():
             with storing(output / metrics.name):
@@ -93,10 +92,3 @@ def _find(path: Path) -> tuple[Path, int | None]:
     else:
         why = "which holds no checkpoint of a run"
     raise InputError(f"{KEY} is {path}, {why}; give a folder such as out/{CHECKPOINTS}/100, or a run's, or true")
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # other disks, and those that know no links
-        shutil.copy2(source, target)
