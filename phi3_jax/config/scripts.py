@@ -4,11 +4,12 @@ A key that a script leaves out has TRL's, transformers' or PEFT's default, which
 package's own (foreign.yaml lists them under `defaults`; docs/configuration.md shows all of them).
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Protocol, runtime_checkable
 
 from phi3_jax.config.foreign import Sections, table, translate
+from phi3_jax.config.peft_object import with_targets
 from phi3_jax.config.plain import plain
 from phi3_jax.config.sections import DataSection
 from phi3_jax.config.training import TrainingSection
@@ -17,8 +18,6 @@ from phi3_jax.system.text import shown
 
 # What TRL does with text, and with rows that have nothing to train on.
 AS_TRL: Mapping[str, object] = {"template": "none", "final_eos": True, "loss_on": "completion", "skip_empty": True}
-# Modules of Llama that are slices of Phi-3's, where PEFT finds nothing.
-SLICES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 # The names of the type of the base's weights.
 DTYPES = ("dtype", "torch_dtype")
 # Keys that are true or false.
@@ -70,15 +69,8 @@ def sections_of_script(
         notices.append("passed over: model.use_peft and its lora_* (peft_config is given)")
     if peft is None:
         notices.append("no peft_config: all weights of the model are trained, as TRL does")
-    elif not peft.get("target_modules"):
-        peft["target_modules"] = "all-linear"
-        if not peft.get("init_from"):  # whose adapter knows its own
-            notices.append("peft_config has no target_modules, and PEFT none for Phi-3: all-linear is taken")
-    elif slices := [name for name in SLICES if name in _names(peft["target_modules"])]:
-        notices.append(
-            f"peft_config.target_modules has {', '.join(slices)}: slices of qkv_proj and gate_up_proj, which get "
-            "adapters here; PEFT, which knows the whole layers alone, gives them none"
-        )
+    else:
+        notices += with_targets(peft)
     said, more = translate(
         {
             "model": base,
@@ -97,10 +89,6 @@ def sections_of_script(
     if run["training"]["eval_strategy"] == "steps" and run["training"].get("eval_steps") is None:
         run["training"]["eval_steps"] = run["training"]["logging_steps"]  # as TrainingArguments does
     return run, [*notices, *more]
-
-
-def _names(targets: object) -> Collection[object]:
-    return targets if isinstance(targets, list | tuple | set | frozenset) else ()
 
 
 def _merged(below: Sections, above: Sections) -> Sections:
