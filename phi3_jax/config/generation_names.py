@@ -4,13 +4,8 @@ from collections.abc import Mapping
 
 from phi3_jax.config.foreign import table
 
-# Settings that would change an answer, with the values that mean "off" beside None; most are in foreign.yaml.
-_SETTINGS: dict[str, tuple[object, ...]] = {
-    "renormalize_logits": (False,),
-    "remove_invalid_values": (False,),
-    "token_healing": (False,),
-}
-# What would change an answer or what comes beside it, and has no effect from a file.
+# What would change an answer or what comes beside it, and has no effect from a file, with the values that mean "off"
+# beside None; settings that a file may have, too, are in foreign.yaml.
 _ARGUMENTS: dict[str, tuple[object, ...]] = {
     "output_attentions": (False,),
     "output_hidden_states": (False,),
@@ -51,7 +46,7 @@ def not_implemented() -> dict[str, tuple[object, ...]]:
         >>> not_implemented()["no_repeat_ngram_size"]
         (0,)
     """
-    return {name: tuple(off) for name, off in table().generation.items()} | _SETTINGS
+    return {name: tuple(off) for name, off in table().generation.items()}
 
 
 def asked_for(settings: Mapping[str, object], *, draws: bool, in_a_file: bool = False) -> dict[str, object]:
