@@ -25,6 +25,10 @@ from phi3_jax.config.schedules import (
     WarmupStableDecay,
 )
 from phi3_jax.config.training import TrainingSection
+from phi3_jax.system.errors import InputError
+
+# Those of a table: some seconds to reckon, and 40 MB of the compiled step.
+MOST_STEPS = 10_000_000
 
 
 def warmup_steps(training: TrainingSection, total_steps: int) -> int:
@@ -39,12 +43,22 @@ def make_schedule(training: TrainingSection, total_steps: int) -> optax.Schedule
 
     All but `constant` rise from 0 at the first step over the warm-up, `cosine_warmup_with_min_lr` from one
     step's rise, and `warmup_stable_decay` from its `min_lr_ratio`; then they go as `factor` says.
+
+    Raises:
+        InputError: There are too many steps for a rate of each to be kept.
     """
     settings, peak = training.schedule, training.learning_rate
     warmup = 0 if training.lr_scheduler_type == "constant" else warmup_steps(training, total_steps)
     if settings == Cosine():
         return _cosine(peak, warmup, total_steps)
-    table = [peak * factor(settings, step, warmup, total_steps, peak) for step in range(max(1, total_steps))]
+    # After the last entry the rate stays as it is.
+    length = warmup + 1 if isinstance(settings, Constant) else max(1, total_steps)
+    if length > MOST_STEPS:
+        raise InputError(
+            f"training.lr_scheduler_type is {training.lr_scheduler_type}, which keeps the rates of at most "
+            f"{MOST_STEPS:,} steps, and there are {total_steps:,}; take fewer, or cosine or constant"
+        )
+    table = [peak * factor(settings, step, warmup, total_steps, peak) for step in range(length)]
     return partial(_looked_up, np.array(table, np.float32))
 
 

@@ -9,6 +9,7 @@ import pytest
 from phi3_jax.config.schedules import SCHEDULES
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.optim.schedule import make_schedule, warmup_steps
+from phi3_jax.system.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,16 @@ def test_every_step_has_the_learning_rate_of_transformers(kind, kwargs, warmup):
     # Rounded once to float32; the cosine is computed in it, and is off by its last place at the peak.
     in_float32 = kind == "cosine" and not kwargs
     np.testing.assert_allclose(ours, rates, rtol=6e-8, atol=1.2e-7 * peak if in_float32 else 0)
+
+
+@pytest.mark.parametrize("kind", ["constant", "constant_with_warmup"])
+def test_a_rate_that_stays_takes_no_memory_by_the_step(kind):
+    training = TrainingSection(lr_scheduler_type=kind, learning_rate=0.5, warmup_steps=3)
+    schedule = make_schedule(training, 2_000_000_000)
+    assert [float(schedule(step)) for step in (3, 4, 1_999_999_999)] == [0.5, 0.5, 0.5]
+
+
+def test_more_steps_than_a_table_can_hold_are_refused():
+    training = TrainingSection(lr_scheduler_type="linear")
+    with pytest.raises(InputError, match="is linear, which keeps the rates of at most 10,000,000 steps"):
+        make_schedule(training, 10_000_001)
