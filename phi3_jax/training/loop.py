@@ -7,8 +7,10 @@ from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.mesh import device_line
 from phi3_jax.peft.continued import as_trained, open_run_base
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError
 from phi3_jax.system.telling import at_verbosity
+from phi3_jax.system.text import shown
 from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
 from phi3_jax.training.job import load_job
@@ -67,6 +69,8 @@ def train(run: RunConfig, *, train_dataset: GivenRows | None = None, eval_datase
         >>> sorted(path.name for path in (folder / "out" / "adapter").glob("adapter*"))
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    if not isinstance(run, RunConfig):
+        raise InputError(f"train takes a RunConfig, not {shown(run)}; RunConfig.from_dict makes one of a dictionary")
     level = run.logging.verbosity
     with at_verbosity(None if level == "normal" else level):
         return _train(run, train_dataset, eval_dataset)

@@ -138,6 +138,11 @@ def test_epochs_and_their_ends(inputs):
     assert sorted(int(p.name) for p in (out / "checkpoints").iterdir()) == [epoch, total]
 
 
+def test_a_dictionary_is_no_run_and_the_line_says_what_makes_one():
+    with pytest.raises(InputError, match=r"takes a RunConfig, not \{'model': 1\}; RunConfig.from_dict makes one"):
+        train({"model": 1})
+
+
 def test_starting_from_an_adapter(inputs, finished):
     first = Path(finished[0].training.output_dir) / "adapter"
     settings = {"learning_rate": 0.0, "save_strategy": "no"}
