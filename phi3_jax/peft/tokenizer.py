@@ -9,9 +9,8 @@ from pathlib import Path
 
 from phi3_jax.data.tokenizer import Tokenizer
 from phi3_jax.hf.checkpoint import Checkpoint
-from phi3_jax.hf.hub import TOKENIZER_FILES
 from phi3_jax.hf.save_tokenizer import template_alone
-from phi3_jax.hf.tokenizer import has_tokenizer, read_tokenizer
+from phi3_jax.hf.tokenizer import has_tokenizer, read_tokenizer, tokenizer_files
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.telling import tell
@@ -112,5 +111,5 @@ def differences(one: Tokenizer, other: Tokenizer) -> str:
 
 def _are_same_files(one: Path, other: Path) -> bool:
     """Whether all that decides how a tokenizer reads and renders is the same, byte for byte."""
-    pairs = [(one / name, other / name) for name in TOKENIZER_FILES]
-    return all(a.is_file() == b.is_file() and (not a.is_file() or cmp(a, b, shallow=False)) for a, b in pairs)
+    names, others = ({file.relative_to(folder) for file in tokenizer_files(folder)} for folder in (one, other))
+    return names == others and all(cmp(one / name, other / name, shallow=False) for name in names)

@@ -62,6 +62,16 @@ def test_an_adapters_template_is_used_and_that_is_said(folder, name, capsys):
     assert capsys.readouterr().err == line
 
 
+def test_a_further_template_is_a_difference_too(folder, tmp_path):
+    shutil.copytree(folder / "base", tmp_path / "named")
+    shutil.copytree(folder / "bare", tmp_path / "named", dirs_exist_ok=True)
+    (tmp_path / "named" / "config.json").unlink()
+    (tmp_path / "named" / "additional_chat_templates").mkdir()
+    (tmp_path / "named" / "additional_chat_templates" / "tool_use.jinja").write_text(TEMPLATE)
+    base = open_base(folder / "base", [PeftAdapter.open(tmp_path / "named")])
+    assert base.tokenizer.chat_template["tool_use"] == TEMPLATE
+
+
 def test_adapters_that_go_with_different_ones_are_refused(folder):
     for names in (("other", "bare"), ("same", "alone")):
         with pytest.raises(InputError, match=f"{names[1]} goes with another chat template than .*{names[0]}.* one at"):
