@@ -65,11 +65,12 @@ def save_merged_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
         folder: Where to.
 
     Raises:
-        InputError: For a tokenizer that cannot be read, and for links out of these folders.
+        InputError: For a tokenizer of the adapter that cannot be read, and for links out of these folders.
     """
-    own, found = _read(adapter) if has_tokenizer(adapter) else None, _read(base)
+    own = read_tokenizer(adapter, str(adapter)) if has_tokenizer(adapter) else None
+    found = _read(base)
     template: object = own.chat_template if own is not None else template_alone(adapter)
-    if own is None or (found is not None and is_same(own, found)):
+    if own is None or (found is not None and own.is_fast and is_same(own, found)):
         copy_files(base, folder)
         if template is not None and found is not None and template != found.chat_template:
             write_template(folder, template)

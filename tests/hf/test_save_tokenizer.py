@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from phi3_jax import load_tokenizer
+from phi3_jax import InputError, load_tokenizer
 from phi3_jax.hf.save_tokenizer import save_merged_tokenizer, save_tokenizer
 from tests.helpers.checkpoints import RAW
 from tests.helpers.tokenizers import APRIL, JULY, phi3_tokenizer
@@ -125,6 +125,9 @@ class TestMerged:
         save_merged_tokenizer(base, adapter, merged)
         assert load_tokenizer(merged).pad_token == tokenizer.bos_token
         assert contents(merged).keys() >= {"tokenizer.model", "LICENSE"}
+        (adapter / "tokenizer.json").write_text("{}")  # the base's in its place would be another
+        with pytest.raises(InputError, match=r"adapter: its tokenizer cannot be read"):
+            save_merged_tokenizer(base, adapter, merged)
 
     def test_neither_or_a_template_alone(self, base, tmp_path):
         adapter, merged = tmp_path / "adapter", tmp_path / "merged"
