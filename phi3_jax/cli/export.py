@@ -109,6 +109,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _folder_as_it_is(arguments: argparse.Namespace) -> Path:
     """The folder of the adapter or model that is uploaded as it is."""
     from phi3_jax.hf.files import CONFIG
+    from phi3_jax.hf.push import check_uploadable
     from phi3_jax.peft.adapter import ALL_FILES, PeftAdapter
     from phi3_jax.system.reading import local_path
 
@@ -118,7 +119,9 @@ def _folder_as_it_is(arguments: argparse.Namespace) -> Path:
 
         Checkpoint.open(path).weights.raise_for_problems(path)
         return path
-    return PeftAdapter.open(arguments.adapter, hub_of(arguments), patterns=ALL_FILES).folder
+    folder = PeftAdapter.open(arguments.adapter, hub_of(arguments), patterns=ALL_FILES).folder
+    check_uploadable(folder)
+    return folder
 
 
 def _open(arguments: argparse.Namespace) -> "tuple[PeftAdapter, Checkpoint]":

@@ -74,6 +74,7 @@ def push_to_hub(
         'my lamps' is no id of a repository on the hub, expected owner/name, or a name alone
     """
     folder = local_path(folder)
+    check_uploadable(folder)
     repository = HubRepository.open(PushTarget(repo_id, private, revision, token))
     repository.upload(folder, commit_message)
     return repository.url
@@ -152,7 +153,7 @@ class HubRepository:
         files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
         chosen = files if everything else uploaded(folder)
         if not chosen:
-            raise InputError(f"{folder}: holds neither an adapter nor a model; nothing to upload")
+            raise _nothing_in(folder)
         for name in chosen:
             check_file(folder / name)
         try:
@@ -178,6 +179,12 @@ def uploaded(folder: Path) -> list[str]:
     return names if {"adapter_config.json", CONFIG} & set(names) else []
 
 
+def check_uploadable(folder: Path) -> None:
+    """Raises `InputError` for a folder that holds neither an adapter nor a model."""
+    if not uploaded(folder):
+        raise _nothing_in(folder)
+
+
 def local_base(folder: Path) -> str | None:
     """A line on an adapter that names a folder of this machine as its base; None for others, and for models."""
     file = folder / "adapter_config.json"
@@ -192,6 +199,10 @@ def local_base(folder: Path) -> str | None:
 
 def _no_id(name: str) -> InputError:
     return InputError(f"{name!r} is no id of a repository on the hub, expected owner/name, or a name alone")
+
+
+def _nothing_in(folder: Path) -> InputError:
+    return InputError(f"{folder}: holds neither an adapter nor a model; nothing to upload")
 
 
 def _check_rights(name: str, me: object) -> None:

@@ -49,6 +49,12 @@ def test_in_python(hub, adapter):
     assert hub.messages == ["mine"]
 
 
+def test_no_repository_is_made_for_a_folder_with_nothing_to_upload(hub, adapter):
+    with pytest.raises(InputError, match="state: holds neither an adapter nor a model"):
+        push_to_hub(adapter / "state", "adapter")
+    assert not hub.models
+
+
 def test_a_branch_and_a_folder_in_it(hub, adapter):
     repository = HubRepository.open(PushTarget("acme/adapter", revision="v2"))
     repository.upload(adapter, "all", to="last-checkpoint", everything=True)
