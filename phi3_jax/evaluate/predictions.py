@@ -11,6 +11,7 @@ import yaml
 
 from phi3_jax.data.rows import TokenizedRows
 from phi3_jax.parallel.distributed import is_main
+from phi3_jax.system import manifest
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import append_line, check_writable, storing
 from phi3_jax.system.lock import check_not_held
@@ -182,7 +183,7 @@ def weights_fingerprint(folder: Path) -> str:
     names = ("config.json", "adapter_config.json", "generation_config.json")
     files = [*folder.glob("*.safetensors"), *(path for name in names if (path := folder / name).is_file())]
     # A checkpoint of version 0.1.0 is an adapter too, and its manifest lists what it holds with hashes.
-    for file in sorted(files) or [folder / "manifest.json"]:
+    for file in sorted(files) or [folder / manifest.NAME]:
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as opened:

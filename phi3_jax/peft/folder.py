@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from phi3_jax.peft.config import CONFIG_FILE
+from phi3_jax.system import manifest
 from phi3_jax.system.errors import InputError
 
 # What a run writes, and where in it.
@@ -36,11 +37,11 @@ def adapter_folder(folder: Path) -> Path:
         raise InputError(
             f"{folder}: is a run that trained the whole model and no adapter; give {folder / MODEL} as the model"
         )
-    if folder.name == CHECKPOINTS and (steps := _steps(folder)):
+    if folder.name == CHECKPOINTS and (steps := steps_in(folder)):
         raise InputError(
             f"{folder}: holds the checkpoints of a run; give one of them, such as {folder / str(steps[-1])}"
         )
-    if steps := _steps(folder / CHECKPOINTS):
+    if steps := steps_in(folder / CHECKPOINTS):
         raise InputError(
             f"{folder}: is a run that has not come to its end, where it writes its adapter; give one of its "
             f"checkpoints, such as {folder / CHECKPOINTS / str(steps[-1])}, or resume it"
@@ -48,10 +49,11 @@ def adapter_folder(folder: Path) -> Path:
     return folder
 
 
-def _steps(checkpoints: Path) -> list[int]:
+def steps_in(checkpoints: Path) -> list[int]:
+    """Those that the folders of a run's checkpoints are called by, in order."""
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal())
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder is a checkpoint of a run, which holds the state of training."""
-    return (folder / STATE).is_dir() and (folder / "manifest.json").is_file()
+    return (folder / STATE).is_dir() and (folder / manifest.NAME).is_file()

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from phi3_jax.peft.folder import CHECKPOINTS
+from phi3_jax.peft.folder import CHECKPOINTS, steps_in
 
 # What follows the step while it does not count, and where it does not count any more.
 SAVING, REMOVING, DAMAGED, SUPERSEDED = ".saving", ".removing", ".damaged", ".superseded"
@@ -22,4 +22,4 @@ def steps_of(run: Path) -> list[int]:
         >>> steps_of(run)
         [20, 100]
     """
-    return sorted(int(path.name) for path in (run / CHECKPOINTS).glob("*") if path.name.isdecimal())
+    return steps_in(run / CHECKPOINTS)
