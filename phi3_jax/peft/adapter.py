@@ -12,6 +12,7 @@ import numpy as np
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.finite import is_finite
 from phi3_jax.hf.hub import SMALL_FILES, resolve_checkpoint
 from phi3_jax.hf.layout import EMBEDDING, HEAD
 from phi3_jax.hf.safetensors_io import FLOATS, TensorEntry, equals, read_header, read_metadata, read_tensor
@@ -127,10 +128,7 @@ class PeftAdapter:
             saved = saved_modules(model, config.modules_to_save or ())
         except InputError as error:
             raise InputError(f"{self.folder / CONFIG_FILE}: {error}") from error
-        expected = _expected_shapes(model, adapters, saved)
-        if base is not None:
-            self._check_base(base, _misfits(read_header(path), expected))
-        arrays = _read_tensors(path, model, base, expected)
+        arrays = self._read_tensors(model, base, _expected_shapes(model, adapters, saved))
         num_layers = model.config.num_hidden_layers
         weights = {name: [arrays[tensor] for tensor in saved_names(name, num_layers)] for name in saved}
         return from_peft(
@@ -140,6 +138,27 @@ class PeftAdapter:
             {name: np.stack(w) if name.startswith("model.layers.") else w[0] for name, w in weights.items()},
             read_metadata(path),
         )
+
+    def _read_tensors(
+        self, model: Phi3ForCausalLM, base: Checkpoint | None, expected: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, np.ndarray]:
+        path = self.folder / WEIGHTS_FILE
+        entries = read_header(path)
+        misfits = _misfits(entries, expected)
+        if base is not None:
+            self._check_base(base, misfits)
+        types = [f"{entry.name} is {entry.dtype}" for entry in entries.values() if entry.dtype not in FLOATS]
+        _raise_for(path, {**misfits, "of the wrong type": types})
+        arrays = {name: _read(entries[name]) for name in expected}
+        copies = [entry for name, entry in entries.items() if name not in expected]
+        problems = {
+            "not finite": [name for name, array in arrays.items() if not is_finite(array)],
+            "not the base's, though modules_to_save does not name them": [
+                entry.name for entry in copies if not _is_base_weight(entry, model, base)
+            ],
+        }
+        _raise_for(path, problems)
+        return arrays
 
     def _check_base(self, base: Checkpoint, misfits: Mapping[str, list[str]]) -> None:
         """Raises `InputError` for tensors that do not fit a base that is not the one that the adapter names."""
@@ -246,28 +265,6 @@ def _misfits(entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[in
     }
 
 
-def _read_tensors(
-    path: Path, model: Phi3ForCausalLM, base: Checkpoint | None, expected: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    entries = read_header(path)
-    base_copies = {n: entry for n, entry in entries.items() if n in _base_weight_names() and n not in expected}
-    shared = [entries[name] for name in expected if name in entries]
-    problems = {
-        **_misfits(entries, expected),
-        "of the wrong type": [f"{e.name} is {e.dtype}" for e in entries.values() if e.dtype not in FLOATS],
-    }
-    _raise_for(path, problems)
-    arrays = {entry.name: _read(entry) for entry in shared}
-    problems = {
-        "not finite": [name for name, array in arrays.items() if not np.isfinite(array).all()],
-        "not the base's, though modules_to_save does not name them": [
-            name for name, entry in base_copies.items() if not _is_base_weight(entry, model, base)
-        ],
-    }
-    _raise_for(path, problems)
-    return arrays
-
-
 def _raise_for(path: Path, problems: Mapping[str, list[str]]) -> None:
     """One line for all that is wrong, at most three names of each kind."""
     parts = []
@@ -293,9 +290,8 @@ def _base_weight_names() -> set[str]:
 
 def _is_base_weight(entry: TensorEntry, model: Phi3ForCausalLM, base: Checkpoint | None) -> bool:
     """Whether a tensor is the base's own, but for the type that either has been rounded to."""
-    is_head = model.lm_head is not None and ".lm_head." in entry.name
-    head, table = model.lm_head, model.model.embed_tokens
-    weight = (head if is_head and head is not None else table).weight.get_value()
+    head = model.lm_head if ".lm_head." in entry.name else None  # None, too, where both share one table
+    weight = (model.model.embed_tokens if head is None else head).weight.get_value()
     if entry.shape != weight.shape:
         return False
     if isinstance(weight, jax.Array):
@@ -305,7 +301,7 @@ def _is_base_weight(entry: TensorEntry, model: Phi3ForCausalLM, base: Checkpoint
             f"{entry.path}: holds a copy of the base's embeddings, which cannot be compared with a base that is not "
             "loaded; save the adapter without (PEFT's save_embedding_layers=False)"
         )
-    stored = base.weights.tensors[HEAD if is_head else ".".join(EMBEDDING)]
+    stored = base.weights.tensors[".".join(EMBEDDING) if head is None else HEAD]
     array = np.empty(stored.shape, FLOATS[stored.dtype])
     read_tensor(stored, array)
     return _is_rounded(entry, array)
