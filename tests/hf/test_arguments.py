@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.hf.arguments import Kept, named_dtype, pass_over, weights_kept
+from phi3_jax.config.foreign import table
+from phi3_jax.hf.arguments import PASSED_OVER, Kept, named_dtype, pass_over, weights_kept
 from phi3_jax.system.errors import InputError
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -28,6 +29,11 @@ def test_what_means_nothing_is_named_with_its_reason(capsys):
         "device_map={'': 0} is passed over: JAX puts the model on its first device, or where `mesh` says",
         "trust_remote_code=True is passed over: no code out of a checkpoint is ever run",
     ]
+
+
+def test_a_run_passes_the_same_over():
+    """`model_init_kwargs` of TRL are these arguments, and what holds for a model in Python holds for a run's."""
+    assert set(table().model.reasons) - {"token", "use_auth_token"} == set(PASSED_OVER)
 
 
 def test_what_is_not_there_is_refused_all_at_once(capsys):
