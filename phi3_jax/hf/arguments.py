@@ -6,7 +6,7 @@ loads a model is named in a printed line, with the reason why nothing depends on
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -36,26 +36,25 @@ PASSED_OVER = {
     "use_safetensors": "safetensors is all that is read",
 }
 OF_TOKENIZER = {"trust_remote_code": _NO_CODE, "use_fast": "the tokenizer is the fast one in any case"}
-# With these values they ask for nothing, with others for what there is not.
+# With these values, as with None, they ask for nothing, with others for what there is not.
 OFF: dict[str, Sequence[object]] = {
-    "adapter_kwargs": (None, {}),
-    "force_download": (None, False),
-    "from_flax": (None, False),
-    "from_tf": (None, False),
-    "gguf_file": (None,),
-    "ignore_mismatched_sizes": (None, False),
-    "key_mapping": (None, {}),
-    "mirror": (None,),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
-    "output_loading_info": (None, False),
-    "proxies": (None, {}),
-    "return_dict": (None, True),
-    "state_dict": (None,),
-    "tp_plan": (None,),
-    "variant": (None, ""),
-    "weights_only": (None, True, False),  # of pickles, which are not read
+    "adapter_kwargs": ({},),
+    "force_download": (False,),
+    "from_flax": (False,),
+    "from_tf": (False,),
+    "ignore_mismatched_sizes": (False,),
+    "key_mapping": ({},),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "output_loading_info": (False,),
+    "proxies": ({},),
+    "return_dict": (True,),
+    "variant": ("",),
+    "weights_only": (True, False),  # of pickles, which are not read
 }
+
+
+T = TypeVar("T")
 
 
 class TorchDtype(Protocol):
@@ -136,7 +135,7 @@ def _is_off(name: str, given: Mapping[str, object]) -> bool:
     return any(type(given[name]) is type(off) and given[name] == off for off in OFF.get(name, ()))
 
 
-def same(first: str, one: object, second: str, other: object) -> object:
+def same(first: str, one: T | None, second: str, other: T | None) -> T | None:
     """The value that two names have for one thing. Raises `InputError` where both are given and differ."""
     if one is not None and other is not None and one != other:
         raise InputError(f"{first} is {shown(one)} and {second} {shown(other)}; leave one of them out")

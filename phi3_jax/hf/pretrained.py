@@ -99,7 +99,7 @@ def from_pretrained(
     if subfolder:
         path_or_hub_id = _within(path_or_hub_id, subfolder)
     given = same("dtype", _named(dtype), "torch_dtype", _named(torch_dtype))
-    kept = weights_kept(None if given is None else str(given), quantization, double_quant, quantization_config)
+    kept = weights_kept(given, quantization, double_quant, quantization_config)
     token = use_auth_token if token is None else token
     checkpoint = Checkpoint.open(path_or_hub_id, Hub(revision, token, cache_dir, local_files_only))
     return checkpoint.load_model(
