@@ -6,7 +6,7 @@ the adapter is: where it is given, that value counts from here on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from phi3_jax.config.lora import LoraConfig
 from phi3_jax.config.run import RunConfig
@@ -21,24 +21,12 @@ from phi3_jax.peft.config import CONFIG_FILE, ties_weights
 from phi3_jax.peft.tokenizer import BaseOfAdapters
 from phi3_jax.system.errors import InputError
 
-# What makes an adapter what it is.
-STRUCTURE = (
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "trainable_token_indices",
-)
 # What says how fresh arrays begin, of which there are none.
 BEGINNINGS = ("init_lora_weights", "loftq_config", "eva_config")
+# How to train it, what changes nothing here, and what it is called by.
+OTHERS = ("lora_dropout", "bias", "ensure_weight_tying", "task_type", "base_model_name_or_path", "revision")
+# All else makes an adapter what it is.
+STRUCTURE = tuple(field.name for field in fields(LoraConfig) if field.name not in (*BEGINNINGS, *OTHERS))
 
 
 def open_run_base(run: RunConfig, *, patterns: Sequence[str] = CHECKPOINT_FILES) -> BaseOfAdapters:
