@@ -140,12 +140,12 @@ def _shards(tensors: Sequence[list[TensorSource]], max_shard_size: int) -> list[
     """What each file is to hold."""
     shards: list[list[TensorSource]] = [[]]
     size = 0
-    for together_ in tensors:
-        nbytes = sum(tensor.nbytes for tensor in together_)
+    for group in tensors:
+        nbytes = sum(tensor.nbytes for tensor in group)
         if shards[-1] and size + nbytes > max_shard_size:
             shards.append([])
             size = 0
-        shards[-1] += together_
+        shards[-1] += group
         size += nbytes
     return shards
 
