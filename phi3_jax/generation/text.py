@@ -229,27 +229,29 @@ def answer_settings(
     Raises:
         InputError: As `GenerationConfig.from_model`, and for settings of the draw without one.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    off_by = "do_sample false"
-    if given.get("temperature") == 0 and "do_sample" not in given:
-        given["do_sample"], off_by = False, "temperature 0"
-    if given.get("do_sample") is False:
-        # Model cards say it so: temperature 0 is the likeliest token in other words. Defaults say nothing.
-        off = {"temperature": (0, GenerationConfig.temperature)}
-        drawing = [n for n in SAMPLING if n in given and given[n] not in off.get(n, (getattr(GenerationConfig, n),))]
-        if drawing:
-            drawn: dict[str, Any] = {name: given[name] for name in drawing}
-            GenerationConfig(**drawn)  # what is out of range is told as that
-            name = drawing[0]
-            raise InputError(f"{name} is {given[name]!r}, which has no effect with {off_by}; leave one out")
-        given = {name: value for name, value in given.items() if name not in SAMPLING}
-    elif any(name in given for name in SAMPLING):
-        given["do_sample"] = True
+    chosen = _with_drawing({name: value for name, value in given.items() if value is not None})
     file = json.loads(config.generation)
-    if not any(name in given or file.get(name) is not None for name in ("max_new_tokens", "max_length")):
+    if not any(name in chosen or file.get(name) is not None for name in ("max_new_tokens", "max_length")):
         # A prompt needs some of the positions, too.
-        given["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)
-    return GenerationConfig.from_model(config, **{"eos_token_id": end_token_ids(tokenizer, config), **given})
+        chosen["max_new_tokens"] = min(max_new_tokens, config.max_position_embeddings // 2)
+    return GenerationConfig.from_model(config, **{"eos_token_id": end_token_ids(tokenizer, config), **chosen})
+
+
+def _with_drawing(given: Mapping[str, object]) -> dict[str, object]:
+    """The settings with drawing switched by those of the draw. Raises `InputError` where they would have no effect."""
+    of_draw: dict[str, Any] = {name: given[name] for name in SAMPLING if name in given}
+    # Model cards say it so: temperature 0 is the likeliest token in other words.
+    is_off_by_0 = "do_sample" not in given and of_draw.get("temperature") == 0
+    if not is_off_by_0 and given.get("do_sample") is not False:
+        return {**given, "do_sample": True} if of_draw else dict(given)
+    # Defaults say nothing.
+    silent = {"temperature": (0, GenerationConfig.temperature)}
+    idle = {n: v for n, v in of_draw.items() if v not in silent.get(n, (getattr(GenerationConfig, n),))}
+    if idle:
+        GenerationConfig(**idle)  # what is out of range is told as that
+        name, off_by = next(iter(idle)), "temperature 0" if is_off_by_0 else "do_sample false"
+        raise InputError(f"{name} is {idle[name]!r}, which has no effect with {off_by}; leave one out")
+    return {**{name: value for name, value in given.items() if name not in SAMPLING}, "do_sample": False}
 
 
 def padding_id(tokenizer: Tokenizer, config: Phi3Config) -> int:
