@@ -18,7 +18,8 @@ HEAD = """\
 
 What becomes of each key that a script gives to TrainingArguments, SFTConfig, ModelConfig, BitsAndBytesConfig or
 LoraConfig. `RunConfig.from_dicts` and `RunConfig.from_trl` take all of them; a YAML file and the command line take the
-same names in the sections `training`, `model` and `peft`. [Configuration](configuration.md) says how to use them.
+same names in the sections `training`, `model` and `peft`, but for those marked ModelConfig, whose own names say it
+there. [Configuration](configuration.md) says how to use them.
 
 `scripts/docs_dictionaries.py` writes this page from the tables that the program itself reads.
 
@@ -34,6 +35,7 @@ OURS = {
     "training": {
         "debug_nans",
         "early_stopping_patience",
+        "early_stopping_threshold",
         "eval_generations",
         "eval_max_new_tokens",
         "fallback_dir",
@@ -49,7 +51,7 @@ OURS = {
 WORDS = {
     "adafactor": "true is `training.optim: adafactor`",
     "assistant_only_loss": "true is `data.loss_on: assistant`",
-    "bf16": "true is `model.dtype: bfloat16`; false float32, where the script names no type",
+    "bf16": "true is `model.dtype: bfloat16`; false, in a script that names no type, float32",
     "completion_only_loss": "false is `data.loss_on: all`; otherwise `completion`: of rows that have one that, "
     "of others every token",
     "dataset_text_field": "`data.columns: {text: …}`",
@@ -60,6 +62,19 @@ WORDS = {
     "model_init_kwargs": "the section `model`",
     "report_to": "`logging.tensorboard` and `logging.wandb`; others are named in a line",
     "train_sampling_strategy": "`data.shuffle` and `training.group_by_length`",
+}
+QUANTIZATION = {
+    "bnb_4bit_compute_dtype": "`model.dtype`, where `bf16` and `fp16` do not say it",
+    "bnb_4bit_quant_type": "refused with other values than `nf4`",
+    "bnb_4bit_use_double_quant": "`model.double_quant`",
+    "llm_int8_has_fp16_weight": "refused where true",
+    "llm_int8_skip_modules": "refused with other values than `null`, `[]` and `[lm_head]`",
+    "load_in_4bit": "true is `model.quantization: nf4`",
+    "load_in_8bit": "true is `model.quantization: int8`; activations are not rounded, which a line says",
+    "_load_in_4bit": "left out: bitsandbytes' own bookkeeping",
+    "_load_in_8bit": "left out: bitsandbytes' own bookkeeping",
+    "quant_method": "refused with other values than `bitsandbytes`",
+    "use_bnb_nested_quant": "`model.double_quant`",
 }
 
 
@@ -95,18 +110,25 @@ def _keys(section: str, names: Names) -> str:
     if section == "training":
         rows |= {name: WORDS[name] for name in (*WORDS, *TRL_OWN)}
     if section == "model":
-        rows |= dict.fromkeys(names.quantization, "`model.quantization`, `model.double_quant`, `model.dtype`")
-        rows |= {f"{name} (ModelConfig)": f"`peft.{target}`" for name, target in names.adapter.items()}
         rows |= dict.fromkeys(names.quantization_ignored, "passed over: bitsandbytes' own way of working")
+        rows |= {name: QUANTIZATION[name] for name in names.quantization if name not in rows}
+        rows |= {f"{name} (ModelConfig)": f"`peft.{target}`" for name, target in names.adapter.items()}
+        rows["use_peft (ModelConfig)"] = "false leaves its `lora_*` out: all weights are trained"
         rows["quantization_config"] = "the names of BitsAndBytesConfig"
     rows |= {name: f"passed over: {reason}" for name, reason in names.reasons.items()}
     rows |= {
-        name: f"refused with other values than {' and '.join(f'`{_yaml(value)}`' for value in values)}"
+        name: f"refused with other values than {_listed([f'`{_yaml(value)}`' for value in values])}"
         for name, values in {**names.accepted, **names.off}.items()
     }
     rows |= dict.fromkeys(names.bookkeeping, "left out: PEFT's own bookkeeping")
+    if section == "peft":
+        rows["peft_type"] = "refused with other values than `LORA`"
     ordered = sorted(rows, key=lambda name: name.lstrip("_"))
     return "\n".join(["| theirs | here |", "|---|---|", *(f"| `{name}` | {rows[name]} |" for name in ordered)]) + "\n"
+
+
+def _listed(values: list[str]) -> str:
+    return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
 
 
 def _yaml(value: object) -> str:

@@ -1,7 +1,7 @@
 """A script for TRL and PEFT as the sections of a run: what it says, and what it means by saying nothing.
 
 A key that a script leaves out has TRL's, transformers' or PEFT's default, which is often another than this
-package's own (foreign.yaml lists them under `defaults`; docs/configuration.md shows all of them).
+package's own (foreign.yaml lists them under `defaults`; docs/dictionaries.md shows all of them).
 """
 
 from collections.abc import Iterable, Mapping
