@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from phi3_jax import InputError, load_tokenizer
 from phi3_jax.hf.save_tokenizer import save_merged_tokenizer, save_tokenizer
-from tests.helpers.checkpoints import RAW
 from tests.helpers.tokenizers import APRIL, JULY, phi3_tokenizer
+from tests.helpers.worlds import contents
 
 TEXT = "<|user|>\nthe 12 <|end|>\n the"
 
@@ -28,10 +28,6 @@ def base(tmp_path) -> Path:
     for name in ("tokenizer.model", "added_tokens.json", "LICENSE", "NOTICE.md"):
         (folder / name).write_text("{}")
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def config_of(folder: Path) -> dict:
@@ -138,7 +134,6 @@ class TestMerged:
         (adapter / "chat_template.jinja").write_text(APRIL)
         save_merged_tokenizer(base, adapter, merged)
         assert load_tokenizer(merged).chat_template == APRIL
-        (merged / "config.json").write_text(json.dumps(RAW))
         shutil.rmtree(merged)
         merged.mkdir()
         save_merged_tokenizer(tmp_path / "adapter", tmp_path / "adapter", merged)

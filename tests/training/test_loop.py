@@ -18,7 +18,7 @@ from phi3_jax.system.reading import read_yaml
 from phi3_jax.training import checks, evaluation, loop
 from phi3_jax.training.loop import train
 from phi3_jax.training.step import make_eval_step
-from tests.helpers.runs import cut_off, metrics, run_config, write_inputs
+from tests.helpers.runs import cut_off, metrics, run_config, weights, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,6 @@ def inputs(tmp_path_factory) -> Path:
 def finished(inputs) -> tuple[RunConfig, dict]:
     run = run_config(inputs, "finished", logging={"tensorboard": True})
     return run, train(run)
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
 
 
 def test_a_run_writes_its_files(inputs, finished):

@@ -2,16 +2,15 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from phi3_jax.config.sections import DataSection
 from phi3_jax.config.training import TrainingSection
 from phi3_jax.data.pipeline import train_batches
-from phi3_jax.data.rows import DataStats, TokenizedRows
 from phi3_jax.system.errors import InputError
 from phi3_jax.training.progress import Progress
 from phi3_jax.training.timetable import Timetable
+from tests.helpers.rows import make_rows
 
 
 def timetable(evaluates: bool = True, **training) -> Timetable:
@@ -103,9 +102,8 @@ def test_a_run_has_as_many_steps_as_transformers_trainer_takes(rows, size, accum
         num_train_epochs=epochs, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
     )
     data = DataSection(packing=False, max_length=8)
-    lengths = np.arange(rows + 1)
     ours = train_batches(
-        TokenizedRows(np.ones(rows, np.int32), np.ones(rows, np.uint8), lengths, np.zeros(rows, int), [], DataStats()),
+        make_rows([1] * rows),
         data,
         batch_size=size,
         accumulation=accumulation,

@@ -10,16 +10,12 @@ import pytest
 from phi3_jax.training import evaluation, trainer
 from phi3_jax.training.job import load_job
 from phi3_jax.training.loop import train
-from tests.helpers.runs import metrics, run_config, write_inputs
+from tests.helpers.runs import metrics, run_config, weights, write_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("trainer"))
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
 
 
 def test_the_host_waits_at_logging_steps_only(inputs, monkeypatch):
