@@ -37,6 +37,7 @@ def test_of_many_rows_some_from_everywhere_are_looked_at(tmp_path, tokenizer):
     seen = look_at(section(tmp_path / "rows.jsonl", ["a"] * (count - 1) + ["word " * 50]), tokenizer)
     assert seen.rows == count
     assert len(seen.lengths) == MOST_ROWS
+    assert seen.tokens == pytest.approx(seen.lengths.mean() * count)  # of all rows
     assert seen.lengths.argmax() == MOST_ROWS - 1  # the last one is among them
 
 

@@ -40,9 +40,10 @@ def test_what_is_not_there_is_refused_all_at_once(capsys):
     with pytest.raises(TypeError, match=r"load\(\) got output_attentions=True, dtpye='x', which .* or give dtype$"):
         pass_over("load", {"output_attentions": True, "device_map": "auto", "dtpye": "x"}, ["dtype"])
     assert capsys.readouterr().out == ""
-    # 1 is no True: only what transformers has as its own default is nothing.
-    with pytest.raises(TypeError, match="ignore_mismatched_sizes=True"):
-        pass_over("load", {"ignore_mismatched_sizes": True, "output_attentions": False}, [])
+    # Only what transformers has as its own default is nothing; 1 is no True, and 0 no False.
+    given = {"ignore_mismatched_sizes": True, "return_dict": 1, "force_download": 0, "output_attentions": False}
+    with pytest.raises(TypeError, match="got ignore_mismatched_sizes=True, return_dict=1, force_download=0, which"):
+        pass_over("load", given, [])
 
 
 def test_a_bitsandbytes_configuration_says_what_the_weights_are_kept_in():

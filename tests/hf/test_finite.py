@@ -18,8 +18,9 @@ def test_equal_to_numpys_isfinite(dtype):
     bits = np.arange(2**16, dtype=np.uint16)
     numbers = (bits.astype(np.uint32) << 16).view(np.float32) if dtype is np.float32 else bits.view(dtype)
     expected = np.isfinite(numbers.astype(np.float32))
-    assert [is_finite(numbers[i : i + 1]) for i in range(0, 2**16, 7)] == expected[::7].tolist()
     assert is_finite(numbers[expected])
+    assert not any(is_finite(number[None]) for number in numbers[~expected])
+    assert [is_finite(numbers[i : i + 1]) for i in range(0, 2**16, 7)] == expected[::7].tolist()
     for value in (np.nan, -np.nan, np.inf, -np.inf):
         assert not is_finite(np.append(np.zeros(2**18, dtype), np.asarray(value, dtype)))
 

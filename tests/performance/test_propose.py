@@ -32,6 +32,7 @@ def proposed(base, rows, device, method="auto"):
     ("device", "quantization", "dtype"),
     [
         ("gpu:24GB", None, "bfloat16"),
+        ("gpu:14GB", None, "bfloat16"),  # where without the room twice as many rows would be taken at a time
         pytest.param("gpu:8GB", "nf4", "bfloat16", marks=pytest.mark.slow),
         pytest.param("gpu:t4", None, "float16", marks=pytest.mark.slow),
     ],
