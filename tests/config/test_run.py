@@ -160,12 +160,13 @@ def test_a_setting_given_twice_with_two_values_is_an_error():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}}, "training.lr_scheduler_kwargs"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "training.lr_scheduler_type"),
-        ({"metric_for_best_model": "accuracy"}, "training.metric_for_best_model"),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}}, "and linear takes no settings"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "'reduce_lr_on_plateau', expected one of constant,"),
+        ({"metric_for_best_model": "accuracy"}, "is accuracy, but evaluations measure loss, perplexity, token_"),
     ],
 )
 def test_what_transformers_can_and_this_cannot_is_refused(given, words):
+    assert f"training.{list(given)[-1]} " in error(training=given)
     assert words in error(training=given)
 
 

@@ -142,7 +142,8 @@ def test_an_older_damaged_checkpoint_shows_on_opening(folder, first):
 def test_a_damaged_best_checkpoint_is_told(folder, first):
     flip(largest(folder / "1"))
     checkpoints = Checkpoints(folder, None, lambda text: None)
-    with pytest.raises(InputError, match="/1: .* damaged or gone; .* set training.load_best_model_at_end"):
+    told = "/1: the checkpoint is damaged or gone; .* best set training.load_best_model_at_end false"
+    with pytest.raises(InputError, match=told):
         checkpoints.restore(first, 1)
     checkpoints.close()
 
