@@ -348,7 +348,7 @@ def _command(name, base, adapter, chats, out, *more) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["train", "generate", "evaluate", "export"])
-def test_the_device_is_the_first_line(name, base, adapter, chats, tmp_path, capfd, monkeypatch):
+def test_the_device_is_the_first_line(name, base, adapter, chats, tmp_path, capfd):
     argv = _command(name, base, adapter, chats, tmp_path / "out")
     argv += [] if name in ("train", "export") else ["--json"]
     if name == "train":
@@ -359,7 +359,9 @@ def test_the_device_is_the_first_line(name, base, adapter, chats, tmp_path, capf
     said = captured.out if name == "train" else captured.err
     assert said.splitlines()[0] == device_line()
     if "--json" in argv:
-        assert [line for line in captured.out.splitlines() if not json.loads(line)] == []
+        answers = [json.loads(line) for line in captured.out.splitlines()]
+        assert answers
+        assert all(answers)
     if name == "generate":
         assert main([*argv, "-q"]) == 0
         assert capfd.readouterr() == (captured.out, "")
@@ -374,12 +376,16 @@ def test_adapters_are_looked_at_before_a_base_is_loaded(name, base, adapter, cha
 
     monkeypatch.setattr(Checkpoint, "load_model", load)
     monkeypatch.setattr("phi3_jax.hf.merge.read_tensor", load)
+    monkeypatch.setattr("phi3_jax.hf.merge.read_finite", load)
     other = shutil.copytree(adapter, tmp_path / "other")
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
     for given, words in ((other, "tensors do not fit the model"), (tmp_path / "nowhere", "no such folder")):
         assert words in refusal(capfd, _command(name, base, given, chats, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    # What is read of the base would have been seen.
+    with pytest.raises(AssertionError, match="the weights are read"):
+        main(_command(name, base, adapter, chats, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["train", "export_peft"])
