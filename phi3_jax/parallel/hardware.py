@@ -23,6 +23,10 @@ class Hardware:
         source: where the figures stand.
         float32: FLOP/s in float32 of a device that has no bfloat16, in which XLA then multiplies bfloat16; None of
             the others.
+        interconnect: bytes/s that a device sends to those it is wired to, all links together, in one direction: half
+            of what a maker calls bidirectional. None where it is not in the table.
+        clock: Hz of the matrix units, at which compilers count cycles: the peak by the number of their multipliers.
+            None where it is not in the table.
     """
 
     flops: float
@@ -30,6 +34,8 @@ class Hardware:
     memory: int
     source: str
     float32: float | None = None
+    interconnect: float | None = None
+    clock: float | None = None
 
 
 _AMPERE = "NVIDIA A100 data sheet, system specifications"
@@ -77,10 +83,10 @@ HARDWARE: dict[str, Hardware] = {
     "Tesla V100-PCIE-32GB": Hardware(112e12, 0.9e12, 32 * GB, f"{_VOLTA}, column PCIe", 14e12),
     "TPU v2": Hardware(23e12, 0.35e12, 8 * GiB, _TPU_CORE.format("TPU v2")),
     "TPU v3": Hardware(61.5e12, 0.45e12, 16 * GiB, _TPU_CORE.format("TPU v3")),
-    "TPU v4": Hardware(275e12, 1.2e12, 32 * GiB, _TPU.format("TPU v4")),
-    "TPU v5 lite": Hardware(197e12, 0.819e12, 16 * GiB, _TPU.format("TPU v5e")),
-    "TPU v5": Hardware(459e12, 2.765e12, 95 * GiB, _TPU.format("TPU v5p")),
-    "TPU v6 lite": Hardware(918e12, 1.638e12, 32 * GiB, _TPU.format("TPU v6e")),
+    "TPU v4": Hardware(275e12, 1.2e12, 32 * GiB, _TPU.format("TPU v4"), None, 0.3e12, 1.05e9),
+    "TPU v5 lite": Hardware(197e12, 0.819e12, 16 * GiB, _TPU.format("TPU v5e"), None, 0.2e12, 1.5e9),
+    "TPU v5": Hardware(459e12, 2.765e12, 95 * GiB, _TPU.format("TPU v5p"), None, 0.6e12, 1.75e9),
+    "TPU v6 lite": Hardware(918e12, 1.638e12, 32 * GiB, _TPU.format("TPU v6e"), None, 0.4e12, 1.75e9),
     "TPU7x": Hardware(1153.5e12, 3.69e12, 96 * GiB, _TPU_CORE.format("TPU7x (Ironwood)")),
 }
 # JAX knows these kinds by a second name.

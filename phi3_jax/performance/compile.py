@@ -4,6 +4,7 @@ Run as a program (`python -m phi3_jax.performance.compile`), since libtpu writes
 may take its process with it: a request as JSON on standard input, the answer as JSON on standard output.
 """
 
+import gzip
 import importlib.util
 import json
 import os
@@ -11,10 +12,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
+from phi3_jax.parallel.hardware import HARDWARE
+from phi3_jax.performance.cost import StepCost, step_cost
+from phi3_jax.performance.hlo import Program
 from phi3_jax.system.compat_xla import bytes_needed
 from phi3_jax.system.errors import InputError
 
@@ -30,6 +35,7 @@ class Compiled:
         seconds: To compile.
         collectives: In a layer of the forward and of the backward pass, each with how often; empty where it does not
             fit.
+        cost: Of one step by kind of work; None where it does not fit, and where the compiler gives no estimates.
     """
 
     bytes_per_device: int
@@ -37,6 +43,7 @@ class Compiled:
     fits: bool
     seconds: float
     collectives: dict[str, dict[str, int]]
+    cost: StepCost | None = None
 
 
 class MemoryStats(Protocol):
@@ -54,14 +61,22 @@ def has_libtpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def compile_elsewhere(run: RunConfig, config: Phi3Config, topology: str) -> Compiled:
+def compile_elsewhere(run: RunConfig, config: Phi3Config, topology: str, *, keep: Path | None = None) -> Compiled:
     """The step of such a run, compiled in a process of its own for the topology of that name.
+
+    Args:
+        run: All of it.
+        config: The checkpoint's.
+        topology: As `parse_topology` takes it.
+        keep: A file for the text of the compiled program, compressed by gzip.
 
     Raises:
         InputError: For what is wrong with the run.
         RuntimeError: Where the compiler fails.
     """
-    request = json.dumps({"run": run.to_dict(), "config": config.to_dict(), "topology": topology})
+    request = json.dumps(
+        {"run": run.to_dict(), "config": config.to_dict(), "topology": topology, "keep": keep and str(keep)}
+    )
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # What is here is not to be touched: another program may be at work on it.
     environment["JAX_PLATFORMS"] = "cpu"
@@ -75,10 +90,11 @@ def compile_elsewhere(run: RunConfig, config: Phi3Config, topology: str) -> Comp
     answer = json.loads(lines[-1])
     if "input_error" in answer:
         raise InputError(answer["input_error"])
-    return Compiled(**answer)
+    cost = answer.pop("cost")
+    return Compiled(**answer, cost=None if cost is None else StepCost.from_dict(cost))
 
 
-def compile_here(run: RunConfig, config: Phi3Config, topology: str) -> Compiled:
+def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Path | None = None) -> Compiled:
     """The same in this process."""
     import jax
 
@@ -99,9 +115,13 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str) -> Compiled:
             raise
         return Compiled(needed, 0, False, time.perf_counter() - start, {})
     seconds = time.perf_counter() - start
-    layers = layer_collectives(compiled.as_text())
-    collectives = {name: count_collectives(found) for name, found in layers.items()}
-    return Compiled(*_used(compiled.memory_analysis(), where.platform), True, seconds, collectives)
+    text = compiled.as_text()
+    if keep is not None:
+        keep.write_bytes(gzip.compress(text.encode()))
+    collectives = {name: count_collectives(found) for name, found in layer_collectives(text).items()}
+    peaks = HARDWARE.get(where.device_kind)
+    cost = step_cost(Program.of(text), peaks.clock) if peaks is not None and peaks.clock is not None else None
+    return Compiled(*_used(compiled.memory_analysis(), where.platform), True, seconds, collectives, cost)
 
 
 def _used(memory: MemoryStats, platform: str) -> tuple[int, int]:
@@ -126,7 +146,8 @@ def main() -> None:
     answer: dict[str, object]
     try:
         run, config = RunConfig.from_dict(request["run"]), Phi3Config.from_dict(request["config"])
-        answer = asdict(compile_here(run, config, request["topology"]))
+        keep = request["keep"]
+        answer = asdict(compile_here(run, config, request["topology"], keep=None if keep is None else Path(keep)))
     except InputError as error:
         answer = {"input_error": str(error)}
     print(json.dumps(answer))
