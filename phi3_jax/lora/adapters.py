@@ -88,6 +88,7 @@ class LoraLinear(Additive):
     dropout: float = field(default=0.0, metadata=STATIC)
     lora_bias: Float[Array, "*stack out"] | None = field(default=None, metadata=BIAS)
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         y: Float[Array, "*batch out"],
@@ -154,6 +155,7 @@ class ResidualLora(Additive):
     def rank(self) -> int:
         return self.lora.rank
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         y: Float[Array, "*batch out"],
@@ -210,6 +212,7 @@ class DoraLinear:
     dropout: float = field(default=0.0, metadata=STATIC)
     active: Bool[Array, "*stack"] | None = None
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         y: Float[Array, "*batch out"],
@@ -274,6 +277,7 @@ class LoraEmbedding(Additive):
     lora_B: Float[Array, "hidden r"] = field(metadata=B)
     scaling: float = field(metadata=STATIC)
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         rows: Float[Array, "*batch hidden"],
@@ -322,6 +326,7 @@ class DoraEmbedding:
         """The same without a magnitude."""
         return LoraEmbedding(self.lora_A, self.lora_B, self.scaling)
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         rows: Float[Array, "*batch hidden"],
@@ -370,6 +375,7 @@ class TokenRows:
     rows: Float[Array, "tokens hidden"]
     ids: tuple[int, ...] = field(metadata=STATIC)
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         rows: Float[Array, "*batch hidden"],
@@ -407,6 +413,7 @@ class TokenRows:
 class HeadRows(TokenRows):
     """The same for a linear output head."""
 
+    @jax.named_scope("lora")
     def __call__(self, y: Array, x: Array, weight: Array | None = None, key: object = None) -> Array:
         del weight, key
         own = project(x, self.rows.astype(x.dtype), y.dtype)

@@ -133,6 +133,7 @@ class LinearRows:
     scalings: tuple[float, ...] = field(metadata=STATIC)
     dropout: float = field(metadata=STATIC)
 
+    @jax.named_scope("lora")
     def __call__(
         self,
         y: Float[Array, "batch *rest out"],
@@ -163,6 +164,7 @@ class ChosenRows:
     rows: Int[Array, "*stack batch"]
     owners: tuple[int, ...] = field(metadata=STATIC)
 
+    @jax.named_scope("lora")
     def __call__(self, y: Float[Array, "batch *rest"], *inputs: Any) -> Float[Array, "batch *rest"]:
         """The layer's output, or the embedding's rows; `inputs` is what these kinds of adapter take."""
         return self._chosen(y, lambda adapter: adapter(y, *inputs))

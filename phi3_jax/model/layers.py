@@ -54,6 +54,7 @@ def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     return kept if scale == 1 else kept * scale
 
 
+@jax.named_scope("dropout")
 def dropped(x: Array, rate: float, key: PRNGKeyArray | None) -> tuple[Array, float]:
     """Zeros where dropout drops, and what to multiply the rest by."""
     if key is None or rate == 0:
@@ -179,6 +180,7 @@ class Embedding(nnx.Module):
         self.weight = _normal(rngs, (vocab, hidden), std, dtype)
         self.padding_idx = padding_idx
 
+    @jax.named_scope("embedding")
     def __call__(
         self, ids: Int[Array, "batch seq"], adapter: EmbeddingAdapter | None = None
     ) -> Float[Array, "batch seq hidden"]:
@@ -195,6 +197,7 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones((*stack, size), dtype))
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
@@ -211,6 +214,7 @@ class Phi3Attention(nnx.Module):
         self.o_proj = Linear(width, config.hidden_size, std, dtype, rngs, stack)
         self.head_dim = config.head_dim
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "batch seq hidden"],
@@ -220,16 +224,22 @@ class Phi3Attention(nnx.Module):
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
         qkv_key, o_key = split_key(key, 2)
-        q, k, v = (
-            part.reshape(*x.shape[:2], -1, self.head_dim)
-            for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, qkv_key)
-        )  # [B, T, N, H], [B, T, K, H] twice
-        out, kept = attend(apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v)
-        return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key), kept
+        with jax.named_scope("qkv_proj"):
+            q, k, v = (
+                part.reshape(*x.shape[:2], -1, self.head_dim)
+                for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, qkv_key)
+            )  # [B, T, N, H], [B, T, K, H] twice
+        with jax.named_scope("rope"):
+            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+        with jax.named_scope("attend"):
+            out, kept = attend(q, k, v)
+        with jax.named_scope("o_proj"):
+            return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key), kept
 
 
 # Of what is in between nothing is kept for the backward pass, under any policy.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+@jax.named_scope("gated")
 def _gated(activation: str, gate: Array, up: Array) -> Array:
     """up · act(gate), rounded once: CPUs take long over every step's rounding."""
     wide = up.astype(jnp.float32) * ACTIVATIONS[activation](gate.astype(jnp.float32))
@@ -247,12 +257,16 @@ class Phi3MLP(nnx.Module):
         self.down_proj = Linear(inner, config.hidden_size, std, dtype, rngs, stack)
         self.hidden_act = config.hidden_act
 
+    @jax.named_scope("mlp")
     def __call__(
         self, x: Float[Array, "batch seq hidden"], adapters: Adapters, key: PRNGKeyArray | None
     ) -> Float[Array, "batch seq hidden"]:
         up_key, down_key = split_key(key, 2)
-        gate, up = self.gate_up_proj.split(x, adapters.get("gate_up_proj"), adapters, up_key)
-        return self.down_proj(_gated(self.hidden_act, gate, up), adapters.get("down_proj"), down_key)
+        with jax.named_scope("gate_up_proj"):
+            gate, up = self.gate_up_proj.split(x, adapters.get("gate_up_proj"), adapters, up_key)
+        inner = _gated(self.hidden_act, gate, up)
+        with jax.named_scope("down_proj"):
+            return self.down_proj(inner, adapters.get("down_proj"), down_key)
 
 
 class Phi3DecoderLayer(nnx.Module):

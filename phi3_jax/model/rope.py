@@ -40,6 +40,7 @@ def length_in_use(positions: Int[Array, "batch seq"], segment_ids: Int[Array, "b
     return jax.vmap(row)(positions, segment_ids)
 
 
+@jax.named_scope("rope")
 def rope_cos_sin(
     config: Phi3Config,
     positions: Int[Array, "batch seq"],

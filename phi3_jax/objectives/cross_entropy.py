@@ -57,6 +57,7 @@ def unadjusted(logits: Array, x: Array, head: Array, adapters: PyTree, key: PRNG
     return logits
 
 
+@jax.named_scope("loss")
 def cross_entropy_sums(
     x: Float[Array, "batch seq hidden"],
     head: Float[Array, "vocab hidden"],
@@ -95,6 +96,7 @@ def cross_entropy_sums(
     return sums
 
 
+@jax.named_scope("loss")
 def token_losses(
     x: Float[Array, "batch seq hidden"],
     head: Float[Array, "vocab hidden"],

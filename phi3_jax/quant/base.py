@@ -31,6 +31,7 @@ class Quantized:
         """That of the weight it stands for, `[*stack, out, in]`."""
         raise NotImplementedError
 
+    @jax.named_scope("dequantise")
     def dequantize(self, dtype: DTypeLike) -> Float[Arrays, "out in"]:
         """The weight of a single layer, computed in float32 and rounded to `dtype`.
 

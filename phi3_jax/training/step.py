@@ -186,10 +186,13 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         (total, count, attended), sums = _gradients(objective, gathered(state.trainable), frozen, batch, key)
         grads = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
-        norm = optax.tree.norm(grads)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(total) & jnp.isfinite(norm)
         takes, skips = state.skips.judge(state.step, is_finite, training.max_skipped_steps)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+            updated = optax.apply_updates(state.trainable, updates)
         window = Window(
             loss=state.window.loss + jnp.where(takes, total, 0),
             target_tokens=state.window.target_tokens + jnp.where(takes, count, 0),
@@ -199,7 +202,7 @@ def make_train_step(
         )
         return TrainState(
             step=state.step + 1,
-            trainable=choose(takes, optax.apply_updates(state.trainable, updates), state.trainable),
+            trainable=choose(takes, updated, state.trainable),
             opt_state=choose(takes, opt_state, state.opt_state),
             window=window,
             key=state.key,
@@ -257,10 +260,12 @@ class TrainStep:
     def is_compiled(self, batch: Batch) -> bool:
         return batch["input_ids"].shape in self._compiled
 
-    def compile(self, state: TrainState, frozen: Params, batch: Batch) -> None:
-        """Compiles ahead of the first call, so that a clock need not run meanwhile."""
+    def compile(self, state: TrainState, frozen: Params, batch: Batch) -> Compiled:
+        """Compiles ahead of the first call, so that a clock need not run meanwhile; gives the program."""
         with taking("compiling the train step"):
-            self._compiled[batch["input_ids"].shape] = compile_step(self._function, state, frozen, batch)
+            program = compile_step(self._function, state, frozen, batch)
+        self._compiled[batch["input_ids"].shape] = program
+        return program
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch) -> TrainState:
         if not self.is_compiled(batch):
