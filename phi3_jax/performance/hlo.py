@@ -40,6 +40,9 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
+_MENTIONED = re.compile(
+    r"(?:calls|body|condition|to_apply|branch_computations|called_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
+)
 _OUTSIDE = re.compile(r"S\([1-9]\)")  # a layout in a memory nearer to the processor than the device's
 
 
@@ -120,6 +123,11 @@ class Instruction:
         return found[1] if found else ""
 
     @property
+    def body(self) -> str:
+        """Of a loop what it runs."""
+        return self._of(r"body=%?([\w.\-]+)")
+
+    @property
     def cycles(self) -> int | None:
         """XLA's own estimate, which TPUs' programs have; None where it gives none."""
         found = self._of(r'"estimated_cycles":"(\d+)"')
@@ -186,6 +194,17 @@ class Program:
         """
         return self._runs(self.entry, 1)
 
+    def reachable(self, computation: str) -> Iterator[Instruction]:
+        """The instructions of a computation and of all that it calls, each once."""
+        seen, waiting = {computation}, [computation]
+        while waiting:
+            for instruction in self.computations[waiting.pop()]:
+                yield instruction
+                for names in _MENTIONED.findall(instruction.text):
+                    new = set(re.findall(r"%([\w.\-]+)", names)) & self.computations.keys() - seen
+                    seen |= new
+                    waiting += new
+
     def flops(self, computation: str, instruction: Instruction) -> float:
         """FLOP of the matrix products in an instruction, once."""
         if instruction.opcode in ("dot", "convolution"):
@@ -229,9 +248,7 @@ class Program:
     def _runs(self, computation: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
         for instruction in self.computations[computation]:
             if instruction.opcode == "while":
-                body = re.search(r"body=%?([\w.\-]+)", instruction.text)
-                if body:
-                    yield from self._runs(body[1], times * self.trips(instruction))
+                yield from self._runs(instruction.body, times * self.trips(instruction))
             elif instruction.opcode == "conditional":
                 yield from self._longest(instruction, times)
             elif instruction.opcode == "call" and instruction.called in self.computations:
