@@ -8,7 +8,7 @@ with double quantisation `.nested_absmax` and `.nested_quant_map`, and the rest 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from phi3_jax.quant.base import Arrays, QuantType
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.build import LeafValue
 from phi3_jax.quant.dynamic import dynamic_map
-from phi3_jax.quant.nf4 import from_flat
+from phi3_jax.quant.nf4 import from_flat, neighbours
 from phi3_jax.quant.quantize import is_quantizable, layer_name
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.reading import parse_json
@@ -230,9 +230,11 @@ def tensor_sources(entry: LayoutEntry, weight: Quantized) -> list[TensorSource]:
     """What to write for one layer of a stack of quantised weights."""
     layer = entry.layer
 
-    def source(name: str, array: Arrays, shape: tuple[int, ...]) -> TensorSource:
+    def source(
+        name: str, array: Arrays, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> TensorSource:
         # Sliced before it comes to the host: jax keeps the host's copy of an array that it has fetched.
-        return TensorSource(name, array.dtype, shape, partial(lambda array: to_host(array[layer]), array))
+        return TensorSource(name, array.dtype, shape, partial(lambda array: change(to_host(array[layer])), array))
 
     def constant(name: str, array: np.ndarray) -> TensorSource:
         return TensorSource(name, array.dtype, array.shape, lambda: array)
@@ -253,7 +255,7 @@ def tensor_sources(entry: LayoutEntry, weight: Quantized) -> list[TensorSource]:
         "shape": list(entry.shape),
     }
     tensors = [
-        source(entry.name, weight.codes, (-(-size // 2), 1)),
+        source(entry.name, weight.codes, (-(-size // 2), 1), neighbours if weight.by_halves else np.asarray),
         source(f"{entry.name}.absmax", weight.absmax, (-(-size // BLOCK_SIZE),)),
         constant(f"{entry.name}.quant_map", weight.levels),
     ]

@@ -70,8 +70,10 @@ class WeightFiles:
 
     def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:
         """The layers' weights as they are stored, or quantised a few at a time."""
-        layers = self._entries(path)
-        stacked = stack_layers(self.pool.map(self._layer, layers), len(layers), path, aligned_empty)
+        entries = self._entries(path)
+        platform = platform_of(self.shardings, path, leaf.shape)
+        layers = self.pool.map(lambda entry: self._layer(entry).laid_out(platform), entries)
+        stacked = stack_layers(layers, len(entries), path, aligned_empty)
         return _ready(jax.device_put(stacked) if self.shardings is None else share(stacked, path, self.shardings))
 
     def _layer(self, entry: LayoutEntry) -> Quantized:
@@ -146,6 +148,14 @@ def _ready(value: T) -> T:
     for array in jax.tree.leaves(value):
         array.block_until_ready()
     return value
+
+
+def platform_of(shardings: Shardings | None, path: LeafPath, shape: tuple[int, ...]) -> str:
+    """`cpu`, `gpu` or `tpu`: that of the devices which are to hold a leaf."""
+    if shardings is None:
+        return jax.default_backend()
+    device: jax.Device = next(iter(shardings(path, shape).device_set))
+    return "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)
 
 
 def share(value: Quantized, path: LeafPath, shardings: Shardings) -> Quantized:

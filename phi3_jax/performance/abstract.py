@@ -23,12 +23,13 @@ from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
 from phi3_jax.optim.optimizer import make_optimizer
 from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
-from phi3_jax.parallel.mesh import AXES, mesh_shape, pass_rows
+from phi3_jax.parallel.mesh import AXES, mesh_shape, pass_rows, platform
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.performance.topology import Topology
 from phi3_jax.quant import Int8Weight, NF4Weight, Quantized
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.build import Leaf, build_model
+from phi3_jax.quant.nf4 import is_by_halves
 from phi3_jax.quant.quantize import is_quantizable
 from phi3_jax.training.job import split_parameters
 from phi3_jax.training.step import TrainState, compile_step, make_train_step
@@ -77,7 +78,8 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
             to trace the step.
     """
     training = run.training
-    model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
     parts = split_parameters(run, model, lora, lambda params: _laid_out(params, mesh))
     schedule = make_schedule(training, max(training.max_steps, 1000))
 
@@ -108,7 +110,7 @@ def _laid_out(tree: Any, mesh: Any) -> Any:
 def abstract_model_and_lora(
     run: RunConfig, config: Phi3Config, *, split: bool = False
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
-    """What `training.start` loads and draws, as shapes.
+    """What `training.start` loads and draws, as shapes, for devices of the mesh in use.
 
     Of `peft.init_from` the adapter itself is read.
 
@@ -182,4 +184,6 @@ def abstract_quantized(weight: jax.Array, quantization: str, *, double_quant: bo
         nested = shape_of((*stack, math.ceil(blocks / NESTED_BLOCK_SIZE)), jnp.float32)
         offset = shape_of(tuple(stack), jnp.float32)
     statistics = shape_of(absmax, jnp.uint8 if double_quant else jnp.float32)
-    return NF4Weight(shape_of(codes, jnp.uint8), statistics, nested, offset, rows, columns, np.dtype(weight.dtype))
+    by_halves = is_by_halves(columns, platform())
+    dtype = np.dtype(weight.dtype)
+    return NF4Weight(shape_of(codes, jnp.uint8), statistics, nested, offset, rows, columns, dtype, by_halves)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.hf.load import Shardings, share
+from phi3_jax.hf.load import Shardings, platform_of, share
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.model.leaves import LeafPath, abstract_model, model_leaves
 from phi3_jax.parallel.layout import weight_sharding
@@ -74,7 +74,10 @@ class _Random:
         number, *shape = leaf.shape
         keys = jax.random.split(self.keys[path], number)
         drawn = (np.asarray(_draw(key, tuple(shape), self.std, self.dtype)) for key in keys)
-        layers = (self.quantizer(layer_name(path, index), weight) for index, weight in enumerate(drawn))
+        platform = platform_of(self.shardings, path, leaf.shape)
+        layers = (
+            self.quantizer(layer_name(path, index), weight).laid_out(platform) for index, weight in enumerate(drawn)
+        )
         stacked = stack_layers(layers, number, path, np.empty)
         placed: Quantized = jax.device_put(stacked) if self.shardings is None else share(stacked, path, self.shardings)
         return placed

@@ -2,7 +2,7 @@
 
 from functools import partial
 from types import ModuleType
-from typing import ClassVar, Literal, TypeGuard
+from typing import ClassVar, Literal, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,11 @@ class Quantized:
     def shape(self) -> tuple[int, ...]:
         """That of the weight it stands for, `[*stack, out, in]`."""
         raise NotImplementedError
+
+    def laid_out(self, platform: str) -> Self:
+        """The same weight, of numpy arrays, with its codes in the order that is best for `cpu`, `gpu` or `tpu`."""
+        del platform
+        return self
 
     @jax.named_scope("dequantise")
     def dequantize(self, dtype: DTypeLike) -> Float[Arrays, "out in"]:

@@ -93,8 +93,13 @@ class _Model:
 
     def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:
         value = leaf.get_value()
-        # Sliced before it comes to the host, which so has a layer at a time.
-        layers = self.pool.map(lambda i: self.quantizer(layer_name(path, i), np.asarray(value[i])), range(len(value)))
+
+        def layer(index: int) -> Quantized:
+            # Sliced before it comes to the host, which so has a layer at a time.
+            weight = self.quantizer(layer_name(path, index), np.asarray(value[index]))
+            return weight.laid_out(jax.default_backend())
+
+        layers = self.pool.map(layer, range(len(value)))
         stacked: Quantized = jax.tree.map(jax.device_put, stack_layers(layers, len(value), path, np.empty))
         return stacked
 

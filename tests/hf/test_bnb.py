@@ -74,6 +74,18 @@ class TestThereAndBack:
         for (path, before), (_, after) in zip(leaves(model), leaves(loaded), strict=True):
             assert np.asarray(before).tobytes() == np.asarray(after).tobytes(), path
 
+    @pytest.mark.parametrize("kind", ["nf4"])
+    def test_files_do_not_depend_on_how_a_tpu_holds_codes(self, kind, tmp_path, monkeypatch):
+        folder, plain = tmp_path / "plain", quantizable_model(num_hidden_layers=2, intermediate_size=128)
+        save_model(quantize_model(plain, kind), folder)
+        monkeypatch.setattr("phi3_jax.hf.load.platform_of", lambda *_: "tpu")
+        model = Checkpoint.open(folder).load_model(dtype=jnp.float32)
+        held = [value for _, value in nnx.to_flat_state(nnx.state(model)) if isinstance(value.get_value(), NF4Weight)]
+        assert any(value.get_value().by_halves for value in held)
+        save_model(model, tmp_path / "again")
+        name = "model.safetensors"
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
     def test_what_is_asked_for_may_be_what_is_there(self, folder, kind):
         model = Checkpoint.open(folder).load_model(dtype=jnp.float32, quantization=kind)
         weight = model.model.layers.mlp.down_proj.weight.get_value()

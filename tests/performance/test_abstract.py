@@ -25,6 +25,23 @@ def test_the_formats_of_quantised_weights():
             assert abstract.shape == real.shape
 
 
+def test_codes_lie_as_the_mesh_s_devices_have_them():
+    from phi3_jax import Phi3Config
+    from phi3_jax.config.run import RunConfig
+    from phi3_jax.performance.abstract import abstract_mesh, abstract_step
+    from phi3_jax.performance.topology import parse_topology
+    from phi3_jax.quant import NF4Weight
+    from tests.helpers.models import QUANTIZABLE
+
+    config = Phi3Config.from_dict({**QUANTIZABLE, "intermediate_size": 256})
+    run = RunConfig.from_dict({"model": {"name_or_path": "x", "quantization": "nf4", "attention": "chunked"}})
+    for device, by_halves in (("v5e:1x1", True), ("gpu:l4", False)):
+        step = abstract_step(run, config, abstract_mesh(run, parse_topology(device)))
+        weight = step.frozen["model"]["model"]["layers"]["mlp"]["down_proj"]["weight"].get_value()
+        assert isinstance(weight, NF4Weight)
+        assert weight.by_halves is by_halves
+
+
 def test_what_a_checkpoint_quantises_in_some_layers_only_is_dense():
     from phi3_jax import Phi3Config
     from phi3_jax.config.run import RunConfig

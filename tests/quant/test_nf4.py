@@ -1,5 +1,7 @@
 """NF4 and int8 by their definitions, worked by hand. (Against bitsandbytes: tests/parity/test_quant_parity.py)"""
 
+from dataclasses import fields
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from phi3_jax import InputError
-from phi3_jax.quant import quantize_int8, quantize_nf4
+from phi3_jax.quant import FP4Weight, NF4Weight, quantize_int8, quantize_nf4
 from phi3_jax.quant.blocks import NF4_LEVELS
 from phi3_jax.quant.dynamic import dynamic_map
 
@@ -92,9 +94,59 @@ class TestNF4:
             quantize_nf4(weight)
 
 
+class TestByHalves:
+    """How codes lie in a TPU's memory: byte i of a row has its numbers i and, in the low bits, half a row further."""
+
+    def test_by_hand(self):
+        weight = np.concatenate([np.tile(np.float32(3) * NF4_LEVELS, 4), np.full(64, 2, np.float32)])[None]
+        laid_out = quantize_nf4(weight, double_quant=False).laid_out("tpu")
+        assert laid_out.codes.tolist() == [[code << 4 | 15 for code in range(16)] * 4]
+        assert laid_out.by_halves
+        assert laid_out.absmax.tolist() == [[3.0, 2.0]]
+
+    @pytest.mark.parametrize("kind", [NF4Weight, FP4Weight])
+    @pytest.mark.parametrize("double_quant", [True, False])
+    @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+    def test_numbers_are_the_same_to_the_bit(self, kind, double_quant, dtype):
+        layers = []
+        for columns in np.random.default_rng(1).standard_normal((3, 6, 384)).astype(np.float32):
+            nf4 = quantize_nf4(columns, double_quant=double_quant)
+            layers.append(kind(**{field.name: getattr(nf4, field.name) for field in fields(nf4)}))
+        both = [jax.tree.map(lambda *x: jnp.stack(x), *(w.laid_out(p) for w in layers)) for p in ("cpu", "tpu")]
+        assert [stack.by_halves for stack in both] == [False, True]
+        assert both[0].shape == both[1].shape == (3, 6, 384)
+
+        @jax.jit
+        def of_all(stack):
+            return jax.lax.scan(lambda _, weight: (None, weight.dequantize(dtype)), None, stack)[1]
+
+        expected, found = (np.asarray(of_all(stack)) for stack in both)
+        assert expected.tobytes() == found.tobytes()
+        for weight, on_tpu in zip(layers, expected, strict=True):
+            assert weight.laid_out("tpu").dequantize(dtype).tobytes() == on_tpu.tobytes()  # by numpy
+
+    def test_there_and_back(self):
+        before = quantize_nf4(random_weight((4, 256)))
+        back = before.laid_out("tpu").laid_out("tpu").laid_out("gpu")
+        assert jax.tree.structure(back) == jax.tree.structure(before)
+        assert all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(before)))
+
+    @pytest.mark.parametrize(
+        ("width", "platform"), [(64, "tpu"), (192, "tpu"), (100, "tpu"), (256, "cpu"), (256, "gpu")]
+    )
+    def test_where_it_is_left_as_in_the_file(self, width, platform):
+        weight = quantize_nf4(random_weight((4, width)))
+        assert weight.laid_out(platform) is weight
+
+    def test_int8_has_one_layout(self):
+        weight = quantize_int8(random_weight())
+        assert weight.laid_out("tpu") is weight
+
+
 @pytest.mark.parametrize("quantize", [quantize_nf4, quantize_int8])
-def test_no_gradient_flows_to_the_base(quantize):
-    weight = on_device(quantize(random_weight()))
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_no_gradient_flows_to_the_base(quantize, platform):
+    weight = on_device(quantize(random_weight()).laid_out(platform))
     x = jnp.asarray(random_weight((3, 128)))
 
     def output(x, scale):
