@@ -16,6 +16,9 @@ from phi3_jax.system.secrets import remember
 # What every evaluation measures; in results behind `eval_`, or `eval_NAME_` for a set of rows with a name.
 FIGURES = ("loss", "perplexity", "token_accuracy")
 
+# Of options of XLA: this project's, none, or by name over this project's, null for "not that one".
+CompilerChoice = dict[str, bool | int | str | None] | Literal["auto", "none"]
+
 
 @dataclass(frozen=True)
 class TrainingSection:
@@ -54,6 +57,9 @@ class TrainingSection:
         remat_policy: What is kept all the same. full: each layer's input alone; attention: its result too; dots: and
             the products with weights; offload: the input, in the host's memory; none: everything, as without
             gradient_checkpointing.
+        compiler_options: What XLA is told beside the program. auto: what is known to be good for the devices
+            (docs/parallel.md lists it); none: nothing; or options of XLA's over those of auto, for example
+            {xla_tpu_scoped_vmem_limit_kib: 65536}, where null takes one away.
         logging_strategy: When to write a line of metrics.jsonl; a run writes one at its end unless no, and evaluations
             are written always.
         logging_steps: Steps between lines; below 1 a share of all steps, as with the other keys that count steps.
@@ -128,6 +134,7 @@ class TrainingSection:
     neftune_noise_alpha: float | None = None
     gradient_checkpointing: bool = True
     remat_policy: Literal["none", "dots", "attention", "full", "offload"] = "full"
+    compiler_options: CompilerChoice = "auto"
     logging_strategy: Literal["no", "steps", "epoch"] = "steps"
     logging_steps: int | float = 10
     logging_first_step: bool = False

@@ -117,10 +117,15 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def device_kind() -> str:
+    """JAX's `device_kind` of the devices that the program being traced is for."""
+    planned = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return str((jax.devices()[0] if planned is None else planned).device_kind)
+
+
 def is_before_ampere() -> bool:
     """Whether the program being traced is for an NVIDIA GPU older than Ampere, which has no bfloat16."""
-    planned, here = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None), jax.devices()[0]
-    kind = planned.device_kind if planned is not None else here.device_kind
+    kind, here = device_kind(), jax.devices()[0]
     if (peaks := hardware(kind)) is not None:
         return peaks.float32 is not None
     return kind == here.device_kind and float(getattr(here, "compute_capability", "inf")) < 8

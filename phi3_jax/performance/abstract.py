@@ -14,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
+from phi3_jax.config.training import CompilerChoice
 from phi3_jax.data.batch import TRAINING_KEYS
 from phi3_jax.hf.bnb import read_bnb_config
 from phi3_jax.hf.files import CONFIG
@@ -31,6 +32,7 @@ from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.build import Leaf, build_model
 from phi3_jax.quant.nf4 import is_by_halves
 from phi3_jax.quant.quantize import is_quantizable
+from phi3_jax.system.telling import tell
 from phi3_jax.training.job import split_parameters
 from phi3_jax.training.step import TrainState, compile_step, make_train_step
 
@@ -42,6 +44,7 @@ class AbstractStep:
 
     Attributes:
         table: What trains.
+        options: `training.compiler_options`.
     """
 
     function: Callable[..., TrainState]
@@ -50,11 +53,15 @@ class AbstractStep:
     batch: dict[str, jax.ShapeDtypeStruct]
     mesh: Any
     table: ParameterTable
+    options: CompilerChoice = "auto"
 
-    def compile(self) -> Any:
-        """Compiles it as `training.step.TrainStep` does, for the mesh's devices, which need not be here."""
+    def compile(self, say: Callable[[str], None] = tell) -> Any:
+        """Compiles it as `training.step.TrainStep` does, for the mesh's devices, which need not be here.
+
+        `say` is told of compiler options that are left out.
+        """
         with jax.set_mesh(self.mesh):
-            return compile_step(self.function, self.state, self.frozen, self.batch)
+            return compile_step(self.function, self.state, self.frozen, self.batch, self.options, say)
 
 
 def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
@@ -97,7 +104,7 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
     shape = (training.gradient_accumulation_steps, rows, run.data.limit)
     entry = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, 3))
     batch = dict.fromkeys(TRAINING_KEYS, entry)
-    return AbstractStep(step, _laid_out(first, mesh), parts.frozen, batch, mesh, parts.table)
+    return AbstractStep(step, _laid_out(first, mesh), parts.frozen, batch, mesh, parts.table, training.compiler_options)
 
 
 def _laid_out(tree: Any, mesh: Any) -> Any:

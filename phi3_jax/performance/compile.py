@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Compiled:
         collectives: In a layer of the forward and of the backward pass, each with how often; empty where it does not
             fit.
         cost: Of one step by kind of work; None where it does not fit, and where the compiler gives no estimates.
+        notices: Lines that the user should see, of options that the compiler does not know.
     """
 
     bytes_per_device: int
@@ -44,6 +45,7 @@ class Compiled:
     seconds: float
     collectives: dict[str, dict[str, int]]
     cost: StepCost | None = None
+    notices: list[str] = field(default_factory=list)
 
 
 class MemoryStats(Protocol):
@@ -106,14 +108,14 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Pat
     where = parse_topology(topology)
     mesh = make_mesh(asdict(run.parallel), tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))
     step = abstract_step(run, config, mesh)
-    start = time.perf_counter()
+    start, notices = time.perf_counter(), list[str]()
     try:
-        compiled = step.compile()
+        compiled = step.compile(notices.append)
     except jax.errors.JaxRuntimeError as error:
         needed = bytes_needed(error)
         if needed is None:
             raise
-        return Compiled(needed, 0, False, time.perf_counter() - start, {})
+        return Compiled(needed, 0, False, time.perf_counter() - start, {}, notices=notices)
     seconds = time.perf_counter() - start
     text = compiled.as_text()
     if keep is not None:
@@ -121,7 +123,8 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Pat
     collectives = {name: count_collectives(found) for name, found in layer_collectives(text).items()}
     peaks = HARDWARE.get(where.device_kind)
     cost = step_cost(Program.of(text), peaks.clock) if peaks is not None and peaks.clock is not None else None
-    return Compiled(*_used(compiled.memory_analysis(), where.platform), True, seconds, collectives, cost)
+    used = _used(compiled.memory_analysis(), where.platform)
+    return Compiled(*used, True, seconds, collectives, cost, notices)
 
 
 def _used(memory: MemoryStats, platform: str) -> tuple[int, int]:

@@ -143,7 +143,8 @@ def _compiled(
     if topology.platform == "tpu" and not has_libtpu():
         return None, [f"memory is an estimate: libtpu, which compiles the step, is not here; {GET_LIBTPU}"]
     try:
-        return compile_elsewhere(run, config, topology.name), []
+        compiled = compile_elsewhere(run, config, topology.name)
+        return compiled, list(compiled.notices)
     except RuntimeError as error:
         return None, [f"memory is an estimate: {error}"]
 

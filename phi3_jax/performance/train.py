@@ -71,7 +71,7 @@ def prepare(run: RunConfig, config: Phi3Config, *, steps: int) -> Workload:
     tx = make_optimizer(training, make_schedule(training, steps), job.frozen["lora"])
     with devices.in_use():
         first = job.first_state(tx)
-    train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
+    train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training), training.compiler_options)
     return Workload(job, first, train_step, devices.batch_size(training.per_device_train_batch_size))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How XLA says that a program does not fit: "Used 17.41G of 15.75G hbm", or, where it need not compile to
 # know, "the total memory required for HLO temporaries (29.50G) exceeds available HBM (15.75G)".
 _NEEDED = re.compile(r"(?:Used |required for HLO temporaries \()([\d.]+)([KMGT])(?: of|\))")
+
+# How it refuses an option of a program, on every platform, and a value, by XLA's own and by a plug-in's parser.
+_NO_SUCH_OPTION = re.compile(r"No such compile option: '([^']+)'")
+_WRONG_VALUE = re.compile(r"While setting option (\w+), (.+)|Failed to parse '[^']*' into flag (\w+):(.*)")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -34,6 +39,45 @@ def bytes_needed(error: BaseException) -> int | None:
     """The bytes that a program would take, of XLA's complaint that it does not fit; None for another complaint."""
     found = _NEEDED.search(str(error)) if is_out_of_memory(error) else None
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+@dataclass(frozen=True)
+class RefusedOption:
+    """An option that XLA does not compile with.
+
+    Attributes:
+        name: The option's.
+        reason: XLA's own words on its value; empty where it does not know the option.
+    """
+
+    name: str
+    reason: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is the value that is wrong."""
+        return bool(self.reason)
+
+
+def refused_option(error: BaseException) -> RefusedOption | None:
+    """The compiler option that XLA complains of; None for another complaint.
+
+    Example:
+        >>> import jax
+        >>> refused_option(jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option: 'xla_of_tomorrow'"))
+        RefusedOption(name='xla_of_tomorrow', reason='')
+    """
+    if type(error).__name__ != "JaxRuntimeError":
+        return None
+    text = " ".join(str(error).split())
+    if unknown := _NO_SUCH_OPTION.search(text):
+        return RefusedOption(unknown[1])
+    wrong = _WRONG_VALUE.search(text)
+    return (
+        RefusedOption(wrong[1] or wrong[3], (wrong[2] or wrong[4] or "").strip(" .:") or "no reason given")
+        if wrong
+        else None
+    )
 
 
 def is_not_a_slice(primitive: Primitive, *_: object, **__: object) -> bool:

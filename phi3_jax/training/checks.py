@@ -56,6 +56,7 @@ FREE_ON_RESUME = frozenset(
         "training.per_device_eval_batch_size",
         "training.gradient_checkpointing",
         "training.remat_policy",
+        "training.compiler_options",
         "training.logging_strategy",
         "training.logging_steps",
         "training.logging_first_step",

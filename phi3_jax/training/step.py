@@ -12,18 +12,19 @@ from flax import nnx
 from jax.stages import Compiled
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from phi3_jax.config.training import TrainingSection
+from phi3_jax.config.training import CompilerChoice, TrainingSection
 from phi3_jax.data.batch import Batch
 from phi3_jax.lora.mask import combine
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.objectives.next_token import loss_sums, row_sums
+from phi3_jax.parallel.compiler_options import compile_program
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.quant import is_quantized
 from phi3_jax.system.compat import adds_to_some_of_a_scan
 from phi3_jax.system.compat_jax import add_gradients
 from phi3_jax.system.dotted import path_names
-from phi3_jax.system.telling import taking
+from phi3_jax.system.telling import taking, tell
 from phi3_jax.training.nonfinite import Skips, choose
 
 
@@ -239,18 +240,35 @@ def gathered(trainable: Params) -> Params:
     return result
 
 
-def compile_step(function: Step, state: PyTree, frozen: PyTree, batch: PyTree) -> Compiled:
-    """The step compiled for the mesh in use, of arrays or of shapes that say how they lie; the state is donated."""
+def compile_step(
+    function: Step,
+    state: PyTree,
+    frozen: PyTree,
+    batch: PyTree,
+    options: CompilerChoice = "auto",
+    say: Callable[[str], None] = tell,
+) -> Compiled:
+    """The step compiled for the mesh in use, of arrays or of shapes that say how they lie; the state is donated.
+
+    Args:
+        function: The step.
+        state: What it changes.
+        frozen: The other parameters.
+        batch: The rows.
+        options: `training.compiler_options`.
+        say: What is told of options that the compiler does not know.
+    """
     # The state goes out as it came in, or the next step would be another program.
     layout = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(function, donate_argnums=0, out_shardings=layout).lower(state, frozen, batch).compile()
+    lowered = jax.jit(function, donate_argnums=0, out_shardings=layout).lower(state, frozen, batch)
+    return compile_program(lowered, options, say)
 
 
 class TrainStep:
     """The step compiled, once for each shape of batch; state donated, frozen parameters never."""
 
-    def __init__(self, function: Step):
-        self._function = function
+    def __init__(self, function: Step, options: CompilerChoice = "auto"):
+        self._function, self._options = function, options
         self._compiled: dict[tuple[int, ...], Compiled] = {}
 
     @property
@@ -263,7 +281,7 @@ class TrainStep:
     def compile(self, state: TrainState, frozen: Params, batch: Batch) -> Compiled:
         """Compiles ahead of the first call, so that a clock need not run meanwhile; gives the program."""
         with taking("compiling the train step"):
-            program = compile_step(self._function, state, frozen, batch)
+            program = compile_step(self._function, state, frozen, batch, self._options)
         self._compiled[batch["input_ids"].shape] = program
         return program
 

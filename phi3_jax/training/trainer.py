@@ -71,7 +71,7 @@ class Trainer:
         self.schedule = make_schedule(training, self.total_steps)
         tx = make_optimizer(training, self.schedule, job.frozen["lora"])
         self.state = job.first_state(tx)
-        self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training))
+        self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training), training.compiler_options)
         self.progress = Progress()
         self.console = RunConsole(progress=run.logging.progress)
         self.stopwatch = Stopwatch()

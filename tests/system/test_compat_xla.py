@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from phi3_jax.system.compat_xla import (
+    RefusedOption,
     bytes_needed,
     has_no_backend,
     is_cudnn_attention,
     is_not_a_slice,
     is_out_of_memory,
+    refused_option,
     scans,
     stacked_outputs,
 )
@@ -79,3 +81,22 @@ def test_devices_that_jax_has_not_are_told_from_other_errors():
     assert has_no_backend(caught.value)
     other = RuntimeError(str(caught.value))
     assert not has_no_backend(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "reason"),
+    [({"xla_of_tomorrow": True}, "xla_of_tomorrow", ""),
+     ({"xla_cpu_enable_fast_math": "maybe"}, "xla_cpu_enable_fast_math", "'maybe' is not a valid bool value")],
+)  # fmt: skip
+def test_xla_says_itself_which_option_it_refuses(options: dict[str, bool | str], name: str, reason: str) -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
+    assert refused_option(caught.value) == RefusedOption(name, reason)
+
+
+def test_a_plug_in_says_it_in_its_own_words() -> None:
+    message = "INVALID_ARGUMENT: Failed to parse '1' into flag xla_enable_async_all_gather: No such: 1."
+    refused = refused_option(jax.errors.JaxRuntimeError(message))
+    assert refused == RefusedOption("xla_enable_async_all_gather", "No such: 1")
+    assert refused_option(jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes")) is None
+    assert refused_option(ValueError("No such compile option: 'xla_of_tomorrow'")) is None
