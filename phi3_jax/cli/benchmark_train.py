@@ -66,8 +66,10 @@ def run(argv: Sequence[str]) -> None:
     run = make_run(raw)
     config = random_shape(options, run.data.limit) if is_random else _named(run)
 
+    from phi3_jax.performance.here import with_axes
     from phi3_jax.performance.train import benchmark_train
 
+    run = with_axes(run, config)
     result = benchmark_train(run, config, steps=options.steps, warmup=options.warmup, documents=options.documents)
     if not is_main():
         return

@@ -135,6 +135,8 @@ def _prepared(
 
 def _step_rows(config: RunConfig) -> int | None:
     """Sequences of a training step; None where only the devices will tell."""
+    if config.parallel.axes == "auto":
+        return None
     shares = config.parallel.data * config.parallel.fsdp
     training = config.training
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * shares if shares > 0 else None

@@ -33,7 +33,8 @@ def make_parser() -> RunParser:
     parser.add_argument(
         "--topology",
         metavar="NAME",
-        help="here, cpu, gpu:h100 (rtx4090, l4, t4 …), gpu:h100:8, gpu:24GB, or a TPU slice: v5e:2x2, v5litepod-8",
+        help="here, cpu, gpu:h100 (rtx4090, l4, t4 …), gpu:h100:8, gpu:24GB, or a TPU slice: v5e:2x2, v5litepod-8; two "
+        "slices: v5e:4x4:2",
     )
     parser.add_argument("--estimate", action="store_true", help="estimate the memory, compile nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -53,6 +53,10 @@ def run(argv: Sequence[str]) -> None:
     from phi3_jax.training.loop import train
 
     initialize()
+    if config.parallel.axes == "auto":
+        from phi3_jax.performance.here import with_axes
+
+        config = with_axes(config)
     train(config)
 
 

@@ -24,7 +24,13 @@ from phi3_jax.system.reading import local_path
 
 Classes = Mapping[str, type]
 Raw = dict[str, object]  # a run's sections, with nothing checked
-_INSTEAD = {("data", "eval"): "eval_fraction"}  # what a key stands for in place of, where that is of a layer below
+_AXES = ("data", "fsdp", "tensor", "context")
+# What a key stands for in place of, where that is of a layer below.
+_INSTEAD: dict[tuple[str, str], tuple[str, ...]] = {
+    ("data", "eval"): ("eval_fraction",),
+    ("parallel", "axes"): _AXES,
+    **{("parallel", axis): ("axes",) for axis in _AXES},
+}
 
 
 def add_sections(parser: ArgumentParser, classes: Classes) -> None:
@@ -80,7 +86,8 @@ def read_yaml(path: str | Path) -> Raw:
 def merged(*layers: Mapping[str, object]) -> Raw:
     """The sections of all layers, a later one's keys over an earlier one's.
 
-    Rows of their own to evaluate on stand for a share of the training rows, too, that an earlier layer holds out.
+    Rows of their own to evaluate on stand for a share of the training rows, too, that an earlier layer holds out; axes
+    of the mesh for what chooses them, and the other way round.
 
     Example:
         >>> merged({"data": {"train": "a", "eval_fraction": 0.1}}, {"data": {"eval": "b"}})
@@ -91,7 +98,8 @@ def merged(*layers: Mapping[str, object]) -> Raw:
         for section, values in layer.items():
             below = raw.get(section)
             if isinstance(values, Mapping) and isinstance(below, Mapping):
-                gone = {_INSTEAD.get((section, key)) for key, value in values.items() if value not in (None, "null")}
+                said = [key for key, value in values.items() if value not in (None, "null", "given")]
+                gone = {other for key in said for other in _INSTEAD.get((section, key), ())}
                 raw[section] = {**{key: value for key, value in below.items() if key not in gone}, **values}
             elif values is not None or section not in raw:
                 raw[section] = values

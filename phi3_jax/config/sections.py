@@ -250,22 +250,47 @@ class DataSection:
 
 @dataclass(frozen=True)
 class ParallelSection:
-    """Devices along each axis of the mesh; -1 for one of them stands for all that the others leave.
+    """Devices along each axis of the mesh; -1 for one of them stands for all that the others leave. `auto` in place of
+    the section chooses them.
 
     Attributes:
         data: Copies of the model, each with its own rows.
         fsdp: Devices that share one copy's weights, each with its own rows.
         tensor: Devices that share each matrix product.
         context: Devices that share each row's positions.
+        axes: auto takes all devices: copies (data) where the base and its rows fit on one, else the fewest devices that
+            share a copy (fsdp), and rows too where it must be (context), by plan's estimate.
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    axes: Literal["given", "auto"] = "given"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes that are given.
+
+        Raises:
+            InputError: They are still to be chosen.
+        """
+        if self.axes == "auto":
+            raise InputError(
+                "parallel is auto, which phi3-jax train, plan and benchmark choose by the devices; in Python give "
+                "phi3_jax.performance.here.with_axes(run), or the axes"
+            )
+        return self._sizes()
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name != "axes"}
 
     def __post_init__(self) -> None:
-        sizes = asdict(self)
+        sizes = self._sizes()
+        if self.axes == "auto":
+            for name, value in sizes.items():
+                if value != 1:
+                    raise InputError(f"parallel.axes is auto, but parallel.{name} is {value}; leave one out")
         for name, value in sizes.items():
             if value < 1 and value != -1:
                 raise InputError(f"parallel.{name} is {value}, expected at least 1, or -1 for all devices left")

@@ -16,7 +16,7 @@ from phi3_jax.system.errors import InputError
 Classes = Mapping[str, type]
 
 # What a section's own name stands for, where a value is given in place of keys.
-_SECTION_VALUES = {"model": "model.name_or_path", "data": "data.train"}
+_SECTION_VALUES = {"model": "model.name_or_path", "data": "data.train", "parallel": "parallel.axes"}
 
 # Another word, and the key that it can only mean.
 UNDERSTOOD = {

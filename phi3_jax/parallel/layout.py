@@ -4,6 +4,7 @@ Trees are those of training: `{"model": the model's state, "lora": Lora or None}
 step, whose optimizer's arrays have the names of the parameters that they belong to.
 """
 
+import math
 from typing import TypeVar
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from phi3_jax.parallel.sharding import spec
+from phi3_jax.parallel.sharding import RULES, spec
 from phi3_jax.system.dotted import path_names
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ KEPT: dict[str, tuple[str | None, str | None]] = {
     "o_proj": ("kept", "heads"),
     "down_proj": ("kept", "heads"),
 }
+# Whose rows are tokens.
+VOCABULARY = frozenset({"embed_tokens", "lm_head"})
 
 
 def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -40,7 +43,17 @@ def weight_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh |
     stack = int("layers" in names)
     if axes is None or len(shape) != stack + 2:  # norms, and the nested statistics of a quantised weight
         return NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, spec(shape, (*[None] * stack, *axes), mesh))
+    rule = spec(shape, (*[None] * stack, *axes), mesh)
+    return NamedSharding(mesh, _with_columns(rule, shape, mesh) if VOCABULARY.intersection(names) else rule)
+
+
+def _with_columns(rule: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """With the columns cut by the axes that the rows do not divide by: vocabularies are of any size, widths are not."""
+    rows, sizes = rule[0] or (), dict(mesh.shape)
+    left = tuple(axis for axis in RULES["kept_heads"] if sizes[axis] > 1 and axis not in rows)
+    if not left or shape[1] % math.prod(sizes[axis] for axis in left):
+        return rule
+    return PartitionSpec(rule[0], left)
 
 
 def adapter_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:

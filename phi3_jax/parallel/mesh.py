@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from phi3_jax.parallel.hardware import hardware
@@ -52,7 +53,7 @@ def make_mesh(parallel: Mapping[str, int], devices: Sequence[jax.Device] | None 
 
     Raises:
         InputError: where the product does not divide the number of devices, and where it leaves devices out on
-            several hosts, each of which must take part.
+            several hosts, each of which must take part; where slices or their wiring forbid the axes.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(parallel, len(devices))
@@ -62,10 +63,58 @@ def make_mesh(parallel: Mapping[str, int], devices: Sequence[jax.Device] | None 
             f"parallel: the axes take {used} of the {len(devices)} devices; on several hosts they must take all: "
             "set one axis to -1"
         )
+    slices = slices_of(devices)
+    check_slices(shape, slices)
     sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
     if used == len(devices) and used > 1:
-        return jax.make_mesh(sizes, AXES, types, devices=devices)  # as the devices are wired
+        return Mesh(_as_wired(sizes, devices, slices), AXES, axis_types=types)
     return Mesh(np.array(devices[:used]).reshape(sizes), AXES, axis_types=types)
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices the devices belong to; within one they are wired to each other. Others are one.
+
+    Example:
+        >>> slices_of(jax.devices("cpu"))
+        1
+    """
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def check_slices(shape: Mapping[str, int], slices: int) -> None:
+    """Raises `InputError` where a mesh would have another axis than `data` between slices, which a network connects.
+
+    Args:
+        shape: The size of every axis.
+        slices: How many there are.
+
+    Example:
+        >>> check_slices({"data": 4, "fsdp": 8}, slices=2)
+    """
+    if shape["data"] % slices:
+        raise InputError(
+            f"parallel.data is {shape['data']}, and there are {slices} slices, between which only copies of the model "
+            f"may lie; give parallel.data {slices}, or a multiple of it"
+        )
+
+
+def _as_wired(sizes: tuple[int, ...], devices: Sequence[jax.Device], slices: int) -> np.ndarray:
+    """The devices in the order in which neighbours along an axis are neighbours; between slices lies the first axis."""
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
+        return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        said = first_line(error)
+        axes = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        where = f"{slices} slices of " if slices > 1 else ""
+        raise InputError(
+            f"parallel: {axes} cannot be laid out on {where}{len(devices) // slices} x {devices[0].device_kind}"
+            f"{f': {said}' if said else ''}; give axes that divide the sides of a slice"
+        ) from error
 
 
 def pass_rows(per_device: int, shape: Mapping[str, int]) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
 from phi3_jax.optim.optimizer import make_optimizer
 from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
-from phi3_jax.parallel.mesh import AXES, mesh_shape, pass_rows, platform
+from phi3_jax.parallel.mesh import AXES, check_slices, mesh_shape, pass_rows, platform
 from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.performance.topology import Topology
 from phi3_jax.quant import Int8Weight, NF4Weight, Quantized
@@ -68,9 +68,10 @@ def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
     """The mesh that `run.parallel` asks for, of no devices at all, but known to be for the topology's.
 
     Raises:
-        InputError: Where it does not divide their number.
+        InputError: Where it does not divide their number, and where slices forbid it.
     """
-    shape = mesh_shape(asdict(run.parallel), topology.devices)
+    shape = mesh_shape(run.parallel.sizes, topology.devices)
+    check_slices(shape, topology.slices)
     device = AbstractDevice(topology.device_kind, None, topology.platform)
     return AbstractMesh(tuple(shape.values()), AXES, (AxisType.Auto,) * len(AXES), abstract_device=device)
 

@@ -106,7 +106,7 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Pat
     from phi3_jax.performance.topology import parse_topology, tpu_devices
 
     where = parse_topology(topology)
-    mesh = make_mesh(asdict(run.parallel), tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))
+    mesh = make_mesh(run.parallel.sizes, tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))
     step = abstract_step(run, config, mesh)
     start, notices = time.perf_counter(), list[str]()
     try:

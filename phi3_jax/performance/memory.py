@@ -22,6 +22,8 @@ from phi3_jax.training.flops import matmul_parameters
 # What going back through a layer takes, by what all of the layer's values do: as one gradient comes, a value
 # goes, but for a few. Fitted to compiled steps, see docs/plan.md.
 WORKING_SET = 1.1
+# How far an estimate was from the compiled step's memory, see docs/plan.md.
+ESTIMATE_MARGIN = 0.15
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Estimator:
         )
         key = topology.platform + traced.to_yaml()
         if key not in self._traced:
-            used = replace(topology, devices=context * abstract_mesh(run, topology).shape["tensor"])
+            used = replace(topology, slices=1, devices=context * abstract_mesh(run, topology).shape["tensor"])
             step = abstract_step(traced, self.config, abstract_mesh(traced, used))
             self._traced[key] = _kept(step, self.config) * context / length
         return self._traced[key]

@@ -13,16 +13,15 @@ from phi3_jax.parallel.hardware import GiB, hardware
 from phi3_jax.parallel.mesh import mesh_shape
 from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.performance.abstract import abstract_mesh, abstract_step
+from phi3_jax.performance.choose import with_chosen_axes
 from phi3_jax.performance.compile import Compiled, compile_elsewhere, has_libtpu
-from phi3_jax.performance.memory import Estimator, Memory
+from phi3_jax.performance.memory import ESTIMATE_MARGIN, Estimator, Memory
 from phi3_jax.performance.step_time import StepTime, step_time
 from phi3_jax.performance.suggest import Alternative, alternatives
 from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, parse_topology
 from phi3_jax.training.checks import check_length, check_mesh
 
 GET_LIBTPU = "pip install 'phi3_jax[tpu]'"
-# How far an estimate was from the compiled step's memory, see docs/plan.md.
-ESTIMATE_MARGIN = 0.15
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,14 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
     run, _ = as_trained(run, checkpoint)
     run, config = as_stored(run, checkpoint), checkpoint.config
     check_length(run.data.limit, config)
-    mesh = mesh_shape(asdict(run.parallel), topology.devices)
-    check_mesh(run, config, mesh)
     estimator = Estimator(config)
+    run, chosen = with_chosen_axes(run, topology, estimator)
+    mesh = mesh_shape(run.parallel.sizes, topology.devices)
+    check_mesh(run, config, mesh)
     memory = estimator(run, topology)
     table = abstract_step(run, config, abstract_mesh(run, topology)).table
-    compiled, notes = _compiled(run, config, topology, estimate)
+    compiled, said = _compiled(run, config, topology, estimate)
+    notes = chosen + said
     factor = 1.0
     if compiled is not None:
         factor = max(1.0, compiled.bytes_per_device / memory.total)

@@ -12,8 +12,8 @@ from phi3_jax.data.look import RowsLook
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.model.leaves import model_leaves
 from phi3_jax.parallel.hardware import GB, hardware
-from phi3_jax.performance.memory import Estimator
-from phi3_jax.performance.plan import ESTIMATE_MARGIN, Plan, as_stored, make_plan
+from phi3_jax.performance.memory import ESTIMATE_MARGIN, Estimator
+from phi3_jax.performance.plan import Plan, as_stored, make_plan
 from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, parse_topology
 from phi3_jax.system.errors import InputError
 

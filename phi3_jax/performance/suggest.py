@@ -1,7 +1,7 @@
 """What to change where a run does not fit, each change checked by the estimate."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model.remat import POLICIES
@@ -59,7 +59,7 @@ def _first(
         where = parse_topology(str(changes["topology"])) if "topology" in changes else topology
         try:
             other = run.changed({name: value for name, value in changes.items() if name != "topology"})
-            check_mesh(other, estimator.config, mesh_shape(asdict(other.parallel), where.devices))
+            check_mesh(other, estimator.config, mesh_shape(other.parallel.sizes, where.devices))
             needed = round(factor * estimator(other, where).total)
         except InputError:  # not for this model, mesh or device
             continue
@@ -129,4 +129,4 @@ def _more_devices(run: RunConfig, topology: Topology) -> list[Changes]:
 
 
 def _used(run: RunConfig, topology: Topology) -> int:
-    return math.prod(mesh_shape(asdict(run.parallel), topology.devices).values())
+    return math.prod(mesh_shape(run.parallel.sizes, topology.devices).values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phi3_jax.parallel.hardware import GB, HARDWARE, GiB
+from phi3_jax.parallel.mesh import slices_of
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import total_memory
 
@@ -27,6 +28,7 @@ class Topology:
         devices: How many.
         hbm: Bytes of memory that each has.
         bounds: Of a TPU slice: chips along each axis.
+        slices: How many of such slices, between which a network lies.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Topology:
     devices: int
     hbm: int
     bounds: tuple[int, ...] = ()
+    slices: int = 1
 
 
 # JAX's device_kind of each.
@@ -90,6 +93,7 @@ _SHAPES_3D = (
     *("16x16x16", "16x16x24"),
 )
 HERE = "here"
+_SLICES = r"(?::([1-9]\d{0,3}))?"  # how many of them
 # What JAX takes of a GPU's memory unless told otherwise.
 JAX_GPU_SHARE = 0.75
 
@@ -99,7 +103,7 @@ def parse_topology(name: str) -> Topology:
 
     `cpu`; `here`, the devices of this machine; `gpu:h100`, `gpu:h100:8` (or `gpu:h100x8`); `gpu:24GB`, of which
     nothing but the memory is known; TPU slices by their shape, `v5e:2x2`, `v5p:2x2x4`, or by Google's names,
-    `v5litepod-8`, `v6e-8`, `v5p-8`.
+    `v5litepod-8`, `v6e-8`, `v5p-8`; several slices with their number behind it, `v5e:4x4:2`, `v6e-64:2`.
 
     Raises:
         InputError: For what is none, with a list of those that there are.
@@ -116,14 +120,15 @@ def parse_topology(name: str) -> Topology:
         if memory := re.fullmatch(r"([1-9]\d{0,3})(gi?b)", gpu):
             unit, size = {"gb": (GB, "GB"), "gib": (GiB, "GiB")}[memory[2]], int(memory[1])
             return Topology(name, "gpu", f"GPU of {size} {unit[1]}", number, size * unit[0])
-    if (tpu := re.fullmatch(r"(v\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text)) and tpu[1] in TPUS:
-        return _tpu_slice(name, tpu[1], tpu[2])
-    if (tpu := re.fullmatch(r"(v\w+)-(\d+)", text)) and tpu[1] in GOOGLE_NAMES:
-        return _google_slice(name, tpu[1], int(tpu[2]))
+    if (tpu := re.fullmatch(rf"(v\w+):([1-9]\d*(?:x[1-9]\d*){{1,2}}){_SLICES}", text)) and tpu[1] in TPUS:
+        return _tpu_slices(name, tpu[1], tpu[2], int(tpu[3] or 1))
+    if (tpu := re.fullmatch(rf"(v\w+)-(\d+){_SLICES}", text)) and tpu[1] in GOOGLE_NAMES:
+        return _google_slices(name, tpu[1], int(tpu[2]), int(tpu[3] or 1))
     raise InputError(
         f"topology {name!r} is not known; give cpu, here, gpu:KIND or gpu:KIND:NUMBER with KIND one of "
         f"{', '.join(GPUS)} or a memory such as 24GB, or a TPU slice, by shape such as v5e:2x2 or v5p:2x2x4 "
-        f"({', '.join(TPUS)}) or by Google's name such as v5litepod-8, v6e-8 or v5p-8"
+        f"({', '.join(TPUS)}) or by Google's name such as v5litepod-8, v6e-8 or v5p-8; several slices "
+        "with their number behind it, such as v5e:4x4:2"
     )
 
 
@@ -136,22 +141,22 @@ def _gpus(text: str) -> Iterator[tuple[str, int]]:
         yield OTHER_NAMES.get(kind, kind), number
 
 
-def _tpu_slice(name: str, tpu: str, shape: str) -> Topology:
+def _tpu_slices(name: str, tpu: str, shape: str, slices: int = 1) -> Topology:
     kind, limit = TPUS[tpu]
     bounds = tuple(int(size) for size in shape.split("x"))
     _check_bounds(name, tpu, bounds)
-    return Topology(name, "tpu", kind, math.prod(bounds), int(limit), bounds)
+    return Topology(name, "tpu", kind, slices * math.prod(bounds), int(limit), bounds, slices)
 
 
-def _google_slice(name: str, google: str, number: int) -> Topology:
-    """The slice that Google rents under that name."""
+def _google_slices(name: str, google: str, number: int, slices: int) -> Topology:
+    """The slices that Google rents under that name."""
     tpu = GOOGLE_NAMES[google]
     shapes = _slices(tpu)
     if number not in shapes:
         what = "numbers are of cores, two a chip" if tpu in THREE_DIMENSIONS else "numbers are of chips"
         sizes = ", ".join(f"{google}-{size}" for size in shapes)
         raise InputError(f"topology {name!r}: there is no such slice; {what}: {sizes}; or give a shape: {tpu}:AxB")
-    return _tpu_slice(name, tpu, shapes[number])
+    return _tpu_slices(name, tpu, shapes[number], slices)
 
 
 def _slices(tpu: str) -> dict[int, str]:
@@ -187,12 +192,12 @@ def larger(topology: Topology) -> list[tuple[str, int]]:
 
 
 def tpu_devices(topology: Topology) -> Sequence[Device]:
-    """The devices of a TPU slice that is not here, for libtpu to compile for. Needs libtpu."""
+    """The devices of TPU slices that are not here, for libtpu to compile for. Needs libtpu."""
     from jax.experimental import topologies
 
     bounds = (*topology.bounds, 1)[:3]
-    options: dict[str, str | tuple[int, ...]] = {}
-    if topology.devices == 1:
+    options: dict[str, str | int | tuple[int, ...]] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if math.prod(bounds) == 1:
         options["chips_per_host_bounds"] = bounds
     tpu = _tpu(topology)
     if tpu in THREE_DIMENSIONS:  # whose two cores are one device
@@ -212,23 +217,32 @@ def _cpu(name: str) -> Topology:
     return Topology(name, "cpu", "cpu", devices, total_memory() // devices)
 
 
+def topology_of(devices: Sequence[Device]) -> Topology:
+    """That of devices that are there, for what needs no shape of slices."""
+    first = devices[0]
+    if first.platform == "cpu":
+        return replace(_cpu(HERE), devices=len(devices))
+    known, stats = HARDWARE.get(first.device_kind), first.memory_stats() or {}
+    limit = int(stats.get("bytes_limit", 0))
+    if first.platform == "tpu":
+        return Topology(HERE, "tpu", first.device_kind, len(devices), limit, slices=slices_of(devices))
+    # What JAX lets arrays take is less than there is, and unlike it from run to run.
+    memory = known.memory if known else int(limit / JAX_GPU_SHARE)
+    return Topology(HERE, "gpu", first.device_kind, len(devices), memory)
+
+
 def _here() -> Topology:
     """The devices of this machine, as JAX sees them."""
     import jax
 
     devices = jax.local_devices()
     first = devices[0]
-    if first.platform == "cpu":
-        return _cpu(HERE)
-    if first.platform == "tpu":
-        tpu = next((name for name, (kind, _) in TPUS.items() if kind == first.device_kind), None)
-        shape = _slices(tpu).get(len(devices) * (2 if tpu in THREE_DIMENSIONS else 1)) if tpu else None
-        if tpu is None or shape is None:
-            raise InputError(
-                f"plan knows no figures for {len(devices)} x {first.device_kind}; give a topology such as v5e:2x4"
-            )
-        return _tpu_slice(f"{tpu}:{shape}", tpu, shape)
-    known, stats = HARDWARE.get(first.device_kind), first.memory_stats() or {}
-    # What JAX lets arrays take is less than there is, and unlike it from run to run.
-    memory = known.memory if known else int(stats.get("bytes_limit", 0) / JAX_GPU_SHARE)
-    return Topology(HERE, "gpu", first.device_kind, len(devices), memory)
+    if first.platform != "tpu":
+        return topology_of(devices)
+    tpu = next((name for name, (kind, _) in TPUS.items() if kind == first.device_kind), None)
+    shape = _slices(tpu).get(len(devices) * (2 if tpu in THREE_DIMENSIONS else 1)) if tpu else None
+    if tpu is None or shape is None:
+        raise InputError(
+            f"plan knows no figures for {len(devices)} x {first.device_kind}; give a topology such as v5e:2x4"
+        )
+    return _tpu_slices(f"{tpu}:{shape}", tpu, shape)

@@ -73,6 +73,7 @@ FREE_ON_RESUME = frozenset(
         "training.save_steps",
         "training.save_total_limit",
         "training.fallback_dir",
+        "parallel.axes",
         *(f"parallel.{axis}" for axis in AXES),
     }
 )

@@ -1,7 +1,7 @@
 """Everything that a run works on, loaded and checked before the first byte is written."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ def job_devices(run: RunConfig, config: Phi3Config) -> Devices:
     Raises:
         InputError: where devices, model and rows cannot be cut so.
     """
-    mesh = make_mesh(asdict(run.parallel))
+    mesh = make_mesh(run.parallel.sizes)
     check_mesh(run, config, mesh.shape)
     check_batch(run)
     return Devices(mesh)

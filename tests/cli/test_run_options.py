@@ -68,6 +68,18 @@ def test_rows_to_evaluate_on_win_over_the_share_of_an_earlier_layer(under, over,
     assert merged({"data": under}, {"data": over})["data"] == left
 
 
+@pytest.mark.parametrize(
+    ("under", "over", "left"),
+    [
+        ({"fsdp": -1, "context": 2}, {"axes": "auto"}, {"axes": "auto"}),
+        ({"axes": "auto"}, {"fsdp": "8"}, {"fsdp": "8"}),
+        ({"fsdp": -1}, {"axes": "given"}, {"fsdp": -1, "axes": "given"}),
+    ],
+)
+def test_axes_and_what_chooses_them_win_over_those_of_an_earlier_layer(under, over, left):
+    assert merged({"parallel": under}, {"parallel": over})["parallel"] == left
+
+
 def test_evaluation_rows_of_the_command_line_win_over_a_recipes_share():
     data = make_run(read("--config", "own_chats_laptop", "--model.name_or_path=m", "--data.eval=x")).data
     assert (data.eval, data.eval_fraction) == ("x", 0.0)

@@ -29,6 +29,7 @@ def test_a_yaml_file_may_be_flat():
     assert (run.training.learning_rate, run.peft.r, run.model.quantization) == (1e-3, 8, "nf4")
     assert (run.peft.full_finetuning, run.data.train) == (False, "x.jsonl")
     assert parse(model="other")[0].model.name_or_path == "other"
+    assert parse(parallel="auto")[0].parallel.axes == "auto"
 
 
 def test_one_number_written_twice_is_no_contradiction():

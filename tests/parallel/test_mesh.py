@@ -1,5 +1,6 @@
 """A mesh always: of one device where there is one, and then free of charge."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -8,8 +9,19 @@ import pytest
 
 from phi3_jax.parallel import mesh
 from phi3_jax.parallel.devices import Devices
-from phi3_jax.parallel.mesh import ALONE, AXES, ambient_mesh, describe_mesh, device_line, make_mesh, pass_rows
+from phi3_jax.parallel.mesh import (
+    ALONE,
+    AXES,
+    ambient_mesh,
+    check_slices,
+    describe_mesh,
+    device_line,
+    make_mesh,
+    pass_rows,
+    slices_of,
+)
 from phi3_jax.parallel.sharding import constrain
+from phi3_jax.system.errors import InputError
 from phi3_jax.system.machine import Machine, what_is_missing
 
 
@@ -61,3 +73,51 @@ def test_jaxs_own_reason_is_told(monkeypatch):
     monkeypatch.setattr(mesh, "what_is_missing", partial(what_is_missing, environment={}, has_module=lambda name: True))
     assert "could not start its plug-in for it (" in device_line()
     assert "cuda" in device_line().partition("(")[2]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a TPU's chip."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    process_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def chips(sides, slices):
+    """Of v5e, on hosts of 2x2."""
+    places = [(x, y) for x in range(sides[0]) for y in range(sides[1])]
+    return [
+        Chip(n * len(places) + i, (x, y, 0), n, n * len(places) + x // 2 * sides[1] + y // 2)
+        for n in range(slices)
+        for i, (x, y) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 16}, {"data": -1, "fsdp": 4, "context": 2}])
+def test_only_copies_lie_between_slices(axes):
+    devices = chips((4, 4), 2)
+    assert slices_of(devices) == 2
+    grid = make_mesh(axes, devices).devices
+    assert sorted(chip.id for chip in grid.flat) == list(range(32))
+    for copy in grid:
+        assert len({chip.slice_index for chip in copy.flat}) == 1
+    assert {chip.slice_index for chip in grid[:, 0].flat} == {0, 1}
+
+
+@pytest.mark.parametrize(("axes", "slices"), [({"fsdp": -1}, 2), ({"data": 2, "fsdp": -1}, 4)])
+def test_other_axes_between_slices_are_refused(axes, slices):
+    with pytest.raises(InputError, match=f"there are {slices} slices.*give parallel.data {slices}"):
+        make_mesh(axes, chips((2, 2), slices))
+    check_slices({"data": 2 * slices}, slices)
+
+
+def test_slices_of_different_sizes_are_refused_in_a_line():
+    devices = [*chips((2, 4), 1), *(Chip(100 + i, (i, 0, 0), 1, 9) for i in range(4))]
+    with pytest.raises(InputError, match="parallel: data 2, fsdp 6, .* cannot be laid out on 2 slices") as caught:
+        make_mesh({"data": 2, "fsdp": 6}, devices)
+    assert "\n" not in str(caught.value)

@@ -36,6 +36,9 @@ GB, GiB = 10**9, 2**30
         ("v6e-8", "tpu", 8, 31.25 * GiB),
         ("v5p-8", "tpu", 4, 95.74 * GiB),
         ("v4-64", "tpu", 32, 30.75 * GiB),
+        # Several slices.
+        ("v5e:4x4:2", "tpu", 32, 15.75 * GiB),
+        ("v6e-64:4", "tpu", 256, 31.25 * GiB),
     ],
 )
 def test_topologies(name, platform, devices, limit):
@@ -46,6 +49,7 @@ def test_topologies(name, platform, devices, limit):
 def test_googles_names_are_slices_of_its_shapes():
     shapes = {"v5litepod-8": (2, 4), "v6e-16": (4, 4), "v5p-8": (2, 2, 1), "v5p-128": (4, 4, 4), "v4-32": (2, 2, 4)}
     assert {name: parse_topology(name).bounds for name in shapes} == shapes
+    assert (parse_topology("v5litepod-16:3").bounds, parse_topology("v5litepod-16:3").slices) == ((4, 4), 3)
 
 
 @pytest.mark.parametrize(
