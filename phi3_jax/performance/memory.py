@@ -88,9 +88,6 @@ class Estimator:
         step = abstract_step(run, config, mesh)
         backward = WORKING_SET * layer + _pairs(run, config, mesh, kind) + _layer_weights(run, config, mesh)
         temporaries = max(backward, _loss(run, config, mesh)) + _gradients(step) + _bytes(step.state.good)
-        if topology.platform == "tpu" and run.model.quantization == "nf4":
-            # XLA lays the codes, half a byte each, out anew before it makes them dense.
-            temporaries += _layer_numbers(config) * config.num_hidden_layers // 2 // _weight_shards(mesh)
         return Memory(
             **state_bytes(step),
             # Offloaded inputs pass by, two layers' at a time.

@@ -95,8 +95,10 @@ class NF4Weight(Quantized):
 
     def _dense_by_halves(self) -> Float[Array, "out in"]:
         """The same without a gather, and without blocks of 64 lanes as an axis, which XLA would lay out anew."""
-        codes = jnp.asarray(self.codes).astype(jnp.int32)
-        levels = jnp.concatenate([_chosen(self.levels, codes >> 4), _chosen(self.levels, codes & 15)], axis=-1)
+        halves = jnp.asarray(self.codes)
+        # Joined as bytes: joined as levels XLA keeps them in float32, and the product that follows takes longer too.
+        codes = jnp.concatenate([halves >> 4, halves & 15], axis=-1).astype(jnp.int32)
+        levels = _chosen(self.levels, codes)
         # A product with zeros and ones hands every absmax to its 64 numbers, exactly at this precision.
         spread = np.repeat(np.eye(self.in_features // BLOCK_SIZE, dtype=np.float32), BLOCK_SIZE, axis=1)
         return levels * precise_matmul(jnp.asarray(self.absmax_values(jnp)), jnp.asarray(spread))
