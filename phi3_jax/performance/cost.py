@@ -17,16 +17,23 @@ from typing import Any
 
 from phi3_jax.parallel.hardware import Hardware
 from phi3_jax.performance.hlo import Instruction, Program, arrays
+from phi3_jax.system.parts import part_of
 
-# Kinds of work, and what of an instruction's place in the traced function says that it is of that kind; the first
-# that is found counts. Products and kernels are told apart below.
-_PLACES = {
-    "loss": r"_sums\)|cross_entropy|/loss/",
-    "dequantising": r"dequanti",
-    "dropout": r"threefry|bernoulli|random_bits|/dropout",
-    "attention": r"splash|flash|cudnn|attend",
-    "RoPE and layout": r"rope|rotat",
-    "optimizer": r"/optimizer/",
+# Parts of the step (`system.parts`) whose work is of a kind of its own, products and kernels too.
+_OF_PARTS = {
+    "loss": "loss",
+    "dequantise": "dequantising",
+    "dropout": "dropout",
+    "attend": "attention",
+    "rope": "RoPE and layout",
+    "optimizer": "optimizer",
+}
+# What programs without names for their parts show of them.
+_TRACES = {
+    "loss": r"jit\(_sums\)",
+    "dequantising": r"_dequantize",
+    "dropout": r"threefry|bernoulli|random_bits",
+    "attention": r"splash",
 }
 BASE, ADAPTERS, ATTENTION, LAYOUT = "base products", "adapters", "attention", "RoPE and layout"
 KINDS = (BASE, ADAPTERS, ATTENTION, LAYOUT, "dropout", "dequantising", "loss", "optimizer", "collectives", "others")
@@ -127,11 +134,11 @@ def kind_of(program: Program, computation: str, instruction: Instruction) -> str
     """The kind of work, one of `KINDS`, that an instruction is part of."""
     if _collective(program, instruction):
         return "collectives"
-    place = instruction.op_name
-    if instruction.opcode == "custom-call":
-        return ATTENTION if re.search(_PLACES["attention"], f"{place} {instruction.name}") else "others"
-    for kind, pattern in _PLACES.items():
-        if re.search(pattern, place):
+    place, part = instruction.op_name, part_of(instruction.op_name)
+    if part in _OF_PARTS:
+        return _OF_PARTS[part]
+    for kind, pattern in _TRACES.items():
+        if re.search(pattern, f"{place} {instruction.name}"):
             return kind
     products = list(program.products(computation, instruction))
     if products:
@@ -140,7 +147,7 @@ def kind_of(program: Program, computation: str, instruction: Instruction) -> str
         return "dequantising"
     if _has_heads(instruction):
         return LAYOUT
-    return "others"
+    return ADAPTERS if part == "lora" else "others"
 
 
 def kernel_flops(program: Program, computation: str, kernel: Instruction) -> float:
