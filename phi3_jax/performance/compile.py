@@ -101,9 +101,9 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Pat
     import jax
 
     from phi3_jax.parallel.mesh import make_mesh
-    from phi3_jax.performance.abstract import abstract_step
     from phi3_jax.performance.collectives import count_collectives, layer_collectives
     from phi3_jax.performance.topology import parse_topology, tpu_devices
+    from phi3_jax.training.abstract import abstract_step
 
     where = parse_topology(topology)
     mesh = make_mesh(run.parallel.sizes, tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))

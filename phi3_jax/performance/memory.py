@@ -14,9 +14,9 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model import attention
 from phi3_jax.objectives.cross_entropy import chunk_tokens
-from phi3_jax.performance.abstract import AbstractStep, abstract_mesh, abstract_step
-from phi3_jax.performance.topology import Topology
+from phi3_jax.performance.topology import Topology, abstract_mesh
 from phi3_jax.system.compat_xla import scans, stacked_outputs
+from phi3_jax.training.abstract import AbstractStep, abstract_step
 from phi3_jax.training.flops import matmul_parameters
 
 # What going back through a layer takes, by what all of the layer's values do: as one gradient comes, a value

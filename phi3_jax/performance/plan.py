@@ -12,13 +12,13 @@ from phi3_jax.model.leaves import model_leaves
 from phi3_jax.parallel.hardware import GiB, hardware
 from phi3_jax.parallel.mesh import mesh_shape
 from phi3_jax.peft.continued import as_trained, open_run_base
-from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.choose import with_chosen_axes
 from phi3_jax.performance.compile import Compiled, compile_elsewhere, has_libtpu
 from phi3_jax.performance.memory import ESTIMATE_MARGIN, Estimator, Memory
 from phi3_jax.performance.step_time import StepTime, step_time
 from phi3_jax.performance.suggest import Alternative, alternatives
-from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, parse_topology
+from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, abstract_mesh, parse_topology
+from phi3_jax.training.abstract import abstract_step
 from phi3_jax.training.checks import check_length, check_mesh
 
 GET_LIBTPU = "pip install 'phi3_jax[tpu]'"

@@ -15,6 +15,9 @@ from phi3_jax.system.memory import total_memory
 
 if TYPE_CHECKING:
     from jax import Device
+    from jax.sharding import AbstractMesh
+
+    from phi3_jax.config.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -246,3 +249,19 @@ def _here() -> Topology:
             f"plan knows no figures for {len(devices)} x {first.device_kind}; give a topology such as v5e:2x4"
         )
     return _tpu_slices(f"{tpu}:{shape}", tpu, shape)
+
+
+def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
+    """The mesh that `run.parallel` asks for, of no devices at all, but known to be for the topology's.
+
+    Raises:
+        InputError: Where it does not divide their number, and where slices forbid it.
+    """
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+    from phi3_jax.parallel.mesh import AXES, check_slices, mesh_shape
+
+    shape = mesh_shape(run.parallel.sizes, topology.devices)
+    check_slices(shape, topology.slices)
+    device = AbstractDevice(topology.device_kind, None, topology.platform)
+    return AbstractMesh(tuple(shape.values()), AXES, (AxisType.Auto,) * len(AXES), abstract_device=device)

@@ -19,13 +19,13 @@ from phi3_jax.config.run import RunConfig
 from phi3_jax.hf.files import CONFIG
 from phi3_jax.parallel.hardware import GiB
 from phi3_jax.peft.continued import open_run_base
-from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.compile import Compiled, compile_elsewhere
 from phi3_jax.performance.cost import KINDS
 from phi3_jax.performance.plan import as_stored
 from phi3_jax.performance.step_time import step_time
-from phi3_jax.performance.topology import parse_topology
+from phi3_jax.performance.topology import abstract_mesh, parse_topology
 from phi3_jax.system.errors import InputError
+from phi3_jax.training.abstract import abstract_step
 
 MINI, MINI_35, PHI_4, PHI_4_MINI = (
     "microsoft/Phi-3-mini-4k-instruct",

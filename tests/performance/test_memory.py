@@ -2,9 +2,9 @@
 
 import pytest
 
-from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.memory import Estimator, state_bytes
-from phi3_jax.performance.topology import parse_topology
+from phi3_jax.performance.topology import abstract_mesh, parse_topology
+from phi3_jax.training.abstract import abstract_step
 from tests.helpers.plans import MINI, SMALL, run_of
 
 

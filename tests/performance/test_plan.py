@@ -7,11 +7,11 @@ import pytest
 from phi3_jax.cli import main
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.parallel.mesh import AXES
-from phi3_jax.performance.abstract import abstract_mesh, abstract_step
 from phi3_jax.performance.memory import attention_of, state_bytes
 from phi3_jax.performance.plan import make_plan
 from phi3_jax.performance.step_time import UTILISATION, step_time
-from phi3_jax.performance.topology import parse_topology
+from phi3_jax.performance.topology import abstract_mesh, parse_topology
+from phi3_jax.training.abstract import abstract_step
 from tests.helpers.plans import MINI, SMALL, checkpoint, run_of
 
 GB, GiB = 10**9, 2**30

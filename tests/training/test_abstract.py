@@ -6,8 +6,8 @@ def test_the_formats_of_quantised_weights():
     import jax.numpy as jnp
     import numpy as np
 
-    from phi3_jax.performance.abstract import abstract_quantized
     from phi3_jax.quant.quantize import make_quantizer, stack_layers
+    from phi3_jax.training.abstract import abstract_quantized
 
     rng = np.random.default_rng(0)
     for shape in ((6, 128), (6, 33)):  # blocks along rows, and flat ones
@@ -28,9 +28,9 @@ def test_the_formats_of_quantised_weights():
 def test_codes_lie_as_the_mesh_s_devices_have_them():
     from phi3_jax import Phi3Config
     from phi3_jax.config.run import RunConfig
-    from phi3_jax.performance.abstract import abstract_mesh, abstract_step
-    from phi3_jax.performance.topology import parse_topology
+    from phi3_jax.performance.topology import abstract_mesh, parse_topology
     from phi3_jax.quant import NF4Weight
+    from phi3_jax.training.abstract import abstract_step
     from tests.helpers.models import QUANTIZABLE
 
     config = Phi3Config.from_dict({**QUANTIZABLE, "intermediate_size": 256})
@@ -45,8 +45,8 @@ def test_codes_lie_as_the_mesh_s_devices_have_them():
 def test_what_a_checkpoint_quantises_in_some_layers_only_is_dense():
     from phi3_jax import Phi3Config
     from phi3_jax.config.run import RunConfig
-    from phi3_jax.performance.abstract import abstract_model_and_lora
     from phi3_jax.quant import NF4Weight
+    from phi3_jax.training.abstract import abstract_model_and_lora
     from tests.helpers.models import QUANTIZABLE
 
     skipped = {"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp.down_proj"]}

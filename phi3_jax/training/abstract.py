@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, Mesh
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
@@ -24,9 +24,8 @@ from phi3_jax.model.leaves import LeafPath, abstract_model, shape_of
 from phi3_jax.optim.optimizer import make_optimizer
 from phi3_jax.optim.schedule import make_schedule
 from phi3_jax.parallel.layout import batch_sharding, shardings
-from phi3_jax.parallel.mesh import AXES, check_slices, mesh_shape, pass_rows, platform
+from phi3_jax.parallel.mesh import pass_rows, platform
 from phi3_jax.peft.adapter import PeftAdapter
-from phi3_jax.performance.topology import Topology
 from phi3_jax.quant import Int8Weight, NF4Weight, Quantized
 from phi3_jax.quant.blocks import BLOCK_SIZE, NESTED_BLOCK_SIZE
 from phi3_jax.quant.build import Leaf, build_model
@@ -64,19 +63,14 @@ class AbstractStep:
             return compile_step(self.function, self.state, self.frozen, self.batch, self.options, say)
 
 
-def abstract_mesh(run: RunConfig, topology: Topology) -> AbstractMesh:
-    """The mesh that `run.parallel` asks for, of no devices at all, but known to be for the topology's.
-
-    Raises:
-        InputError: Where it does not divide their number, and where slices forbid it.
-    """
-    shape = mesh_shape(run.parallel.sizes, topology.devices)
-    check_slices(shape, topology.slices)
-    device = AbstractDevice(topology.device_kind, None, topology.platform)
-    return AbstractMesh(tuple(shape.values()), AXES, (AxisType.Auto,) * len(AXES), abstract_device=device)
-
-
-def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep:
+def abstract_step(
+    run: RunConfig,
+    config: Phi3Config,
+    mesh: Mesh | AbstractMesh,
+    *,
+    total_steps: int | None = None,
+    length: int | None = None,
+) -> AbstractStep:
     """The step that `training.job` and `training.trainer` make of such a run, for the longest rows it allows.
 
     Args:
@@ -84,12 +78,14 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
         config: The checkpoint's.
         mesh: Of `parallel.mesh.make_mesh`, or one of no devices at all (`jax.sharding.AbstractMesh`), which is enough
             to trace the step.
+        total_steps: Over which the learning rate has its course, where that is known already.
+        length: Positions of a row, where it is not `data.max_length`.
     """
     training = run.training
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
     parts = split_parameters(run, model, lora, lambda params: _laid_out(params, mesh))
-    schedule = make_schedule(training, max(training.max_steps, 1000))
+    schedule = make_schedule(training, total_steps or max(training.max_steps, 1000))
 
     # The optimizer is made while tracing, since LoRA-FA's takes arrays, and there are none outside.
     def create(trainable: Any, frozen: Any, key: Any) -> TrainState:
@@ -102,7 +98,7 @@ def abstract_step(run: RunConfig, config: Phi3Config, mesh: Any) -> AbstractStep
 
     first = jax.eval_shape(create, parts.trainable, parts.frozen, jax.eval_shape(lambda: jax.random.key(0)))
     rows = pass_rows(training.per_device_train_batch_size, mesh.shape)
-    shape = (training.gradient_accumulation_steps, rows, run.data.limit)
+    shape = (training.gradient_accumulation_steps, rows, length or run.data.limit)
     entry = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, 3))
     batch = dict.fromkeys(TRAINING_KEYS, entry)
     return AbstractStep(step, _laid_out(first, mesh), parts.frozen, batch, mesh, parts.table, training.compiler_options)
