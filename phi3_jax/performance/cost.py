@@ -40,9 +40,6 @@ KINDS = (BASE, ADAPTERS, ATTENTION, LAYOUT, "dropout", "dequantising", "loss", "
 
 # A product with FLOP for each number of its largest array below this is one with a thin matrix of an adapter.
 _THIN = 1024
-# Shares of the peak: of the blocks that attention visits, by a Pallas kernel, published for TPUs (docs/plan.md), and
-# of a plain product in one.
-ATTENTION_SHARE, KERNEL_SHARE = 0.4, 0.8
 
 _SENDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -78,7 +75,7 @@ class StepCost:
         sent: How often devices send one another something, by kind of collective.
         waited_for: The same for those during which nothing else runs.
         waited_bytes: What the latter give, in bytes.
-        kernel_flops: Of kernels of which XLA knows no time: products in them, by name of the kernel.
+        kernel_flops: Of kernels but attention's, of which XLA knows no time: products in them, by the kernel's name.
     """
 
     work: Mapping[str, Work]
@@ -125,7 +122,7 @@ def step_cost(program: Program, clock: float) -> StepCost:
             if instruction.opcode in _SENDS:
                 waited[collective] += times
                 waited_bytes += times * sum(array.size for array in instruction.arrays)
-        if instruction.opcode == "custom-call" and instruction.target == "tpu_custom_call":
+        if instruction.target == "tpu_custom_call" and kind != ATTENTION:
             kernels[instruction.name.rstrip(".0123456789")] += times * kernel_flops(program, computation, instruction)
     return StepCost(dict(work), dict(sent), dict(waited), waited_bytes, dict(kernels))
 

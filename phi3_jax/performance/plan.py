@@ -116,7 +116,7 @@ def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> 
         trainable_parameters=table.trainable,
         memory=memory,
         compiled=compiled,
-        time=step_time(run, config, mesh, table.trainable, topology),
+        time=step_time(run, config, mesh, table.trainable, topology, compiled.cost if compiled else None),
         alternatives=[],
         notes=notes,
     )

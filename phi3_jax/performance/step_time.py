@@ -12,9 +12,11 @@ import numpy as np
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model.products import project
-from phi3_jax.parallel.hardware import hardware
+from phi3_jax.parallel.hardware import Hardware, hardware
 from phi3_jax.parallel.mesh import pass_rows
+from phi3_jax.performance.cost import StepCost
 from phi3_jax.performance.topology import Topology
+from phi3_jax.performance.tpu_time import MARGIN, DeviceWork, compiled_seconds, reckoned_seconds
 from phi3_jax.training.flops import matmul_parameters, step_flops
 
 # Shares of the dense bfloat16 peak, of all that is computed. Published: NeMo AutoModel, LoRA of
@@ -51,7 +53,12 @@ class StepTime:
 
 
 def step_time(
-    run: RunConfig, config: Phi3Config, mesh: Mapping[str, int], trainable: int, topology: Topology
+    run: RunConfig,
+    config: Phi3Config,
+    mesh: Mapping[str, int],
+    trainable: int,
+    topology: Topology,
+    cost: StepCost | None = None,
 ) -> StepTime:
     """The time of one optimizer step, with full rows of a single document each.
 
@@ -61,12 +68,24 @@ def step_time(
         topology: The devices.
         mesh: The size of each axis.
         trainable: How many parameters train.
+        cost: What the compiled step costs, where it was compiled.
     """
     length, training = run.data.limit, run.training
     rows = training.gradient_accumulation_steps * pass_rows(training.per_device_train_batch_size, mesh)
     attended = float(np.minimum(np.arange(length) + 1.0, config.sliding_window or np.inf).sum())
     flops = step_flops(config, trainable, run.peft.full_finetuning, length, attended) / length
     computed = flops + _computed_again(run, config, trainable, attended / length)
+    peaks = hardware(topology.device_kind) if topology.platform == "tpu" and run.model.dtype != "float32" else None
+    if peaks is not None:
+        scores = _scores(config, attended / length)
+        devices = math.prod(mesh.values())
+        work = DeviceWork(
+            tokens=rows * length / devices,
+            passes=training.gradient_accumulation_steps,
+            products=rows * length * (computed - _attention(run, scores, kept=3.0)) / devices,
+            attention=rows * length * _attention(run, scores, kept=3.5) / devices,
+        )
+        return StepTime(flops, computed, rows * length, *_on_tpus(run, config, work, peaks, cost))
     rate, shares, basis = _rate(run, topology)
     seconds = None
     if rate is not None:
@@ -77,6 +96,30 @@ def step_time(
     return StepTime(flops, computed, rows * length, seconds, basis)
 
 
+def _on_tpus(
+    run: RunConfig, config: Phi3Config, work: DeviceWork, peaks: Hardware, cost: StepCost | None
+) -> tuple[tuple[float, float], str]:
+    """The range, and its basis."""
+    if cost is not None:
+        least = compiled_seconds(cost, work, peaks)
+        basis = "XLA's estimate of the compiled program, attention by its products and what devices wait for by bytes"
+    else:
+        least = reckoned_seconds(run, config, work, peaks)
+        basis = "products and traffic, by figures fitted to compiled programs; what devices send one another left out"
+    return (least, least * (1 + MARGIN)), f"{basis}, to {MARGIN:.0%} more; not measured on a TPU"
+
+
+def _scores(config: Phi3Config, attended: float) -> float:
+    """FLOP a token of attention's two products, forwards."""
+    return 4.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
+
+
+def _attention(run: RunConfig, scores: float, kept: float) -> float:
+    """FLOP a token of attention in a step, which forwards and backwards takes `kept` times the scores."""
+    again = run.training.remat not in ("none", "dots", "attention")
+    return scores * (kept + again)
+
+
 def _computed_again(run: RunConfig, config: Phi3Config, trainable: int, attended: float) -> float:
     """FLOP a token of the second forward pass that rematerialisation makes."""
     policy = run.training.remat
@@ -84,8 +127,7 @@ def _computed_again(run: RunConfig, config: Phi3Config, trainable: int, attended
         return 0.0
     weights = matmul_parameters(config) - config.vocab_size * config.hidden_size
     adapter = 0 if run.peft.full_finetuning else trainable
-    width = config.num_attention_heads * config.head_dim
-    scores = 4.0 * config.num_hidden_layers * width * attended
+    scores = _scores(config, attended)
     return 2.0 * (weights + adapter) + (0.0 if policy == "attention" else scores)
 
 
