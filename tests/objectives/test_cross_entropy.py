@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from phi3_jax.lora.adapters import DoraLinear, HeadRows, LoraLinear
 from phi3_jax.model.layers import dropout
 from phi3_jax.objectives import cross_entropy
-from phi3_jax.objectives.cross_entropy import cross_entropy_sums
+from phi3_jax.objectives.cross_entropy import chunk_tokens, cross_entropy_sums
+from phi3_jax.parallel.mesh import AXES
 
 HIDDEN, VOCAB, CHUNK = 24, 61, 8
 
@@ -24,7 +26,7 @@ HIDDEN, VOCAB, CHUNK = 24, 61, 8
 @pytest.fixture(autouse=True, scope="module")
 def _small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "LEAST_TOKENS", CHUNK)
+        patch.setitem(cross_entropy.LEAST_TOKENS, "cpu", CHUNK)
         patch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", CHUNK * VOCAB)
         yield
 
@@ -37,6 +39,16 @@ def example(batch: int, seq: int, dtype: Any = jnp.float32) -> tuple[jax.Array, 
     is_target = rng.random((batch, seq)) < 0.7
     is_target[-1] = False
     return x, head, jnp.asarray(rng.integers(0, VOCAB, (batch, seq)), jnp.int32), jnp.asarray(is_target)
+
+
+@pytest.mark.parametrize(
+    ("device", "vocab", "tokens"), [("tpu", 32_064, 1024), ("tpu", 200_064, 688), ("gpu", 200_064, 512)]
+)
+def test_a_large_vocabulary_leaves_a_chunk_tokens_enough_to_be_worth_reading_the_head(device, vocab, tokens):
+    kind = AbstractDevice("any", None, device)
+    mesh = AbstractMesh((1, 1, 1, 1), AXES, (AxisType.Auto,) * 4, abstract_device=kind)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert chunk_tokens(8192, vocab) == tokens
 
 
 def adapted(logits, x, head, adapter, key):
@@ -257,7 +269,7 @@ from phi3_jax.parallel.mesh import make_mesh
 from phi3_jax.parallel.sharding import spec
 from phi3_jax.objectives import cross_entropy
 
-cross_entropy.LEAST_TOKENS = 4
+cross_entropy.LEAST_TOKENS["cpu"] = 4
 cross_entropy.CHUNK_LOGITS["cpu"] = 4 * 64
 rng = np.random.default_rng(0)
 x, head, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 16, 24), (64, 24), (2, 24), (64, 2)))
