@@ -10,6 +10,7 @@ import yaml
 
 from phi3_jax.config.parse import parse_sections
 from phi3_jax.config.plain import plain
+from phi3_jax.config.profiled import check_steps_come
 from phi3_jax.config.scripts import Given, sections_of_script
 from phi3_jax.config.sections import (
     EVAL,
@@ -54,6 +55,7 @@ class RunConfig:
         _check_streaming(self)
         _check_order(self)
         _check_adapter(self)
+        _check_profile(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, object]) -> RunConfig:
@@ -323,6 +325,13 @@ def _check_order(run: RunConfig) -> None:
                 f"training.{name} is true, but of rows that are streamed nobody knows which are still to come; "
                 "leave it out"
             )
+
+
+def _check_profile(run: RunConfig) -> None:
+    """Raises `InputError` where steps are to be recorded that never come, as far as it is known how many there are."""
+    steps, total = run.logging.profiled_steps, run.training.max_steps
+    if steps is not None and total > 0:
+        check_steps_come(steps, total)
 
 
 def _check_adapter(run: RunConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from phi3_jax.config.hub_options import Hub
 from phi3_jax.config.lora import LoraConfig
+from phi3_jax.config.profiled import profiled_steps
 from phi3_jax.config.ranges import check_range
 from phi3_jax.system.errors import InputError
 
@@ -311,6 +312,8 @@ class LoggingSection:
         progress: Show a progress bar on the console.
         verbosity: What is said on the console. verbose adds every step that takes time; quiet
             leaves results, warnings and errors.
+        profile: Steps to record for XProf and Perfetto, with the memory in use, under output_dir/profile: 10:13 for
+            steps 10 to 12.
     """
 
     tensorboard: bool = True
@@ -319,3 +322,13 @@ class LoggingSection:
     run_name: str | None = None
     progress: bool = True
     verbosity: Literal["quiet", "normal", "verbose"] = "normal"
+    profile: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            profiled_steps(self.profile)
+
+    @property
+    def profiled_steps(self) -> range | None:
+        """The steps that `profile` names, counted from 1."""
+        return None if self.profile is None else profiled_steps(self.profile)

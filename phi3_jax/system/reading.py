@@ -217,7 +217,7 @@ def parse_yaml(text: str) -> object:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """How many nodes, and how many levels of them, with aliases written out.
+    """How many nodes, and how many levels of them, with aliases written out; numbers in base 60 become text.
 
     Args:
         node: Of the YAML text.
@@ -237,6 +237,9 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> 
         parts = node.value
     elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
         raise ValueError(f"the number {node.value[:40]}... is too large")
+    elif node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in node.value:
+        # To YAML 1.1 10:13 is 613, in base 60; to YAML 1.2, and to who writes it, it is text.
+        node.tag = "tag:yaml.org,2002:str"
     if depth > MAX_DEPTH:
         raise ValueError("nested too deep")
     measured = [_measure(part, known, depth + 1) for part in parts]

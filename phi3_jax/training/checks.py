@@ -37,7 +37,7 @@ RESULT_FILES = (
 REMOVING = ".removing"
 LEFTOVERS = (
     *(f"{name}.tmp" for name in ("metrics.jsonl", *RESULT_FILES)),
-    *(f"{name}{REMOVING}" for name in (*RUN_FILES, "tensorboard")),
+    *(f"{name}{REMOVING}" for name in (*RUN_FILES, "tensorboard", "profile")),
     ".adapter.*",
     ".pushing-*",
     "model/.saving-*",
@@ -203,7 +203,7 @@ def check_shared(file: Path, text: str) -> None:
 def remove_run(folder: Path) -> None:
     """Removes the run that the folder holds, and nothing else that lies in it."""
     remove_leftovers(folder)
-    for name in (*RUN_FILES, *RESULT_FILES, "tensorboard"):
+    for name in (*RUN_FILES, *RESULT_FILES, "tensorboard", "profile"):
         _remove(folder / name)
 
 

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import jax
+
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.memory import GivenRows, GivenSets, with_given_rows
 from phi3_jax.parallel.distributed import check_agreement, is_main, together
 from phi3_jax.parallel.mesh import device_line
 from phi3_jax.peft.continued import as_trained, open_run_base
+from phi3_jax.system.compat_xla import is_out_of_memory
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import StorageError
 from phi3_jax.system.telling import at_verbosity
@@ -15,6 +18,7 @@ from phi3_jax.training.checks import check_output_folder, check_settings
 from phi3_jax.training.console import RunConsole
 from phi3_jax.training.job import load_job
 from phi3_jax.training.preemption import StopSignals
+from phi3_jax.training.profile import tell_of_memory
 from phi3_jax.training.push import RunPush
 from phi3_jax.training.trainer import Results, Trainer
 
@@ -102,5 +106,9 @@ def _train(run: RunConfig, train_dataset: GivenRows | None, eval_dataset: GivenS
             return trainer.run_all()
         except StorageError as error:
             raise StorageError(f"{error}; {trainer.rescue()}") from error
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                tell_of_memory(trainer.files.path, console.print)
+            raise
         finally:
             trainer.close()

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from phi3_jax.config.profiled import check_steps_come
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.run_data import run_batches
 from phi3_jax.data.streaming import StreamedRows
@@ -27,6 +28,7 @@ from phi3_jax.training.folder import RunFolder
 from phi3_jax.training.job import RunJob
 from phi3_jax.training.metrics import Row
 from phi3_jax.training.preemption import Stopped, StopSignals
+from phi3_jax.training.profile import StepProfiler
 from phi3_jax.training.progress import Progress, Stopwatch, rank_of
 from phi3_jax.training.push import RunPush
 from phi3_jax.training.step import TrainStep, Window, make_train_step
@@ -68,6 +70,8 @@ class Trainer:
         self.evaluator = Evaluator(run, job, self.signals)
         self.timetable = Timetable(training, self.epoch_steps, self.evaluator.wanted)
         self.total_steps = self.timetable.total_steps
+        if (profiled := run.logging.profiled_steps) is not None:
+            check_steps_come(profiled, self.total_steps)
         self.schedule = make_schedule(training, self.total_steps)
         tx = make_optimizer(training, self.schedule, job.frozen["lora"])
         self.state = job.first_state(tx)
@@ -77,6 +81,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.watch = Watch(run, job, self.batches, self.evaluator.step, self.console.print)
         self.files = RunFolder(run, self.console.print)
+        self.profiler = StepProfiler(profiled, self.files.path, self.console.print)
         self.adapter = RunAdapter(run, job)
         self.written: Path | None = None  # where the weights lie at the end
 
@@ -183,6 +188,7 @@ class Trainer:
     def close(self) -> None:
         """Lets the output folder go."""
         self.console.stop()
+        self.profiler.close(self.progress.step)
         self.batches.close()
         self.files.close()
 
@@ -190,7 +196,8 @@ class Trainer:
 
     def _take_step(self) -> None:
         try:
-            host_batch = next(self.batches)
+            with jax.profiler.TraceAnnotation("rows"):
+                host_batch = next(self.batches)
         except InputError:  # of a row that was not read before
             self.save()
             raise
@@ -200,9 +207,14 @@ class Trainer:
             self._warn_of_compilation(batch["input_ids"].shape[-1])
             self.train_step.compile(self.state, self.job.frozen, batch)
             self.stopwatch.start()
-        self.state = self.train_step(self.state, self.job.frozen, batch)
+        with self.profiler.step(self.progress.step + 1):
+            self.state = self.train_step(self.state, self.job.frozen, batch)
         self.progress.step += 1
         self.console.advance(self.progress.step)
+        if self.profiler.is_last(self.progress.step):
+            self._pause()
+            self.profiler.finish(self.progress.step)
+            self.stopwatch.start()
 
     def _warn_of_compilation(self, length: int) -> None:
         """Rows come in few lengths, so that a program for a new one is rare after the first steps."""
@@ -346,4 +358,5 @@ class Trainer:
             raise
         self.files.set_aside_later()
         self.console.print(f"resuming at step {self.progress.step} of {self.total_steps}")
+        self.profiler.go_on_from(self.progress.step)
         return True
