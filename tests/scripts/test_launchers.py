@@ -79,6 +79,55 @@ def test_a_dry_run_prints_the_one_command(arguments, expected):
     assert printed(command, "--dry-run", *rest) == [shlex.split(expected)]
 
 
+def test_several_slices_are_one_request_and_every_command_acts_on_all():
+    two = {"TPU_SLICES": "2"}
+    (create,) = printed("create", "--dry-run", "--type", "v5litepod-16", "--queued", **two)
+    assert " ".join(create) == (
+        f"{QUEUE} create phi3 --node-prefix=phi3 --node-count=2 --accelerator-type=v5litepod-16 "
+        f"--runtime-version=v2-alpha-tpuv5-lite {HERE}"
+    )
+    nodes = [f"phi3-{number}" for number in range(2)]
+    started = printed("train", "--dry-run", "--slices", "2", "--config", "a.yaml")
+    assert [words[5] for words in started] == nodes
+    assert len({remote(words) for words in started}) == 1
+    assert [words[6] for words in printed("upload", "--dry-run", str(ROOT / "README.md"), "r.md", **two)[2:]] == [
+        str(ROOT / "README.md"),
+        str(ROOT / "README.md"),
+    ]
+    (log,) = printed("logs", "--dry-run", "--slice", "1", "--worker", "3", **two)
+    assert log[5:7] == ["phi3-1", "--worker=3"]
+    (fetch,) = printed("fetch", "--dry-run", "out", "here", **two)[1:]
+    assert "phi3-0:phi3_jax/out" in fetch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("create --type v5litepod-16 --slices 2", "give --queued"),
+        ("delete --slices 2", "give --queued"),
+        ("status --slices none", "--slices is none"),
+        ("logs --slices 2 --slice 2", "--slice is 2, expected a number below 2"),
+    ],
+)
+def test_what_slices_do_not_allow_is_told(arguments, words):
+    command, *rest = arguments.split()
+    result = tpu(command, "--dry-run", *rest)
+    assert result.returncode == 2
+    assert words in result.stderr
+
+
+def test_programs_on_several_slices_are_started_together(tmp_path):
+    """Each waits for the other one, as programs that find each other do."""
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(
+        '#!/bin/sh\nmkfifo "$HOME/pipe" 2>/dev/null\n'
+        'case $5 in phi3-0) echo go >"$HOME/pipe" ;; *) read -r word <"$HOME/pipe" && [ "$word" = go ] ;; esac\n'
+    )
+    gcloud.chmod(0o755)
+    result = tpu("run", "true", TPU_SLICES="2", HOME=str(tmp_path), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_install_copies_a_commit_or_clones_it_on_every_worker(tmp_path):
     pack, copy, remove, install = printed("install", "--dry-run", "--ref", "v1", TMPDIR=f"{tmp_path}/a b")
     archive = f"{tmp_path}/a b/phi3_jax-phi3.tar.gz"
