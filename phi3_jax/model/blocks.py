@@ -4,7 +4,10 @@ import math
 
 # Splash attention, the kernel for TPUs, cuts rows into blocks of a multiple of this.
 SPLASH_BLOCK = 128
-_LARGEST_SPLASH_BLOCK = 512
+# What it reads at a time, and of that multiplies at a time.
+LARGEST_SPLASH_BLOCK, LARGEST_SPLASH_PRODUCT = 1024, 512
+# Up to so many blocks of keys its backward pass is one kernel, which makes a whole gradient of the queries for each.
+FUSED_SPLASH_BLOCKS = 2
 
 
 def even_block(length: int, largest: int) -> int:
@@ -20,12 +23,12 @@ def even_block(length: int, largest: int) -> int:
     return length if blocks == 1 else math.ceil(length / blocks / 8) * 8
 
 
-def splash_block(length: int) -> int:
+def splash_block(length: int, largest: int | None = None) -> int:
     """The largest size for splash attention that leaves nothing to fill up; `length`, a multiple of `SPLASH_BLOCK`.
 
     Example:
-        >>> splash_block(768), splash_block(1024)
-        (384, 512)
+        >>> splash_block(768), splash_block(2048), splash_block(2048, 512)
+        (768, 1024, 512)
     """
-    sizes = range(SPLASH_BLOCK, _LARGEST_SPLASH_BLOCK + 1, SPLASH_BLOCK)
+    sizes = range(SPLASH_BLOCK, (largest or LARGEST_SPLASH_BLOCK) + 1, SPLASH_BLOCK)
     return max(size for size in sizes if length % size == 0)

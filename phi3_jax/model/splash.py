@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int, PyTree
 
+from phi3_jax.model import blocks
 from phi3_jax.model.blocks import splash_block
 
 
@@ -48,22 +49,35 @@ def splash_kernel(length: int, heads: int, shards: int, sliding_window: int | No
     """
     left = None if sliding_window is None else sliding_window - 1
     mask = _WindowMask((length, length), (left, 0), 0)
-    q_block, kv_block = splash_block(length // shards), splash_block(length)
-    sizes = BlockSizes(
-        block_q=q_block,
-        block_kv=kv_block,
-        block_q_dkv=q_block,
-        block_kv_dkv=kv_block,
-        block_q_dq=q_block,
-        block_kv_dq=kv_block,
-    )
     return make_splash_mha(
         MultiHeadMask([mask] * heads),
-        block_sizes=sizes,
+        block_sizes=block_sizes(length, shards),
         head_shards=1,
         q_seq_shards=shards,
         residual_checkpoint_name="attention_out",  # on the output and on the softmax's sum
         interpret=interpret,
+    )
+
+
+def block_sizes(length: int, shards: int) -> BlockSizes:
+    """The kernels' blocks for rows of `length` whose queries are cut into `shards`.
+
+    Where there are few blocks of keys the backward pass is one kernel of five products in place of two of seven
+    together. It writes a gradient of the queries for every block of keys, which are then summed.
+    """
+    q, kv = splash_block(length // shards), splash_block(length)
+    product = splash_block(kv, blocks.LARGEST_SPLASH_PRODUCT)
+    fused = shards == 1 and length // kv <= blocks.FUSED_SPLASH_BLOCKS
+    return BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=product,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=product,
+        block_q_dq=None if fused else q,
+        block_kv_dq=None if fused else kv,
+        use_fused_bwd_kernel=fused,
     )
 
 

@@ -17,4 +17,4 @@ def test_blocks_are_as_few_as_can_be_and_even(length, largest):
 def test_splash_attention_has_nothing_to_fill_up(length):
     size = splash_block(length)
     assert length % size == size % SPLASH_BLOCK == 0
-    assert not any(length % larger == 0 for larger in range(size + SPLASH_BLOCK, 513, SPLASH_BLOCK))
+    assert not any(length % larger == 0 for larger in range(size + SPLASH_BLOCK, 1025, SPLASH_BLOCK))
