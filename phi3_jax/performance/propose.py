@@ -12,6 +12,7 @@ from phi3_jax.data.look import RowsLook
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.model.leaves import model_leaves
 from phi3_jax.parallel.hardware import GB, hardware
+from phi3_jax.performance.choose import with_chosen_axes
 from phi3_jax.performance.memory import ESTIMATE_MARGIN, Estimator
 from phi3_jax.performance.plan import Plan, as_stored, make_plan
 from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, parse_topology
@@ -74,8 +75,10 @@ def propose(
         for way in methods:
             for settings in wanted.candidates(way, data=data, output_dir=output_dir):
                 run = _run(settings)
-                total = estimator(as_stored(run, checkpoint), topology).total
-                if total * (1 + ESTIMATE_MARGIN) <= share * topology.hbm:
+                placed, _ = with_chosen_axes(as_stored(run, checkpoint), topology, estimator)
+                total = estimator(placed, topology).total
+                # Rows that devices have to share would make another batch than the one that is told of.
+                if placed.parallel.context == 1 and total * (1 + ESTIMATE_MARGIN) <= share * topology.hbm:
                     plan = make_plan(run, topology_name, estimate=True)
                     is_more = topology.platform == "gpu" and share > JAX_GPU_SHARE
                     return Proposal(settings, wanted.why(settings, method), plan, wanted.steps(settings), is_more)
@@ -182,7 +185,7 @@ class _Wanted:
             found["training.optim"] = "adamw_8bit"
         found |= self._measured()
         if self.devices > 1:
-            found["parallel.fsdp"] = -1
+            found["parallel.axes"] = "auto"
         return found
 
     def _measured(self) -> Settings:
@@ -232,7 +235,7 @@ class _Wanted:
             "training.gradient_checkpointing": "less memory, a third more time" if not self.is_small else "",
             "training.load_best_model_at_end": "the adapter of the lowest evaluation loss is the one that is written",
             "training.eval_generations": "rows answered before and after, for report.html",
-            "parallel.fsdp": "all devices share the weights, each with rows of its own",
+            "parallel.axes": "each device has rows of its own, and a copy of the weights or a share, as they fit",
         }
         return {key: text for key, text in found.items() if text and key in settings}
 

@@ -71,9 +71,11 @@ def test_too_few_rows_are_not_held_out(mini):
 
 
 @pytest.mark.slow
-def test_several_devices_share_the_weights_and_each_has_a_row(mini):
-    run = proposed(mini, rows_of(20, 100), "v5litepod-8").plan.run
-    assert (run.parallel.fsdp, run.training.per_device_train_batch_size) == (-1, 1)
+def test_several_devices_have_a_row_each_and_the_axes_that_fit(mini):
+    proposal = proposed(mini, rows_of(20, 100), "v5litepod-8")
+    assert proposal.settings["parallel.axes"] == "auto"
+    run = proposal.plan.run
+    assert (run.parallel.data, run.training.per_device_train_batch_size) == (8, 1)
 
 
 def test_a_small_model_learns_fast_and_saves_no_memory(tmp_path):
