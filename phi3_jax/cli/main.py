@@ -20,6 +20,7 @@ from types import TracebackType
 from phi3_jax.config.names import did_you_mean
 from phi3_jax.system.compat_xla import has_no_backend, is_out_of_memory
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.leaving import leave
 from phi3_jax.system.machine import look_at_machine
 from phi3_jax.system.secrets import redact
 from phi3_jax.system.telling import Verbosity, at_verbosity, verbosity
@@ -74,6 +75,13 @@ _NO_DEVICE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command (default: the process's arguments) and gives its exit status."""
+    status = _run(argv)
+    if argv is None:
+        leave(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # a process of its own
         sys.excepthook = _show_error
@@ -192,7 +200,7 @@ def _quiet() -> None:
     Environment variables, because the libraries read them as they are imported; a user's own win. With --verbose
     their warnings are let through.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # which is told of where a process forks, unless it is set
     if not sys.stderr.isatty() or verbosity() == "quiet":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if verbosity() == "verbose":

@@ -32,7 +32,7 @@ from phi3_jax.quant.build import Leaf, build_model
 from phi3_jax.quant.nf4 import is_by_halves
 from phi3_jax.quant.quantize import is_quantizable
 from phi3_jax.system.telling import tell
-from phi3_jax.training.job import split_parameters
+from phi3_jax.training.split import split_parameters
 from phi3_jax.training.step import TrainState, compile_step, make_train_step
 
 

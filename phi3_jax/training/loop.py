@@ -99,7 +99,7 @@ def _train(run: RunConfig, train_dataset: GivenRows | None, eval_dataset: GivenS
         # Before a model is loaded: a wrong id, token or network shows at once.
         target = run.training.push_target
         push = None if target is None or not is_main() else RunPush(run.training, target, console.print)
-    job = load_job(run, base, train=train_dataset, eval=eval_dataset)
+    job = load_job(run, base, train=train_dataset, eval=eval_dataset, compiles=True)
     with job.devices.in_use(), StopSignals() as signals:
         trainer = Trainer(run, job, signals, push)
         try:

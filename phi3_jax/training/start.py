@@ -46,7 +46,7 @@ def load_model_and_lora(
     Raises:
         InputError: For what is wrong with the checkpoint, the adapter or the settings of `peft`.
     """
-    checkpoint.config.check_trainable(f"{checkpoint.folder}: config.json")
+    check_start(run, checkpoint)
     if run.peft.full_finetuning:
         return _load_whole(run, checkpoint, mesh), None
     if checkpoint.adapters:
@@ -54,13 +54,6 @@ def load_model_and_lora(
         # Before the weights are read, which may take minutes.
         lora = adapter.load(checkpoint.shapes, checkpoint, lora_dropout=run.peft.lora_dropout)
         return _load_base(run, checkpoint, mesh), lora
-    # Every target is looked up before the weights are read, which may take minutes.
-    config_targets(checkpoint.shapes, run.peft)
-    if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:
-        raise InputError(
-            f"peft.init_lora_weights is {run.peft.init_lora_weights}, which is computed on one host, and there are "
-            f"{jax.process_count()}; train a step on one, and give its adapter as peft.init_from here"
-        )
     if run.peft.init_lora_weights == "loftq":
         return _load_loftq(run, checkpoint, mesh)
     model = _load_base(run, checkpoint, mesh)
@@ -68,6 +61,23 @@ def load_model_and_lora(
         if run.peft.init_lora_weights == "eva":
             return model, _eva_initialiser(run, rows)(model, run.peft, key)
         return model, fresh_lora(model, run.peft, key, mesh)
+
+
+def check_start(run: RunConfig, checkpoint: BaseOfAdapters) -> None:
+    """Looks at what can be seen before the weights are read, which may take minutes.
+
+    Raises:
+        InputError: As `load_model_and_lora`.
+    """
+    checkpoint.config.check_trainable(f"{checkpoint.folder}: config.json")
+    if not run.peft.full_finetuning and not checkpoint.adapters:
+        config_targets(checkpoint.shapes, run.peft)  # every target is looked up
+    if run.peft.init_lora_weights in ("eva", "loftq") and jax.process_count() > 1:
+        raise InputError(
+            f"peft.init_lora_weights is {run.peft.init_lora_weights}, which is computed on one host, and there are "
+            f"{jax.process_count()}; train a step on one, and give its adapter as peft.init_from here"
+        )
+    _ = checkpoint.weights  # the headers of its files
 
 
 def fresh_lora(model: Phi3ForCausalLM, config: LoraConfig, key: PRNGKeyArray, mesh: Mesh) -> Lora:

@@ -41,6 +41,8 @@ class Params(TypedDict):
 
 
 Step = Callable[["TrainState", Params, Batch], "TrainState"]
+# A step's program that is there already, for its arguments; None where there is none.
+Ahead = Callable[["TrainState", Params, Batch], Compiled | None]
 # Of every row the loss summed over target tokens, these tokens, and how many of them are the most likely ones.
 RowSums = tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]
 EvalStep = Callable[[Params, Params, Batch], RowSums]
@@ -265,10 +267,16 @@ def compile_step(
 
 
 class TrainStep:
-    """The step compiled, once for each shape of batch; state donated, frozen parameters never."""
+    """The step compiled, once for each shape of batch; state donated, frozen parameters never.
 
-    def __init__(self, function: Step, options: CompilerChoice = "auto"):
-        self._function, self._options = function, options
+    Args:
+        function: the step.
+        options: `training.compiler_options`.
+        ahead: gives a program that is compiled already, or None.
+    """
+
+    def __init__(self, function: Step, options: CompilerChoice = "auto", ahead: Ahead | None = None):
+        self._function, self._options, self._ahead = function, options, ahead
         self._compiled: dict[tuple[int, ...], Compiled] = {}
 
     @property
@@ -280,10 +288,15 @@ class TrainStep:
 
     def compile(self, state: TrainState, frozen: Params, batch: Batch) -> Compiled:
         """Compiles ahead of the first call, so that a clock need not run meanwhile; gives the program."""
-        with taking("compiling the train step"):
-            program = compile_step(self._function, state, frozen, batch, self._options)
+        program = None if self._ahead is None else self._ahead(state, frozen, batch)
+        if program is None:
+            program = self._compile(state, frozen, batch)
         self._compiled[batch["input_ids"].shape] = program
         return program
+
+    def _compile(self, state: TrainState, frozen: Params, batch: Batch) -> Compiled:
+        with taking("compiling the train step"):
+            return compile_step(self._function, state, frozen, batch, self._options)
 
     def __call__(self, state: TrainState, frozen: Params, batch: Batch) -> TrainState:
         if not self.is_compiled(batch):

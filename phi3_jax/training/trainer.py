@@ -9,11 +9,10 @@ import jax
 
 from phi3_jax.config.profiled import check_steps_come
 from phi3_jax.config.run import RunConfig
-from phi3_jax.data.run_data import run_batches
 from phi3_jax.data.streaming import StreamedRows
 from phi3_jax.optim.optimizer import make_optimizer
 from phi3_jax.optim.schedule import make_schedule
-from phi3_jax.parallel.distributed import check_agreement, is_main, together
+from phi3_jax.parallel.distributed import is_main, together
 from phi3_jax.parallel.hardware import hardware
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.files import storing
@@ -53,19 +52,7 @@ class Trainer:
         self.run, self.job, self.push = run, job, push
         self.signals = signals or StopSignals()
         self.batch_size = job.devices.batch_size(training.per_device_train_batch_size)
-        self.batches = run_batches(
-            job.data.train,
-            run.data,
-            batch_size=self.batch_size,
-            part=job.devices.rows_here(self.batch_size),
-            accumulation=training.gradient_accumulation_steps,
-            epochs=None,  # as many as it takes; the loop counts steps
-            seed=training.order_seed,
-            pad_id=job.pad_id,
-            group_by_length=training.group_by_length,
-            drop_last=training.dataloader_drop_last,
-        )
-        check_agreement({"training rows": self.batches.fingerprint})
+        self.batches = job.batches
         self.epoch_steps = self.batches.steps_per_epoch
         self.evaluator = Evaluator(run, job, self.signals)
         self.timetable = Timetable(training, self.epoch_steps, self.evaluator.wanted)
@@ -75,7 +62,8 @@ class Trainer:
         self.schedule = make_schedule(training, self.total_steps)
         tx = make_optimizer(training, self.schedule, job.frozen["lora"])
         self.state = job.first_state(tx)
-        self.train_step = TrainStep(make_train_step(job.graph, job.dtype, tx, training), training.compiler_options)
+        function = make_train_step(job.graph, job.dtype, tx, training)
+        self.train_step = TrainStep(function, training.compiler_options, job.ahead)
         self.progress = Progress()
         self.console = RunConsole(progress=run.logging.progress)
         self.stopwatch = Stopwatch()
