@@ -150,8 +150,9 @@ class Checkpoint:
     ) -> Phi3ForCausalLM:
         """The model, its weights converted to `dtype`.
 
-        Host memory holds, beside what the device holds, no more than one stacked array, and of weights
-        that are quantised no more than a few layers' in `dtype`. What bitsandbytes has quantised is loaded
+        Host memory holds, beside what the device holds, no more than a few layers' tensors of one stacked array (on
+        CPUs nothing, since the device takes the host's memory), and of weights that are quantised no more than a few
+        layers' in `dtype`. What bitsandbytes has quantised is loaded
         as it is.
 
         Args:

@@ -3,7 +3,8 @@
 On disk every layer has its own tensors, `model.layers.{i}.mlp.down_proj.weight`; the model holds all
 layers' in one array, `[L, out, in]` at `model.layers.mlp.down_proj.weight`. Each tensor is read from
 the file straight into its place in the stacked array, and on CPUs the device takes that very memory,
-so that the converted weights are the only copy.
+so that the converted weights are the only copy. Accelerators, and hosts that share the reading, get it
+layer by layer instead (`stacking`).
 """
 
 import logging
@@ -24,10 +25,11 @@ from phi3_jax.hf.files import Weights
 from phi3_jax.hf.finite import read_finite
 from phi3_jax.hf.layout import EMBEDDING, HEAD, LayoutEntry, checkpoint_layout
 from phi3_jax.hf.safetensors_io import TensorEntry, equals
+from phi3_jax.hf.stacking import Places, Stack, divided, fill, gathered, is_by_layers
 from phi3_jax.model.leaves import LeafPath
 from phi3_jax.quant import Quantized, Quantizer
 from phi3_jax.quant.build import Leaf
-from phi3_jax.quant.quantize import is_quantizable, stack_layers
+from phi3_jax.quant.quantize import check_kind, is_quantizable, stack_layers
 from phi3_jax.system.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ Shardings = Callable[[LeafPath, tuple[int, ...]], Sharding]
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files of a checkpoint as the source of a model's leaves. No more than one leaf is on the host at a time.
+    """The files of a checkpoint as the source of a model's leaves.
+
+    No more than one leaf is on the host at a time, and where the devices have memory of their own a few layers of it.
 
     Attributes:
         config: The checkpoint's.
@@ -72,9 +76,30 @@ class WeightFiles:
         """The layers' weights as they are stored, or quantised a few at a time."""
         entries = self._entries(path)
         platform = platform_of(self.shardings, path, leaf.shape)
+        if is_by_layers(self._where(path, leaf.shape)):
+            return self._quantized_by_layers(path, entries, platform)
         layers = self.pool.map(lambda entry: self._layer(entry).laid_out(platform), entries)
         stacked = stack_layers(layers, len(entries), path, aligned_empty)
         return _ready(jax.device_put(stacked) if self.shardings is None else share(stacked, path, self.shardings))
+
+    def _where(self, path: LeafPath, shape: tuple[int, ...]) -> Sharding | None:
+        return None if self.shardings is None else self.shardings(path, shape)
+
+    def _quantized_by_layers(self, path: LeafPath, entries: Sequence[LayoutEntry], platform: str) -> Quantized:
+        parts, kind = jax.tree.flatten(self._layer(entries[0]).laid_out(platform))
+        wheres = [self._where(path, (len(entries), *part.shape)) for part in parts]
+        stack = Stack(len(entries), [part.shape for part in parts], [part.dtype for part in parts], wheres)
+
+        def cut(layer: int, places: Places) -> list[list[np.ndarray]]:
+            if layer == 0:
+                found, its_kind = parts, kind
+            else:
+                found, its_kind = jax.tree.flatten(self._layer(entries[layer]).laid_out(platform))
+            check_kind(its_kind, kind, path, layer)
+            return [[array[index] for index in places.indices(number)] for number, array in enumerate(found)]
+
+        value: Quantized = jax.tree.unflatten(kind, fill(stack, cut, self.pool))
+        return value
 
     def _layer(self, entry: LayoutEntry) -> Quantized:
         if self.stored is not None:
@@ -91,14 +116,35 @@ class WeightFiles:
         shape: tuple[int, ...] = (last - first, *entries[0].shape[1:])
         if entries[0].layer is not None:
             shape = len(entries), *shape
+        where = self._where(path, shape)
+        if entries[0].layer is not None and is_by_layers(where):
+            return self._dense_by_layers(entries, shape[1:], where, first)
         value: Array | np.ndarray
-        if self.shardings is None:
+        if where is None:
             value = self._read(entries, tuple((0, size) for size in shape), first)
         else:
-            value = self._read_shared(entries, shape, self.shardings(path, shape), first)
+            value = gathered(self._read_shared(entries, shape, divided(where, shape), first), where)
         if path == EMBEDDING and self.config.tie_word_embeddings and HEAD in self.weights.tensors:
             _check_tied(self.weights.tensors[HEAD], value)
         return _ready(jax.device_put(value) if isinstance(value, np.ndarray) else value)
+
+    def _dense_by_layers(
+        self, entries: Sequence[LayoutEntry], shape: tuple[int, ...], where: Sharding | None, first_row: int
+    ) -> Shaped[Array, "*shape"]:
+        stack = Stack(len(entries), [shape], [self.dtype], [where])
+
+        def cut(layer: int, places: Places) -> list[list[np.ndarray]]:
+            found = []
+            for rows, *others in places.indices(0):
+                of_tensor = slice(first_row + rows.start, first_row + rows.stop)
+                sizes = (part.stop - part.start for part in (rows, *others))
+                array = aligned_empty(tuple(sizes), self.dtype)
+                self._fill(entries[layer], array, (of_tensor, *others))
+                found.append(array)
+            return [found]
+
+        (value,) = fill(stack, cut, self.pool)
+        return value
 
     def _entries(self, path: LeafPath) -> list[LayoutEntry]:
         return [entry for entry in checkpoint_layout(self.config) if entry.path == path]

@@ -118,6 +118,14 @@ def layer_name(path: LeafPath, layer: int) -> str:
     return dotted(("model.layers", layer, *path[2:-1]))
 
 
+def check_kind(found: jax.tree_util.PyTreeDef, first: jax.tree_util.PyTreeDef, path: LeafPath, layer: int) -> None:
+    """Raises `InputError` where a layer's weight is of another kind than layer 0's."""
+    if found != first:
+        raise InputError(
+            f"{layer_name(path, layer)} is quantised otherwise than layer 0's, or from another type; expected one"
+        )
+
+
 def stack_layers(
     layers: Iterable[Quantized],
     number: int,
@@ -135,10 +143,7 @@ def stack_layers(
         parts, found = jax.tree.flatten(layer)
         if kind is None:
             stacked, kind = [empty((number, *part.shape), part.dtype) for part in parts], found
-        if found != kind:
-            raise InputError(
-                f"{layer_name(path, index)} is quantised otherwise than layer 0's, or from another type; expected one"
-            )
+        check_kind(found, kind, path, index)
         for whole, part in zip(stacked, parts, strict=True):
             whole[index] = part
     assert kind is not None

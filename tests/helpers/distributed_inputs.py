@@ -20,6 +20,7 @@ BASE = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+BROKEN = "model.layers.2.mlp.down_proj.weight"  # of a checkpoint that one process finds spoilt
 DATA = DataSection(packing=False, max_length=256)
 CHATS = DataSection(train="chats.jsonl", eval_fraction=0.2, max_length=24)
 BATCHES = {"batch_size": 4, "accumulation": 2, "epochs": 1, "seed": 5, "pad_id": 0}

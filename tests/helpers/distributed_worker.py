@@ -6,12 +6,14 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from huggingface_hub import constants
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,9 +24,11 @@ from phi3_jax.hf import load, safetensors_io
 from phi3_jax.hf.checkpoint import Checkpoint
 from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
+from phi3_jax.parallel.layout import weight_sharding
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.helpers.distributed_inputs import BATCHES, CHATS, DATA, rows
+from tests.helpers.distributed_inputs import BATCHES, BROKEN, CHATS, DATA, rows
+from tests.helpers.shards import edit_shard
 from tests.helpers.tokenizers import tiny_tokenizer
 
 
@@ -112,6 +116,34 @@ def loading(folder: Path, where: Mesh, process: int) -> dict[str, int]:
     (folder / "occupied").mkdir(exist_ok=True)
     (folder / "occupied" / "adapter_config.json").write_text("{}")
     found["occupied"] = said(save_model, model, folder / "occupied")
+    return found
+
+
+def loading_shared(folder: Path) -> dict[str, object]:
+    """Loads where `data` lies between the processes: the bytes read, and the arrays that differ from the files'."""
+    devices = np.array(jax.devices()).reshape(2, 2, 2, 1)
+    where = Mesh(devices, ("data", "fsdp", "tensor", "context"), axis_types=(AxisType.Auto,) * 4)
+    opened = Checkpoint.open(folder / "base")
+    counts: list[int] = []
+    read_exactly = safetensors_io._read_exactly
+    safetensors_io._read_exactly = lambda file, out: (counts.append(out.nbytes), read_exactly(file, out))[1]
+    found: dict[str, object] = {"differ": []}
+    laid_out = partial(weight_sharding, mesh=where)
+    for name, options in {"dense": {}, "split": {"split": True}, "nf4": {"quantization": "nf4"}}.items():
+        counts.clear()
+        loaded = opened.load_model(dtype=jnp.float32, shardings=laid_out, **options)
+        found[name] = sum(counts)
+        alone = Checkpoint.open(folder / "base").load_model(dtype=jnp.float32, quantization=options.get("quantization"))
+        weights = [jax.tree_util.tree_leaves_with_path(nnx.state(model)) for model in (loaded, alone)]
+        if name != "split":
+            for (path, array), (_, whole) in zip(*weights, strict=True):
+                shards = [np.array_equal(np.asarray(whole)[s.index], s.data) for s in array.addressable_shards]
+                found["differ"] += [] if all(shards) else [f"{name} {jax.tree_util.keystr(path)}"]
+    saved = shutil.copytree(folder / "base", folder / f"broken-{jax.process_index()}")
+    if jax.process_index() == 1:
+        edit_shard(next(saved.glob("*.safetensors")), lambda tensors: tensors[BROKEN].fill(np.nan))
+    found["broken"] = said(Checkpoint.open(saved).load_model, dtype=jnp.float32, shardings=laid_out)
+    safetensors_io._read_exactly = read_exactly
     return found
 
 
@@ -215,6 +247,7 @@ def main() -> None:
     found["prepared"] = preparing(folder, process)
     where = mesh()
     found |= loading(folder, where, process) | checkpoints(folder, where)
+    found["shared"] = loading_shared(folder)
     np.savez(folder / f"batches-{process}.npz", **batches(where))
     (folder / f"found-{process}.json").write_text(json.dumps(found))
 

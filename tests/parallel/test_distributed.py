@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import socket
 import subprocess
@@ -20,11 +21,12 @@ from safetensors.numpy import load_file
 from phi3_jax import InputError, Phi3Config, Phi3ForCausalLM
 from phi3_jax.data import eval_batches, train_batches
 from phi3_jax.hf.checkpoint import Checkpoint
+from phi3_jax.hf.layout import checkpoint_layout
 from phi3_jax.hf.save import save_model
 from phi3_jax.parallel import distributed
 from phi3_jax.training.checkpoints import Checkpoints
 from phi3_jax.training.step import TrainState
-from tests.helpers.distributed_inputs import BASE, BATCHES, DATA, rows, write_rows
+from tests.helpers.distributed_inputs import BASE, BATCHES, BROKEN, DATA, rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 UNREACHABLE = """
@@ -349,3 +351,24 @@ def test_what_jax_cannot_start_is_told(alone):
     ) as caught:
         distributed.initialize()
     assert "\n" not in str(caught.value)
+
+
+def test_hosts_that_hold_the_same_read_a_share_each(run, found):
+    """With `data` between two processes; of three layers each reads two, since the last group begins one earlier."""
+    alone = json.loads((run[1] / "found-0.json").read_text())["shared"]
+    assert alone["differ"] == []
+    layers = sum(4 * math.prod(e.shape) for e in checkpoint_layout(Phi3Config.from_dict(BASE)) if e.layer is not None)
+    others = alone["dense"] - layers
+    for process in found:
+        assert process["shared"]["differ"] == []
+        assert process["shared"]["dense"] == process["shared"]["split"] == 2 * layers // 3 + others // 2
+    # Each looks at the first layer for the kind of weight; the one that it belongs to does not read it again.
+    assert found[0]["shared"]["nf4"] < 0.8 * alone["nf4"]
+    assert found[1]["shared"]["nf4"] < alone["nf4"]
+
+
+def test_what_one_host_cannot_read_all_are_told(found):
+    why = f"model.safetensors: {BROKEN} holds 512 NaN or infinity"  # of a device's part
+    assert why in found[1]["shared"]["broken"]
+    assert found[0]["shared"]["broken"].startswith("InputError: process 1 failed: ")
+    assert why in found[0]["shared"]["broken"]
