@@ -12,7 +12,7 @@ from tests.helpers.attention import assert_close, inputs, packed, program, refer
 
 @pytest.mark.parametrize(
     ("block", "product", "fused"),
-    [(256, 128, 2), (128, 128, 2), (128, 128, 1)],
+    [(256, 128, 4), (128, 128, 4), (128, 128, 1)],
     ids=["products of parts", "fused backward", "two kernels backward"],
 )
 def test_splash_equals_the_definition(block, product, fused, monkeypatch):
@@ -26,6 +26,8 @@ def test_splash_equals_the_definition(block, product, fused, monkeypatch):
 
 
 def test_blocks_are_as_large_as_memory_allows_and_the_backward_pass_one_kernel_for_short_rows():
+    assert block_sizes(4096, 1).use_fused_bwd_kernel
+    assert not block_sizes(8192, 1).use_fused_bwd_kernel
     sizes = block_sizes(2048, 1)
     assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (1024, 1024, 512)
     assert sizes.use_fused_bwd_kernel

@@ -1,7 +1,10 @@
 """What compiled steps say: of collectives in HLO text, and, slowly, of real programs for a CPU and for TPUs."""
 
+import gzip
 import importlib.util
+import re
 
+import numpy as np
 import pytest
 
 from phi3_jax.performance.compile import compile_elsewhere, compile_here
@@ -75,6 +78,41 @@ def test_a_step_is_compiled_for_a_tpu_slice(tmp_path):
     assert 0.5 <= memory.total / found.bytes_per_device <= 2
     gathers = sum(n for what, n in found.collectives["forward"].items() if what.startswith("all-gather"))
     assert gathers == 4
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_is_compiled_for_two_slices_between_which_gradients_of_adapters_alone_are_sent(tmp_path):
+    folder = checkpoint(tmp_path / "small", SMALL)
+    sections = {"model": {"name_or_path": folder}, "data": {"max_length": 512}}
+    training = {"compiler_options": {"xla_tpu_of_tomorrow": True}}
+    run, config = run_of(SMALL, **sections, training=training, parallel={"data": 2, "fsdp": 4})
+    text = tmp_path / "step.hlo.gz"
+    found = compile_here(run, config, "v5e:2x2:2", keep=text)
+    assert found.fits
+    assert found.notices == [
+        "compiler option xla_tpu_of_tomorrow is left out: this version's compiler for tpu does not know it"
+    ]
+    # Devices 0 to 3 are of the first slice: what spans both is summed, and gathers stay within one.
+    program = gzip.decompress(text.read_bytes()).decode()
+    for line in program.splitlines():
+        if " all-gather(" in line or " all-gather-start(" in line:
+            assert not spans_slices(line, 4), line
+
+
+def spans_slices(line: str, size: int) -> bool:
+    """Whether a collective has devices of two slices in one of its groups."""
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line)
+    if listed:
+        groups = [[int(one) for one in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    else:
+        iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+        assert iota is not None, line
+        shape = [int(one) for one in iota[3].split(",")]
+        order = [int(one) for one in iota[4].split(",")] if iota[4] else range(len(shape))
+        ids = np.arange(np.prod(shape)).reshape(shape).transpose(order)
+        groups = ids.reshape(int(iota[1]), int(iota[2])).tolist()
+    return any(len({one // size for one in group}) > 1 for group in groups)
 
 
 @pytest.mark.slow
