@@ -4,8 +4,8 @@ import math
 
 # Splash attention, the kernel for TPUs, cuts rows into blocks of a multiple of this.
 SPLASH_BLOCK = 128
-# What it reads at a time, and of that multiplies at a time. By the instructions that libtpu schedules for a block, 1,024
-# takes as long as 512 for a causal row of 2,048, and for long ones 17% (v5e) and 20% (v6e) less.
+# What it reads at a time, and of that multiplies at a time. By the instructions that libtpu schedules for a block,
+# 1,024 takes as long as 512 for a causal row of 2,048, and for long ones 17% (v5e) and 20% (v6e) less.
 LARGEST_SPLASH_BLOCK, LARGEST_SPLASH_PRODUCT = 1024, 512
 # Up to so many blocks of keys its backward pass is one kernel, which makes a whole gradient of the queries for each: by
 # the same count a quarter (v5e) to a third (v6e) less than two kernels.
