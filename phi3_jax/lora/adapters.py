@@ -29,10 +29,11 @@ from typing import Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from phi3_jax.lora.low_rank import add_low_rank
-from phi3_jax.model.layers import dropout, dropped, look_up
+from phi3_jax.model.dropout import DropKey, dropout, dropped
+from phi3_jax.model.layers import look_up
 from phi3_jax.model.products import precise_matmul, project
 from phi3_jax.parallel.sharding import constrain
 from phi3_jax.system.errors import InputError
@@ -94,7 +95,7 @@ class LoraLinear(Additive):
         y: Float[Array, "*batch out"],
         x: Float[Array, "*batch in"],
         weight: Float[Array, "out in"] | None,
-        key: PRNGKeyArray | None = None,
+        key: DropKey | None = None,
     ) -> Float[Array, "*batch out"]:
         del weight  # a plain update does not look at the base
         kept, keep_scale = dropped(x, self.dropout, key)
@@ -161,7 +162,7 @@ class ResidualLora(Additive):
         y: Float[Array, "*batch out"],
         x: Float[Array, "*batch in"],
         weight: Float[Array, "out in"] | None,
-        key: PRNGKeyArray | None = None,
+        key: DropKey | None = None,
     ) -> Float[Array, "*batch out"]:
         if self.in_base:
             return self.lora(y, x, weight, key)
@@ -218,7 +219,7 @@ class DoraLinear:
         y: Float[Array, "*batch out"],
         x: Float[Array, "*batch in"],
         weight: Float[Array, "out in"],
-        key: PRNGKeyArray | None = None,
+        key: DropKey | None = None,
     ) -> Float[Array, "*batch out"]:
         wide = x.astype(self.lora_A.dtype)
         factor = self._factor(weight.astype(wide.dtype))

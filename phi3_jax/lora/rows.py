@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from phi3_jax.lora.adapters import STATIC, AnyAdapter, LoraLinear
 from phi3_jax.lora.stack import STACK
 from phi3_jax.lora.tree import Lora, refuse_saved, refuse_shapes
-from phi3_jax.model.layers import dropout
+from phi3_jax.model.dropout import DropKey, dropout
 from phi3_jax.model.protocols import Adapters
 from phi3_jax.system.dotted import flat_items, nested
 from phi3_jax.system.errors import InputError
@@ -139,7 +139,7 @@ class LinearRows:
         y: Float[Array, "batch *rest out"],
         x: Float[Array, "batch *rest in"],
         weight: Float[Array, "out in"] | None,
-        key: PRNGKeyArray | None = None,
+        key: DropKey | None = None,
     ) -> Float[Array, "batch *rest out"]:
         del weight
         mine = _rows_like(self.rows, y) == np.asarray(self.owners)  # [batch, 1, R]

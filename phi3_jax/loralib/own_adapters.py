@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from phi3_jax.lora.adapters import STATIC, Additive, LoraEmbedding, LoraLinear
 from phi3_jax.loralib.kernels import AdaptableLayer, weight_shape
-from phi3_jax.model.layers import dropout
+from phi3_jax.model.dropout import dropout
 from phi3_jax.model.products import precise_matmul
 from phi3_jax.system.errors import InputError
 

@@ -5,7 +5,7 @@ scans, and what runs is always a single layer.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from phi3_jax.config.model import Phi3Config
+from phi3_jax.model.dropout import DropKey, dropout, split_key
 from phi3_jax.model.products import project
 from phi3_jax.model.protocols import Adapter, Adapters, EmbeddingAdapter, QuantizedWeight
 from phi3_jax.model.remat import PRODUCT, checkpoint_name
@@ -41,25 +42,6 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
 }
-
-
-def split_key(key: PRNGKeyArray | None, number: int) -> Sequence[PRNGKeyArray | None]:
-    """`number` keys, or as many None where there is no randomness."""
-    return [None] * number if key is None else list(jax.random.split(key, number))
-
-
-def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
-    """Inverted dropout; the identity without a key."""
-    kept, scale = dropped(x, rate, key)
-    return kept if scale == 1 else kept * scale
-
-
-@jax.named_scope("dropout")
-def dropped(x: Array, rate: float, key: PRNGKeyArray | None) -> tuple[Array, float]:
-    """Zeros where dropout drops, and what to multiply the rest by."""
-    if key is None or rate == 0:
-        return x, 1.0
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x, 0), 1 / (1 - rate)
 
 
 def look_up(
@@ -120,7 +102,7 @@ class Linear(nnx.Module):
         self.weight = _normal(rngs, (*stack, out_features, in_features), std, dtype)
 
     def __call__(
-        self, x: Float[Array, "*batch in"], adapter: Adapter | None = None, key: PRNGKeyArray | None = None
+        self, x: Float[Array, "*batch in"], adapter: Adapter | None = None, key: DropKey | None = None
     ) -> Float[Array, "*batch out"]:
         weight = dense(self.weight, x.dtype, self.axes)
         y = project(x, weight)
@@ -145,7 +127,7 @@ class FusedLinear(Linear):
         return {name: slice(*ends) for name, *ends in zip(self.names, starts, self.ends, strict=True)}
 
     def split(
-        self, x: Float[Array, "*batch in"], adapter: Adapter | None, part_adapters: Adapters, key: PRNGKeyArray | None
+        self, x: Float[Array, "*batch in"], adapter: Adapter | None, part_adapters: Adapters, key: DropKey | None
     ) -> list[Float[Array, "*batch part"]]:
         """The parts of the output, given the adapter of the whole and, by name, those of parts."""
         whole_key, *keys = split_key(key, 1 + len(self.names))
@@ -155,7 +137,7 @@ class FusedLinear(Linear):
                 parts[i] = part_adapters[name](parts[i], x, weights[i], keys[i])
         return [checkpoint_name(constrain(part, "batch", "seq", "heads"), PRODUCT) for part in parts]
 
-    def _project(self, x: Array, adapter: Adapter | None, key: PRNGKeyArray | None) -> tuple[list[Array], list[Array]]:
+    def _project(self, x: Array, adapter: Adapter | None, key: DropKey | None) -> tuple[list[Array], list[Array]]:
         """The parts of the weight, and those of the output with the adapter of the whole."""
         value: jax.Array | SplitWeight | QuantizedWeight = self.weight.get_value()
         rows = self.rows.values()
@@ -221,7 +203,7 @@ class Phi3Attention(nnx.Module):
         cos_sin: CosSin,
         attend: Attend[Kept],
         adapters: Adapters,
-        key: PRNGKeyArray | None,
+        key: DropKey | None,
     ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
         qkv_key, o_key = split_key(key, 2)
         with jax.named_scope("qkv_proj"):
@@ -259,7 +241,7 @@ class Phi3MLP(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(
-        self, x: Float[Array, "batch seq hidden"], adapters: Adapters, key: PRNGKeyArray | None
+        self, x: Float[Array, "batch seq hidden"], adapters: Adapters, key: DropKey | None
     ) -> Float[Array, "batch seq hidden"]:
         up_key, down_key = split_key(key, 2)
         with jax.named_scope("gate_up_proj"):
@@ -285,7 +267,7 @@ class Phi3DecoderLayer(nnx.Module):
         cos_sin: CosSin,
         attend: Attend[Kept],
         adapters: Adapters,
-        key: PRNGKeyArray | None = None,
+        key: DropKey | None = None,
     ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
         attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
         attn, kept = self.self_attn(self.input_layernorm(x), cos_sin, attend, adapters.get("self_attn", {}), attn_key)

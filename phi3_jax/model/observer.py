@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
+from phi3_jax.model.dropout import DropKey
 from phi3_jax.model.protocols import Adapter
 
 
@@ -27,7 +28,7 @@ class Observer:
         y: Float[Array, "*batch out"],
         x: Float[Array, "*batch in"],
         weight: Float[Array, "out in"],
-        key: PRNGKeyArray | None = None,
+        key: DropKey | None = None,
     ) -> Float[Array, "*batch out"]:
         """The layer's output, as the adapter makes it."""
         out = y if self.adapter is None else self.adapter(y, x, weight, key)

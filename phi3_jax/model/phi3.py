@@ -17,6 +17,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.cache import Cache, empty_cache
 from phi3_jax.model.cached_forward import cached_forward
 from phi3_jax.model.documents import default_positions
+from phi3_jax.model.dropout import DropKey, DropoutKey
 from phi3_jax.model.ids import check_input_ids
 from phi3_jax.model.layers import ROWS, Linear
 from phi3_jax.model.logits import adapted_logits
@@ -36,7 +37,7 @@ class ForwardOptions(TypedDict, total=False):
     lora: AdapterSet | None
     inputs_embeds: Float[Array, "batch seq hidden"] | None
     logits_to_keep: Int[ArrayLike, "kept"] | None
-    dropout_key: PRNGKeyArray | None
+    dropout_key: DropKey | None
     remat: bool | str
 
 
@@ -125,7 +126,7 @@ class Phi3ForCausalLM(nnx.Module):
         cache: Cache | None = None,
         inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
-        dropout_key: PRNGKeyArray | None = None,
+        dropout_key: DropKey | None = None,
         remat: bool | str = False,
     ) -> Float[Array, "batch kept vocab"] | tuple[Float[Array, "batch kept vocab"], Cache]:
         """Logits in float32; with a cache, a pair of them and the cache to go on with.
@@ -141,7 +142,8 @@ class Phi3ForCausalLM(nnx.Module):
                 Only the first call takes an `attention_mask`, with padding on the left.
             inputs_embeds: taken instead of `embed(input_ids, lora)`.
             logits_to_keep: the places in the sequence whose logits are wanted; default: all.
-            dropout_key: training mode: dropout of the configuration and of the adapters.
+            dropout_key: training mode: dropout of the configuration and of the adapters. A `DropoutKey` where
+                this is part of a batch.
             remat: recompute each layer in the backward pass instead of keeping its activations; True, or
                 the name of a policy, see `model.remat.remat_policy`.
 
@@ -266,7 +268,7 @@ def _forward(
     cache: Cache | None = None,
     inputs_embeds: Array | None = None,
     logits_to_keep: Array | None = None,
-    dropout_key: PRNGKeyArray | None = None,
+    dropout_key: DropKey | None = None,
     remat: bool | str = False,
     output: Literal["logits", "hidden", "layers"] = "logits",
 ) -> Array | tuple[Array, Cache]:
@@ -301,7 +303,8 @@ def _forward(
         return jnp.concatenate([inputs, x[None]])
     if logits_to_keep is not None:
         x = x[:, logits_to_keep]
-    return x if output == "hidden" else self.logits(x, lora, dropout_key)
+    head_key = dropout_key.key if isinstance(dropout_key, DropoutKey) else dropout_key
+    return x if output == "hidden" else self.logits(x, lora, head_key)
 
 
 def _check_cached(
@@ -309,7 +312,7 @@ def _check_cached(
     mask: Array | None,
     positions: Array | None,
     segments: Array | None,
-    dropout_key: PRNGKeyArray | None,
+    dropout_key: DropKey | None,
     output: str,
 ) -> None:
     given = {"positions": positions, "segment_ids": segments, "dropout_key": dropout_key}

@@ -5,7 +5,9 @@ from typing import Any, Protocol, Self
 
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
+
+from phi3_jax.model.dropout import DropKey
 
 # Module name -> its adapter, or the Adapters of a submodule. Of stacked layers one entry, its arrays stacked.
 Adapters = Mapping[str, Any]
@@ -20,7 +22,7 @@ class Adapter(Protocol):
         y: Float[Array, "*batch out"],
         x: Float[Array, "*batch in"],
         weight: Float[Array, "out in"],
-        key: PRNGKeyArray | None,
+        key: DropKey | None,
     ) -> Float[Array, "*batch out"]:
         """The layer's output, given the base's output `y` for the input `x`; dropout iff `key`."""
         ...

@@ -2,10 +2,11 @@
 
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.attention import without_cache
+from phi3_jax.model.dropout import DropKey
 from phi3_jax.model.layers import Embedding, Phi3DecoderLayer, RMSNorm
 from phi3_jax.model.protocols import Adapters
 from phi3_jax.model.remat import LAYER_INPUT, checkpoint_name, remat_policy
@@ -25,7 +26,7 @@ class Phi3Model(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.config = config
 
-    def stack(self, adapters: Adapters, dropout_key: PRNGKeyArray | None = None) -> LayerStack:
+    def stack(self, adapters: Adapters, dropout_key: DropKey | None = None) -> LayerStack:
         """The decoder layers with what the adapters of this module have for them."""
         return LayerStack.of(self.layers, self.config.num_hidden_layers, adapters.get("layers", {}), dropout_key)
 
@@ -35,7 +36,7 @@ class Phi3Model(nnx.Module):
         positions: Int[Array, "batch seq"],
         segment_ids: Int[Array, "batch seq"],
         adapters: Adapters,
-        dropout_key: PRNGKeyArray | None,
+        dropout_key: DropKey | None,
         attention: str,
         remat: bool | str,
         collect: bool,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from phi3_jax.model.dropout import DropKey, DropoutKey
 from phi3_jax.model.layers import Attend, Kept, Phi3DecoderLayer
 from phi3_jax.model.protocols import Adapters, State
 from phi3_jax.model.remat import Policy
@@ -58,7 +59,7 @@ class Layer:
     graph: nnx.GraphDef[Phi3DecoderLayer] = field(metadata={"static": True})
     weights: State
     adapters: Adapters
-    key: PRNGKeyArray | None = None
+    key: DropKey | None = None
     index: Int[Array, ""] | None = None
     stack: State | None = None
 
@@ -80,25 +81,31 @@ class LayerStack:
         graph: what a single layer is made of.
         arrays: weights, adapters and dropout keys, each with the layers as its first axis.
         number: how many layers there are.
+        places: where in the global batch the positions are, if this is part of one; see `DropoutKey`.
     """
 
     graph: nnx.GraphDef[Phi3DecoderLayer]
     arrays: tuple[State, Adapters, PRNGKeyArray | None]
     number: int
+    places: Array | None = None
 
     @classmethod
-    def of(
-        cls, layers: Phi3DecoderLayer, number: int, adapters: Adapters, key: PRNGKeyArray | None = None
-    ) -> "LayerStack":
+    def of(cls, layers: Phi3DecoderLayer, number: int, adapters: Adapters, key: DropKey | None = None) -> "LayerStack":
         """The stack of a module made with `stack=(number,)`; `key` is split into one for each layer."""
         graph, weights = nnx.split(layers)
-        return cls(graph, (weights, adapters, None if key is None else jax.random.split(key, number)), number)
+        whole, places = (key.key, key.places) if isinstance(key, DropoutKey) else (key, None)
+        keys = None if whole is None else jax.random.split(whole, number)
+        return cls(graph, (weights, adapters, keys), number, places)
 
     def __getitem__(self, index: int) -> Layer:
         """A layer by its place, its arrays sliced out of the stack."""
         if not 0 <= index < self.number:
             raise IndexError(f"there are {self.number} layers, counted from 0, and {index} was asked for")
-        return Layer(self.graph, *jax.tree.map(lambda stack: stack[index], self.arrays))
+        weights, adapters, key = jax.tree.map(lambda stack: stack[index], self.arrays)
+        return Layer(self.graph, weights, adapters, self._placed(key))
+
+    def _placed(self, key: PRNGKeyArray | None) -> DropKey | None:
+        return key if key is None or self.places is None else DropoutKey(key, self.places)
 
     def __iter__(self) -> Iterator[Layer]:
         return (self[index] for index in range(self.number))
@@ -120,7 +127,7 @@ class LayerStack:
 
         def body(carry: Carry, own: tuple[Array, State, Adapters, PRNGKeyArray | None]) -> tuple[Carry, Out]:
             index, own_weights, adapters, key = own
-            return step(carry, Layer(self.graph, own_weights, adapters, key, index, stack=weights))
+            return step(carry, Layer(self.graph, own_weights, adapters, self._placed(key), index, stack=weights))
 
         if policy is not None:
             # Inside a scan XLA cannot undo rematerialisation, so no barrier against that is needed.

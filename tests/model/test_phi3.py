@@ -10,6 +10,7 @@ from flax import nnx
 
 from phi3_jax import InputError, Phi3ForCausalLM
 from phi3_jax.model.documents import default_positions
+from phi3_jax.model.dropout import DropoutKey, places_of
 from tests.helpers.models import CONFIG
 
 
@@ -33,6 +34,17 @@ def test_dropout_needs_a_key_and_follows_it(model: Phi3ForCausalLM) -> None:
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert not np.allclose(first, model(ids))
+
+
+def test_rows_of_a_batch_are_dropped_as_in_the_whole() -> None:
+    from dataclasses import replace
+
+    noisy = Phi3ForCausalLM(replace(CONFIG, resid_pdrop=0.5), rngs=nnx.Rngs(0))
+    ids, key = jnp.arange(1, 17).reshape(2, 8), jax.random.key(0)
+    part = DropoutKey(key, places_of(ids.shape)[1:])
+    alone, again = (noisy(ids[1:], dropout_key=own) for own in (part, key))
+    np.testing.assert_allclose(alone, noisy(ids, dropout_key=key)[1:], atol=1e-5)
+    assert not np.allclose(alone, again)
 
 
 def test_logits_to_keep(model: Phi3ForCausalLM) -> None:
