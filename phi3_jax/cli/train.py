@@ -54,9 +54,11 @@ def run(argv: Sequence[str]) -> None:
 
     initialize()
     if config.parallel.axes == "auto":
+        from phi3_jax.parallel.distributed import together
         from phi3_jax.performance.here import with_axes
 
-        config = with_axes(config)
+        with together():
+            config = with_axes(config)
     train(config)
 
 
