@@ -221,17 +221,20 @@ def _cpu(name: str) -> Topology:
 
 
 def topology_of(devices: Sequence[Device]) -> Topology:
-    """That of devices that are there, for what needs no shape of slices."""
+    """That of devices that are there, with the memory that JAX lets arrays take now, and without a shape of slices."""
     first = devices[0]
     if first.platform == "cpu":
         return replace(_cpu(HERE), devices=len(devices))
-    known, stats = HARDWARE.get(first.device_kind), first.memory_stats() or {}
-    limit = int(stats.get("bytes_limit", 0))
+    limit = int((first.memory_stats() or {}).get("bytes_limit", 0))
     if first.platform == "tpu":
-        return Topology(HERE, "tpu", first.device_kind, len(devices), limit, slices=slices_of(devices))
-    # What JAX lets arrays take is less than there is, and unlike it from run to run.
-    memory = known.memory if known else int(limit / JAX_GPU_SHARE)
-    return Topology(HERE, "gpu", first.device_kind, len(devices), memory)
+        known = next((int(hbm) for kind, hbm in TPUS.values() if kind == first.device_kind), 0)
+        return Topology(HERE, "tpu", first.device_kind, len(devices), limit or known, slices=slices_of(devices))
+    return Topology(HERE, "gpu", first.device_kind, len(devices), int(limit / JAX_GPU_SHARE) or _data_sheet(first))
+
+
+def _data_sheet(device: Device) -> int:
+    known = HARDWARE.get(device.device_kind)
+    return known.memory if known else 0
 
 
 def _here() -> Topology:
@@ -240,8 +243,12 @@ def _here() -> Topology:
 
     devices = jax.local_devices()
     first = devices[0]
-    if first.platform != "tpu":
-        return topology_of(devices)
+    if first.platform == "cpu":
+        return _cpu(HERE)
+    if first.platform == "gpu":
+        # What JAX lets arrays take is less than there is, and unlike it from run to run.
+        there = topology_of(devices)
+        return replace(there, hbm=_data_sheet(first) or there.hbm)
     tpu = next((name for name, (kind, _) in TPUS.items() if kind == first.device_kind), None)
     shape = _slices(tpu).get(len(devices) * (2 if tpu in THREE_DIMENSIONS else 1)) if tpu else None
     if tpu is None or shape is None:

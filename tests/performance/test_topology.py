@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import pytest
 
-from phi3_jax.performance.topology import GPUS, OTHER_NAMES, larger, parse_topology
+from phi3_jax.performance.topology import GPUS, JAX_GPU_SHARE, OTHER_NAMES, larger, parse_topology, topology_of
 from phi3_jax.system.errors import InputError
 
 GB, GiB = 10**9, 2**30
@@ -103,6 +103,12 @@ def test_here_is_what_jax_sees(monkeypatch, device, number, name, hbm):
     monkeypatch.setattr("jax.local_devices", lambda: [device] * number)
     found = parse_topology("here")
     assert (found.name, found.devices, found.hbm, found.device_kind) == (name, number, hbm, device.device_kind)
+
+
+def test_a_run_has_what_jax_lets_arrays_take_now():
+    rtx, v4 = Stub("gpu", "NVIDIA GeForce RTX 4090"), Stub("tpu", "TPU v4")
+    assert topology_of([rtx, rtx]).hbm * JAX_GPU_SHARE == 9 * GB
+    assert (topology_of([v4] * 8).hbm, topology_of([v4] * 8).devices, topology_of([v4]).slices) == (9 * GB, 8, 1)
 
 
 def test_tpus_of_which_nothing_is_known_are_named(monkeypatch):
