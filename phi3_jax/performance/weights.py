@@ -1,5 +1,6 @@
 """Random weights: no checkpoint is read, and a device never holds more than its share of the model."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,7 @@ def random_model(
     """A model with matrices drawn from N(0, initializer_range²) and norms of ones, laid out as `Checkpoint` does.
 
     Drawn a layer at a time, so that a peak of memory measured afterwards is not that of the drawing. Layers that
-    are quantised go over the host one by one, as those of a checkpoint do.
+    are quantised go over the host, as those of a checkpoint do, and are all alike.
 
     Args:
         config: The model's shape.
@@ -72,13 +73,11 @@ class _Random:
     def quantized(self, path: LeafPath, leaf: Leaf) -> Quantized:
         assert self.quantizer is not None
         number, *shape = leaf.shape
-        keys = jax.random.split(self.keys[path], number)
-        drawn = (np.asarray(_draw(key, tuple(shape), self.std, self.dtype)) for key in keys)
+        # One layer's is drawn, and all are its copies: a full-size model takes more than a minute to quantise.
+        drawn = np.asarray(_draw(self.keys[path], tuple(shape), self.std, self.dtype))
         platform = platform_of(self.shardings, path, leaf.shape)
-        layers = (
-            self.quantizer(layer_name(path, index), weight).laid_out(platform) for index, weight in enumerate(drawn)
-        )
-        stacked = stack_layers(layers, number, path, np.empty)
+        layer = self.quantizer(layer_name(path, 0), drawn).laid_out(platform)
+        stacked = stack_layers(itertools.repeat(layer, number), number, path, np.empty)
         placed: Quantized = jax.device_put(stacked) if self.shardings is None else share(stacked, path, self.shardings)
         return placed
 

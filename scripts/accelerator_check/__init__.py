@@ -1,0 +1,1 @@
+"""What `scripts/check_accelerator.py` checks and measures, stage by stage."""
