@@ -57,6 +57,8 @@ class TrainingSection:
         remat_policy: What is kept all the same. full: each layer's input alone; attention: its result too; dots: and
             the products with weights; offload: the input, in the host's memory; none: everything, as without
             gradient_checkpointing.
+        chunk_mlp: In how many pieces a row goes through norms, projections and MLP, forwards and backwards, which
+            saves memory; auto cuts rows of which a device has more than 16,384 positions, none leaves them whole.
         compiler_options: What XLA is told beside the program. auto: what is known to be good for the devices
             (docs/parallel.md lists it); none: nothing; or options of XLA's over those of auto, for example
             {xla_tpu_scoped_vmem_limit_kib: 65536}, where null takes one away.
@@ -134,6 +136,7 @@ class TrainingSection:
     neftune_noise_alpha: float | None = None
     gradient_checkpointing: bool = True
     remat_policy: Literal["none", "dots", "attention", "full", "offload"] = "full"
+    chunk_mlp: Literal["auto", "none"] | int = "auto"
     compiler_options: CompilerChoice = "auto"
     logging_strategy: Literal["no", "steps", "epoch"] = "steps"
     logging_steps: int | float = 10
@@ -229,6 +232,8 @@ class TrainingSection:
             "early_stopping_patience eval_max_new_tokens"
         )
         check_range("training", self, at_least_1, low=1)
+        if isinstance(self.chunk_mlp, int):
+            check_range("training", self, "chunk_mlp", low=1)
         check_range("training", self, "warmup_ratio", low=0, high=1)
         check_range("training", self, "adam_beta1 adam_beta2 label_smoothing_factor", low=0, below=1)
         not_negative = (

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from phi3_jax.config.model import Phi3Config
-from phi3_jax.model.dropout import DropKey, dropout, split_key
+from phi3_jax.model.dropout import DropKey, DropoutKey, dropout, places_of, split_key
 from phi3_jax.model.products import project
-from phi3_jax.model.protocols import Adapter, Adapters, EmbeddingAdapter, QuantizedWeight
+from phi3_jax.model.protocols import Adapter, Adapters, EmbeddingAdapter, QuantizedWeight, State
 from phi3_jax.model.remat import PRODUCT, checkpoint_name
 from phi3_jax.model.rope import CosSin, apply_rope
+from phi3_jax.model.sequence import in_pieces
 from phi3_jax.parallel.sharding import constrain
 
 Kept = TypeVar("Kept")
@@ -85,6 +86,16 @@ def dense(weight: nnx.Param[jax.Array], dtype: DTypeLike, axes: Axes) -> Float[A
         return constrain(value, *axes)
     gathered = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), value)
     return constrain(gathered.dequantize(dtype), *axes)
+
+
+def ready(weight: nnx.Param[jax.Array], dtype: DTypeLike, name: str) -> jax.Array | SplitWeight:
+    """The weight of a layer of that name as `dense` gives it, but one that is held in parts stays so."""
+    value: jax.Array | SplitWeight | QuantizedWeight = weight.get_value()
+    if isinstance(value, SplitWeight):
+        return SplitWeight(tuple(constrain(part, *ROWS) for part in value.parts))
+    if isinstance(value, jax.Array) and value.ndim == 1:
+        return value
+    return dense(weight, dtype, ROWS if name in ("qkv_proj", "gate_up_proj") else COLUMNS)
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> nnx.Param[jax.Array]:
@@ -197,26 +208,25 @@ class Phi3Attention(nnx.Module):
         self.head_dim = config.head_dim
 
     @jax.named_scope("attention")
-    def __call__(
-        self,
-        x: Float[Array, "batch seq hidden"],
-        cos_sin: CosSin,
-        attend: Attend[Kept],
-        adapters: Adapters,
-        key: DropKey | None,
-    ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
-        qkv_key, o_key = split_key(key, 2)
+    def heads(
+        self, x: Float[Array, "batch seq hidden"], cos_sin: CosSin, adapters: Adapters, key: DropKey | None
+    ) -> tuple[Array, Array, Array]:
+        """q, k and v of every position, `[batch, seq, heads, head_dim]`, the first two rotated."""
         with jax.named_scope("qkv_proj"):
             q, k, v = (
                 part.reshape(*x.shape[:2], -1, self.head_dim)
-                for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, qkv_key)
+                for part in self.qkv_proj.split(x, adapters.get("qkv_proj"), adapters, key)
             )  # [B, T, N, H], [B, T, K, H] twice
         with jax.named_scope("rope"):
-            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
-        with jax.named_scope("attend"):
-            out, kept = attend(q, k, v)
-        with jax.named_scope("o_proj"):
-            return self.o_proj(out.reshape(*x.shape[:2], -1), adapters.get("o_proj"), o_key), kept
+            return apply_rope(q, *cos_sin), apply_rope(k, *cos_sin), v
+
+    @jax.named_scope("attention")
+    @jax.named_scope("o_proj")
+    def output(
+        self, out: Float[Array, "batch seq heads head_dim"], adapters: Adapters, key: DropKey | None
+    ) -> Float[Array, "batch seq hidden"]:
+        """What the heads' results are made into."""
+        return self.o_proj(out.reshape(*out.shape[:2], -1), adapters.get("o_proj"), key)
 
 
 # Of what is in between nothing is kept for the backward pass, under any policy.
@@ -268,9 +278,69 @@ class Phi3DecoderLayer(nnx.Module):
         attend: Attend[Kept],
         adapters: Adapters,
         key: DropKey | None = None,
+        pieces: int = 1,
     ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
-        attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
-        attn, kept = self.self_attn(self.input_layernorm(x), cos_sin, attend, adapters.get("self_attn", {}), attn_key)
+        """The layer's output, and what `attend` hands on; see `in_pieces` for what `pieces` means."""
+        places = None
+        if key is not None and pieces > 1:  # so that they can be cut
+            key, places = (key.key, key.places) if isinstance(key, DropoutKey) else (key, places_of(x.shape[:2]))
+        attn_key, *keys = split_key(key, 4)
+        qkv_key, o_key = split_key(attn_key, 2)
+        attn, mlp = adapters.get("self_attn", {}), adapters.get("mlp", {})
+        before = {name: adapter for name, adapter in attn.items() if name != "o_proj"}
+        after = {name: adapter for name, adapter in attn.items() if name == "o_proj"}, mlp
+        q, k, v = self._in_pieces(Phi3DecoderLayer._before, pieces, (before, qkv_key), (x, cos_sin), places)
+        with jax.named_scope("attention"), jax.named_scope("attend"):
+            out, kept = attend(q, k, v)
+        return self._in_pieces(Phi3DecoderLayer._after, pieces, (*after, o_key, *keys), (x, out), places), kept
+
+    def _before(self, whole: tuple[Adapters, DropKey | None], cut: tuple[Array, CosSin]) -> tuple[Array, Array, Array]:
+        """What attention takes."""
+        (adapters, key), (x, cos_sin) = whole, cut
+        return self.self_attn.heads(self.input_layernorm(x), cos_sin, adapters, key)
+
+    def _after(self, whole: tuple[Adapters, Adapters, *tuple[DropKey | None, ...]], cut: tuple[Array, Array]) -> Array:
+        """The layer's output of its input and what attention gives."""
+        (attn_adapters, mlp_adapters, *keys), (x, out) = whole, cut
+        o_key, attn_drop, mlp_key, mlp_drop = keys
+        attn = self.self_attn.output(out, attn_adapters, o_key)
         x = x + dropout(attn, self.resid_pdrop, attn_drop)
-        mlp = self.mlp(self.post_attention_layernorm(x), adapters.get("mlp", {}), mlp_key)
-        return x + dropout(mlp, self.resid_pdrop, mlp_drop), kept
+        mlp = self.mlp(self.post_attention_layernorm(x), mlp_adapters, mlp_key)
+        return x + dropout(mlp, self.resid_pdrop, mlp_drop)
+
+    def _in_pieces(
+        self, part: Callable[..., PyTree], pieces: int, whole: PyTree, cut: PyTree, places: Array | None
+    ) -> PyTree:
+        """A part of the layer in pieces; its weights are gathered and made dense once for all of them.
+
+        Keys of dropout in `whole` get the places of each piece.
+        """
+        if pieces == 1:
+            return part(self, whole, cut)
+        graph, state = nnx.split(self)
+        dtype = jax.tree.leaves(cut)[0].dtype
+        used = _WEIGHTS[part.__name__]
+        weights = {
+            path: leaf.replace(ready(leaf, dtype, str(path[-2])) if path[:-1] in used else jnp.zeros(0))
+            for path, leaf in nnx.to_flat_state(state)
+        }
+
+        def of_piece(given: tuple[State, PyTree], own: tuple[PyTree, Array]) -> PyTree:
+            def placed(x: Array) -> Array | DropoutKey:
+                return DropoutKey(x, own[1]) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+            return part(nnx.merge(graph, given[0]), jax.tree.map(placed, given[1]), own[0])
+
+        return in_pieces(of_piece, pieces, (nnx.from_flat_state(weights), whole), (cut, places))
+
+
+# What each part of the layer takes.
+_WEIGHTS = {
+    "_before": {("input_layernorm",), ("self_attn", "qkv_proj")},
+    "_after": {
+        ("self_attn", "o_proj"),
+        ("post_attention_layernorm",),
+        ("mlp", "gate_up_proj"),
+        ("mlp", "down_proj"),
+    },
+}

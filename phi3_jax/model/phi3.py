@@ -39,6 +39,7 @@ class ForwardOptions(TypedDict, total=False):
     logits_to_keep: Int[ArrayLike, "kept"] | None
     dropout_key: DropKey | None
     remat: bool | str
+    chunk_mlp: int | str
 
 
 class Phi3ForCausalLM(nnx.Module):
@@ -128,6 +129,7 @@ class Phi3ForCausalLM(nnx.Module):
         logits_to_keep: Int[ArrayLike, "kept"] | None = None,
         dropout_key: DropKey | None = None,
         remat: bool | str = False,
+        chunk_mlp: int | str = "auto",
     ) -> Float[Array, "batch kept vocab"] | tuple[Float[Array, "batch kept vocab"], Cache]:
         """Logits in float32; with a cache, a pair of them and the cache to go on with.
 
@@ -146,6 +148,8 @@ class Phi3ForCausalLM(nnx.Module):
                 this is part of a batch.
             remat: recompute each layer in the backward pass instead of keeping its activations; True, or
                 the name of a policy, see `model.remat.remat_policy`.
+            chunk_mlp: how many pieces a row is cut into where each position is worked on by itself, `none`, or
+                `auto`, as long rows need, see `model.sequence.piece_count`.
 
         Raises:
             InputError: for arguments that exclude each other, for a cache without room, and for an id that the
@@ -175,6 +179,7 @@ class Phi3ForCausalLM(nnx.Module):
             logits_to_keep=logits_to_keep,
             dropout_key=dropout_key,
             remat=remat,
+            chunk_mlp=chunk_mlp,
         )
         return out
 
@@ -255,7 +260,7 @@ class Phi3ForCausalLM(nnx.Module):
 
 
 # Compiled here, so that also those who call the model without jit get one program a shape.
-@partial(jax.jit, static_argnums=0, static_argnames=("remat", "output"))
+@partial(jax.jit, static_argnums=0, static_argnames=("remat", "chunk_mlp", "output"))
 def _forward(
     graph: nnx.GraphDef[Phi3ForCausalLM],
     state: State,
@@ -270,6 +275,7 @@ def _forward(
     logits_to_keep: Array | None = None,
     dropout_key: DropKey | None = None,
     remat: bool | str = False,
+    chunk_mlp: int | str = "auto",
     output: Literal["logits", "hidden", "layers"] = "logits",
 ) -> Array | tuple[Array, Cache]:
     """The logits, the normed output of the last layer, or every layer's input before it; and the cache, with one."""
@@ -297,7 +303,7 @@ def _forward(
         x = self.embed(input_ids, lora) if inputs_embeds is None else inputs_embeds
         x = constrain(x, "batch", "seq", None)
         x, inputs = self.model(
-            x, positions, segment_ids, adapters, dropout_key, self.attention, remat, output == "layers"
+            x, positions, segment_ids, adapters, dropout_key, self.attention, remat, output == "layers", chunk_mlp
         )
     if inputs is not None:
         return jnp.concatenate([inputs, x[None]])

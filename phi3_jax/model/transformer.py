@@ -11,6 +11,7 @@ from phi3_jax.model.layers import Embedding, Phi3DecoderLayer, RMSNorm
 from phi3_jax.model.protocols import Adapters
 from phi3_jax.model.remat import LAYER_INPUT, checkpoint_name, remat_policy
 from phi3_jax.model.rope import rope_cos_sin
+from phi3_jax.model.sequence import piece_count, shards
 from phi3_jax.model.walk import Layer, LayerStack
 from phi3_jax.parallel.sharding import constrain
 
@@ -40,6 +41,7 @@ class Phi3Model(nnx.Module):
         attention: str,
         remat: bool | str,
         collect: bool,
+        chunk_mlp: int | str = "none",
     ) -> tuple[Float[Array, "batch seq hidden"], Float[Array, "layers batch seq hidden"] | None]:
         """The normed output of the last layer, and every layer's input if `collect`."""
         config = self.config
@@ -47,9 +49,11 @@ class Phi3Model(nnx.Module):
         # The ids, which are small, whole on every device: attention sees all keys of a row.
         attend = without_cache(constrain(segment_ids, "batch", None), config.sliding_window, attention)
 
+        pieces = piece_count(chunk_mlp, x.shape[1] // shards(x.shape[1]))
+
         def step(x: Array, layer: Layer) -> tuple[Array, Array | None]:
             x = checkpoint_name(x, LAYER_INPUT)
-            return layer(x, cos_sin, attend)[0], x if collect else None
+            return layer(x, cos_sin, attend, pieces)[0], x if collect else None
 
         x, inputs = self.stack(adapters, dropout_key).scan(step, x, remat_policy(remat))
         return self.norm(x), inputs

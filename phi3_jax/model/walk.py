@@ -64,13 +64,13 @@ class Layer:
     stack: State | None = None
 
     def __call__(
-        self, x: Float[Array, "batch seq hidden"], cos_sin: CosSin, attend: Attend[Kept]
+        self, x: Float[Array, "batch seq hidden"], cos_sin: CosSin, attend: Attend[Kept], pieces: int = 1
     ) -> tuple[Float[Array, "batch seq hidden"], Kept]:
         """The layer's output for `x`, and what `attend` hands on."""
         weights = self.weights
         if self.stack is not None:
             weights = jax.tree.map(lambda stack, own: layer_weight(stack, own, self.index), self.stack, weights)
-        return nnx.merge(self.graph, weights)(x, cos_sin, attend, self.adapters, self.key)
+        return nnx.merge(self.graph, weights)(x, cos_sin, attend, self.adapters, self.key, pieces)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def loss(
     *,
     dropout_key: PRNGKeyArray | None = None,
     remat: bool | str = False,
+    chunk_mlp: int | str = "auto",
     label_smoothing: float = 0.0,
     neftune_alpha: float | None = None,
 ) -> Float[Array, ""]:
@@ -40,6 +41,8 @@ def loss(
             never a target.
         dropout_key: training mode, see `Phi3ForCausalLM`.
         remat: recompute each layer in the backward pass instead of keeping its activations; see
+            `Phi3ForCausalLM`.
+        chunk_mlp: in how many pieces long rows go through what looks at each position by itself; see
             `Phi3ForCausalLM`.
         label_smoothing: ε of (1 − ε) · cross-entropy + ε · mean over the vocabulary of −log p, as
             transformers' `LabelSmoother` and PyTorch's `CrossEntropyLoss`.
@@ -68,6 +71,7 @@ def loss(
         batch,
         dropout_key=dropout_key,
         remat=remat,
+        chunk_mlp=chunk_mlp,
         label_smoothing=label_smoothing,
         neftune_alpha=neftune_alpha,
     )
@@ -81,6 +85,7 @@ def loss_sums(
     *,
     dropout_key: PRNGKeyArray | None = None,
     remat: bool | str = False,
+    chunk_mlp: int | str = "auto",
     label_smoothing: float = 0.0,
     neftune_alpha: float | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
@@ -100,6 +105,7 @@ def loss_sums(
         inputs_embeds=None if noise_key is None else noisy_embeddings(model, lora, batch, noise_key, neftune_alpha),
         dropout_key=dropout_key,
         remat=remat,
+        chunk_mlp=chunk_mlp,
     )
     head, adapters = model.head(lora)
     total, correct = cross_entropy_sums(
@@ -116,12 +122,12 @@ def loss_sums(
 
 
 def row_sums(
-    model: Phi3ForCausalLM, lora: Lora | None, batch: Batch
+    model: Phi3ForCausalLM, lora: Lora | None, batch: Batch, *, chunk_mlp: int | str = "auto"
 ) -> tuple[Float[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]:
     """`loss_sums` of every row by itself, for evaluation."""
     _check_ids(batch, model.config.vocab_size)
     targets, is_target = next_tokens(batch)
-    x = _last_hidden_state(model, lora, batch)
+    x = _last_hidden_state(model, lora, batch, chunk_mlp=chunk_mlp)
     head, adapters = model.head(lora)
     losses, is_right = token_losses(x, head, targets, adjust=adapted_logits, adapters=adapters)
     return (
@@ -139,6 +145,7 @@ def _last_hidden_state(
     inputs_embeds: Float[Array, "batch seq hidden"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
     remat: bool | str = False,
+    chunk_mlp: int | str = "auto",
 ) -> Float[Array, "batch seq hidden"]:
     return model.last_hidden_state(
         jnp.asarray(batch["input_ids"]),
@@ -149,6 +156,7 @@ def _last_hidden_state(
         inputs_embeds=inputs_embeds,
         dropout_key=dropout_key,
         remat=remat,
+        chunk_mlp=chunk_mlp,
     )
 
 

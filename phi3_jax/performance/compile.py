@@ -131,16 +131,18 @@ def _used(memory: MemoryStats, platform: str) -> tuple[int, int]:
     """Bytes of the device and of the host.
 
     On TPUs the most that is live at once, arguments included, and the program, which is what XLA holds against
-    the limit; the sizes of temporaries that it reports there are larger than what it allocates. Elsewhere
-    arguments, results that are not written over them, and temporaries.
+    the limit; the sizes of temporaries that it reports there are larger than what it allocates. Elsewhere, and
+    where something waits in the host's memory, of which that figure counts the most besides, arguments, results
+    that are not written over them, and temporaries.
     """
 
     def total(prefix: str) -> int:
         sizes = {"argument": 1, "output": 1, "temp": 1, "alias": -1}
         return sum(sign * int(getattr(memory, f"{prefix}{name}_size_in_bytes")) for name, sign in sizes.items())
 
-    on_device = memory.peak_memory_in_bytes if platform == "tpu" else total("")
-    return on_device + memory.generated_code_size_in_bytes, total("host_")
+    on_host = total("host_")
+    on_device = memory.peak_memory_in_bytes if platform == "tpu" and not on_host else total("")
+    return on_device + memory.generated_code_size_in_bytes, on_host
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.model import attention
+from phi3_jax.model.sequence import piece_count
 from phi3_jax.objectives.cross_entropy import chunk_tokens
 from phi3_jax.performance.topology import Topology, abstract_mesh
 from phi3_jax.system.compat_xla import scans, stacked_outputs
@@ -22,6 +23,7 @@ from phi3_jax.training.flops import matmul_parameters
 # What going back through a layer takes, by what all of the layer's values do: as one gradient comes, a value
 # goes, but for a few. Fitted to compiled steps, see docs/plan.md.
 WORKING_SET = 1.1
+LANES = 128  # of a TPU's registers: what an array's last axis is filled up to a multiple of
 # How far an estimate was from the compiled step's memory, see docs/plan.md.
 ESTIMATE_MARGIN = 0.15
 
@@ -83,9 +85,12 @@ class Estimator:
         tokens = rows * run.data.limit // mesh.shape["context"]
         kept = tokens * self._kept_per_token(run, policy, kind, topology)
         # On a CPU `none` does not keep everything either.
-        everything = tokens * self._kept_per_token(run, "none", kind, replace(topology, platform="gpu"))
+        all_of_it = run.changed({"training.chunk_mlp": "none"})
+        everything = tokens * self._kept_per_token(all_of_it, "none", kind, replace(topology, platform="gpu"))
         layer = everything / config.num_hidden_layers
         step = abstract_step(run, config, mesh)
+        if (pieces := _pieces(run, mesh)) > 1:
+            layer = layer / pieces + tokens * _whole_rows(run, config, mesh, kind, topology)
         backward = WORKING_SET * layer + _pairs(run, config, mesh, kind) + _layer_weights(run, config, mesh)
         temporaries = max(backward, _loss(run, config, mesh)) + _gradients(step) + _bytes(step.state.good)
         return Memory(
@@ -109,6 +114,8 @@ class Estimator:
             {
                 "model.attention": kind,
                 "data.max_length": length,
+                # Of what is cut nothing is kept, in however many pieces.
+                "training.chunk_mlp": 2 if _pieces(run, abstract_mesh(run, topology)) > 1 else "none",
                 "training.per_device_train_batch_size": 1,
                 "training.gradient_accumulation_steps": 1,
                 "training.gradient_checkpointing": policy != "none",
@@ -187,6 +194,27 @@ def _pairs(run: RunConfig, config: Phi3Config, mesh: AbstractMesh, kind: str) ->
     if kind == "xla":  # scores and probabilities in float32
         return gathered + 2 * pairs * heads * 4
     return gathered + (4 * pairs if kind == "cudnn" else 0)  # the mask, and what is added to the scores
+
+
+def _pieces(run: RunConfig, mesh: AbstractMesh) -> int:
+    """How many pieces a layer goes through a device's positions in."""
+    return piece_count(run.training.chunk_mlp, run.data.limit // int(mesh.shape["context"]))
+
+
+def _whole_rows(run: RunConfig, config: Phi3Config, mesh: AbstractMesh, kind: str, topology: Topology) -> float:
+    """Bytes of a token that a layer cut into pieces has all the same, of whole rows.
+
+    The gradient that comes, the one that goes and attention's, and a copy of the input; of heads q, k, v, the
+    result, and two gradients at a time. A TPU fills heads up to 128 numbers, and splash gives the logarithm of the
+    softmax's sum that often.
+    """
+    size, heads = jnp.dtype(run.model.dtype).itemsize, config.num_attention_heads + 2 * config.num_key_value_heads
+    head = config.head_dim
+    if topology.platform == "tpu":
+        head = math.ceil(head / LANES) * LANES
+    of_heads = (heads + 2 * config.num_key_value_heads + config.num_attention_heads) * head * size
+    sums = config.num_attention_heads * LANES * 4 if kind == "splash" else 0
+    return 4 * config.hidden_size * size + (of_heads + sums) / int(mesh.shape["tensor"])
 
 
 def _layer_numbers(config: Phi3Config) -> int:

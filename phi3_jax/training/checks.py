@@ -57,6 +57,7 @@ FREE_ON_RESUME = frozenset(
         "training.gradient_checkpointing",
         "training.remat_policy",
         "training.compiler_options",
+        "training.chunk_mlp",
         "training.logging_strategy",
         "training.logging_steps",
         "training.logging_first_step",
@@ -143,6 +144,12 @@ def check_mesh(run: RunConfig, config: Phi3Config, mesh: Mapping[str, int]) -> N
         raise InputError(
             f"parallel.context is {context}, which does not divide data.max_length {run.data.max_length}; give a "
             "divisor"
+        )
+    pieces, length = run.training.chunk_mlp, run.data.max_length
+    if isinstance(pieces, int) and length is not None and length % (context * pieces):
+        raise InputError(
+            f"training.chunk_mlp is {pieces}, which does not divide the {length // context} positions that a device "
+            f"has of a row, data.max_length {length}; give a divisor, or auto"
         )
     if context & (context - 1) and not run.data.packing:
         raise InputError(

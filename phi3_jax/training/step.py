@@ -136,6 +136,7 @@ def _objective(graph: nnx.GraphDef[Phi3ForCausalLM], dtype: jnp.dtype, training:
             batch,
             dropout_key=key,
             remat=training.remat,
+            chunk_mlp=training.chunk_mlp,
             label_smoothing=training.label_smoothing_factor,
             neftune_alpha=training.neftune_noise_alpha,
         )

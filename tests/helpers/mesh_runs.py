@@ -28,6 +28,8 @@ def write_inputs(folder: Path) -> None:
 def config(folder: Path, mesh: list[int], output: str, **training: object) -> RunConfig:
     """Six steps of the same rows on any mesh (data, fsdp, tensor, context)."""
     each = ROWS // (mesh[0] * mesh[1])
+    # Where devices share a row, what they have of it is cut besides.
+    training = {"chunk_mlp": 2 if mesh[3] > 1 else "auto", **training}
     settings = {"per_device_train_batch_size": each, "per_device_eval_batch_size": each, "logging_steps": 1}
     schedule = {"gradient_accumulation_steps": 1, "eval_steps": None, "save_steps": 3, **training}
     run = runs.run_config(folder, output, training={**settings, **schedule}, data={"packing": True})

@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 from phi3_jax import InputError
-from phi3_jax.training.checks import check_batch, check_output_folder, check_unchanged, remove_leftovers
+from phi3_jax.training.checks import (
+    check_batch,
+    check_mesh,
+    check_output_folder,
+    check_unchanged,
+    remove_leftovers,
+)
 from phi3_jax.training.loop import train
+from tests.helpers.models import CONFIG
 from tests.helpers.runs import cut_off, metrics, run_config, write_inputs
 
 SHORT = {"max_steps": 4, "eval_strategy": "no", "eval_steps": None, "logging_steps": 1}
@@ -22,6 +29,21 @@ def test_a_batch_that_no_memory_holds_is_refused_before_anything_is_compiled(inp
     check_batch(run_config(inputs))
     with pytest.raises(InputError, match=r"a step's batch has .* tokens for each device, which take .* GiB, and this"):
         check_batch(run_config(inputs, training={"per_device_train_batch_size": 10**9}))
+
+
+def test_pieces_that_do_not_divide_a_row_are_refused(inputs):
+    """Of what a device has of it."""
+    run = run_config(inputs, training={"chunk_mlp": 4}, data={"max_length": 48})
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1, "context": 4}
+    check_mesh(run, CONFIG, sizes)
+    with pytest.raises(InputError, match=r"training\.chunk_mlp is 5, which does not divide the 12 positions that a"):
+        check_mesh(run.changed({"training.chunk_mlp": 5}), CONFIG, sizes)
+    with pytest.raises(InputError, match=r"training\.chunk_mlp is 0, expected at least 1"):
+        run_config(inputs, training={"chunk_mlp": 0})
+    with pytest.raises(
+        InputError, match=r"training\.chunk_mlp is 'some', expected one of auto, none or a whole number"
+    ):
+        run_config(inputs, training={"chunk_mlp": "some"})
 
 
 def test_other_settings_are_named_and_allowed_on_request(inputs, monkeypatch, capsys):
