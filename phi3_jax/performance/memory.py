@@ -243,7 +243,8 @@ def _loss(run: RunConfig, config: Phi3Config, mesh: AbstractMesh) -> int:
 
 
 def _gradients(step: AbstractStep) -> int:
-    """Sums of gradients, and adapters made whole where devices share them."""
-    trainable = step.state.trainable
-    gathered = _size(trainable["lora"]) if _bytes(trainable["lora"]) < _size(trainable["lora"]) else 0
-    return _bytes(trainable) + gathered
+    """Sums of gradients. Where devices share a batch, each has whole adapters, and sums of its own beside."""
+    trainable, mesh = step.state.trainable, step.mesh.shape
+    is_shared = mesh["data"] * mesh["fsdp"] * mesh["context"] > 1
+    adapters = None if trainable["lora"] is None else trainable["lora"].adapters
+    return _bytes(trainable) + (2 * _size(adapters) if is_shared else 0)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from phi3_jax.config.training import CompilerChoice, TrainingSection
 from phi3_jax.data.batch import Batch
 from phi3_jax.lora.mask import combine
+from phi3_jax.lora.per_device import Shares, per_device, spread, summed
 from phi3_jax.lora.tree import Lora
 from phi3_jax.model import Phi3ForCausalLM
 from phi3_jax.objectives.next_token import loss_sums, row_sums
@@ -130,9 +131,10 @@ def _objective(graph: nnx.GraphDef[Phi3ForCausalLM], dtype: jnp.dtype, training:
         trainable: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Array, tuple[Array, Array]]:
         model, lora = model_and_lora(graph, trainable, frozen, dtype)
+        shares = Shares.of(*batch["input_ids"].shape)
         total, count, _ = loss_sums(
             model,
-            lora,
+            lora if lora is None or shares.number == 1 else per_device(lora, shares),
             batch,
             dropout_key=key,
             remat=training.remat,
@@ -150,8 +152,11 @@ def _gradients(
     objective: Objective, trainable: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
 ) -> tuple[Sums, Params]:
     """What the objective gives, and its gradients, summed over all micro-batches."""
-    # The backward pass adds to these in place, whichever layer and micro-batch it is at.
-    refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
+    # The backward pass adds to these in place, whichever layer and micro-batch it is at; each device to its own.
+    shares = Shares.of(*batch["input_ids"].shape[1:])
+    zeros = _spread(jax.tree.map(jnp.zeros_like, trainable), shares)
+    trainable, frozen = _spread(gathered(trainable), shares), _spread(frozen, shares)
+    refs = jax.tree.map(jax.new_ref, zeros)
 
     def micro_step(carry: Sums, micro: tuple[Array, Batch]) -> tuple[Sums, None]:
         index, micro_batch = micro
@@ -168,7 +173,17 @@ def _gradients(
     start = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
     indices = jnp.arange(batch["input_ids"].shape[0])
     sums, _ = jax.lax.scan(micro_step, start, (indices, batch))
-    return sums, jax.tree.map(lambda ref: ref[...], refs)
+    gradients = jax.tree.map(lambda ref: ref[...], refs)
+    if shares.number > 1 and gradients["lora"] is not None:
+        gradients = Params(model=gradients["model"], lora=summed(gradients["lora"]))
+    return sums, gradients
+
+
+def _spread(params: Params, shares: Shares) -> Params:
+    """The layers' adapters with a copy for each device's share of the batch, where there are several."""
+    if shares.number == 1 or params["lora"] is None:
+        return params
+    return Params(model=params["model"], lora=spread(params["lora"], shares))
 
 
 def make_train_step(
@@ -188,7 +203,7 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> TrainState:
         key = jax.random.fold_in(state.key, state.step)
-        (total, count, attended), sums = _gradients(objective, gathered(state.trainable), frozen, batch, key)
+        (total, count, attended), sums = _gradients(objective, state.trainable, frozen, batch, key)
         grads = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
