@@ -71,7 +71,8 @@ class Shares:
         if ambient_mesh().size == 1:
             return copies
         layout = PartitionSpec(None, self.row_axes or None, self.position_axes or None)
-        return jax.lax.with_sharding_constraint(copies, layout)
+        laid_out: Array = jax.lax.with_sharding_constraint(copies, layout)
+        return laid_out
 
     def cut(self, x: Shaped[Array, "batch seq *rest"]) -> Shaped[Array, "rows batch positions seq *rest"]:
         """The shares of what has a batch's axes."""
@@ -121,7 +122,8 @@ class PerDevice:
         places = None if key is None else self.shares.cut(key.places)
 
         def of_share(adapter: StackableAdapter, y: Array, x: Array, places: Array | None) -> Array:
-            return adapter(y, x, weight, None if key is None else replace(key, places=places))
+            own = None if key is None or places is None else DropoutKey(key.key, places)
+            return adapter(y, x, weight, own)
 
         shared = self.shares.map(of_share, (0, 1, 1, 1), 1)
         return shared(self.adapter, self.shares.cut(y), self.shares.cut(x), places).reshape(y.shape)
