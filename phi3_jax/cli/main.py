@@ -99,7 +99,7 @@ def _run(argv: Sequence[str] | None) -> int:
             with at_verbosity(_verbosity(rest)):
                 _quiet()
                 _keep_compiled()
-                _leave_absent_tpu()
+                _leave_absent_devices()
                 importlib.import_module(f"phi3_jax.cli.{name.replace('-', '_')}").run(rest)
     except InputError as error:
         print(f"phi3-jax: {' '.join(str(error).split())}", file=sys.stderr)
@@ -186,12 +186,16 @@ def _keep_compiled() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 * 2**30))  # bytes
 
 
-def _leave_absent_tpu() -> None:
-    """Keeps JAX from looking for a TPU, which it does aloud, where libtpu is installed only to plan with."""
-    if find_spec("libtpu") is None or look_at_machine().has_tpu:
-        return
+def _leave_absent_devices() -> None:
+    """Keeps JAX from looking for a TPU or a GPU, which it does aloud, where libtpu or the plug-in is installed only
+    to plan with."""
+    machine = look_at_machine()
     has_cuda = any(find_spec(f"jax_cuda{release}_plugin") for release in (12, 13))
-    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if has_cuda else "cpu")
+    installed = {"tpu": find_spec("libtpu") is not None, "cuda": has_cuda}
+    there = {"tpu": machine.has_tpu, "cuda": machine.has_nvidia}
+    if any(installed[name] and not there[name] for name in installed):
+        used = [name for name in installed if installed[name] and there[name]]
+        os.environ.setdefault("JAX_PLATFORMS", ",".join([*used, "cpu"]))
 
 
 def _quiet() -> None:

@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,9 +20,15 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.hardware import HARDWARE
 from phi3_jax.performance.cost import StepCost, step_cost
+from phi3_jax.performance.gpu_targets import target_config
 from phi3_jax.performance.hlo import Program
+from phi3_jax.performance.topology import HERE, Topology, gpu_devices, parse_topology, tpu_devices
 from phi3_jax.system.compat_xla import bytes_needed
 from phi3_jax.system.errors import InputError
+from phi3_jax.system.packages import package_versions
+
+GET_LIBTPU = "pip install 'phi3_jax[tpu]'"
+GET_PLUGIN = "pip install 'phi3_jax[plan-gpu]'"
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,48 @@ def has_libtpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
+def has_cuda_plugin() -> bool:
+    """Whether JAX's plug-in for NVIDIA's cards, which compiles for them, is installed.
+
+    Raises:
+        InputError: One is, and JAX does not load it, since its version is another.
+    """
+    for release in (12, 13):
+        name = f"jax-cuda{release}-plugin"
+        if importlib.util.find_spec(name.replace("-", "_")) is None:
+            continue
+        plugin, jaxlib = package_versions(name, "jaxlib").values()
+        if _release(str(plugin)) != _release(str(jaxlib)):
+            raise InputError(
+                f"{name} is {plugin}, expected {jaxlib} as jaxlib is: JAX loads no other; pip install "
+                f"'{name}=={jaxlib}' 'jax-cuda{release}-pjrt=={jaxlib}', or give --estimate"
+            )
+        return True
+    return False
+
+
+def _release(version: str) -> str:
+    """The numbers of a version, without what may follow them."""
+    return "".join(re.findall(r"^[\d.]*\d", version))
+
+
+def why_not_compiled(topology: Topology) -> str | None:
+    """What is missing to compile for a topology; None where nothing is.
+
+    Raises:
+        InputError: A compiler is installed in a version that JAX does not load.
+    """
+    if topology.platform == "tpu" and not has_libtpu():
+        return f"libtpu, which compiles the step, is not here; {GET_LIBTPU}"
+    if topology.platform != "gpu":
+        return None
+    if target_config(topology.device_kind) is None or topology.name == HERE:
+        return f"XLA's compiler needs more of a {topology.device_kind} than is known"
+    if not has_cuda_plugin():
+        return f"JAX's plug-in for NVIDIA's cards, which compiles the step, is not here; {GET_PLUGIN}"
+    return None
+
+
 def compile_elsewhere(run: RunConfig, config: Phi3Config, topology: str, *, keep: Path | None = None) -> Compiled:
     """The step of such a run, compiled in a process of its own for the topology of that name.
 
@@ -80,7 +129,8 @@ def compile_elsewhere(run: RunConfig, config: Phi3Config, topology: str, *, keep
         {"run": run.to_dict(), "config": config.to_dict(), "topology": topology, "keep": keep and str(keep)}
     )
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    # What is here is not to be touched: another program may be at work on it.
+    # What is here is not to be touched: another program may be at work on it. JAX compiles all the same for devices
+    # that it is told of.
     environment["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run(
         [sys.executable, "-m", __name__], input=request, capture_output=True, text=True, env=environment, check=False
@@ -102,11 +152,11 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Pat
 
     from phi3_jax.parallel.mesh import make_mesh
     from phi3_jax.performance.collectives import count_collectives, layer_collectives
-    from phi3_jax.performance.topology import parse_topology, tpu_devices
     from phi3_jax.training.abstract import abstract_step
 
     where = parse_topology(topology)
-    mesh = make_mesh(run.parallel.sizes, tpu_devices(where) if where.platform == "tpu" else jax.devices("cpu"))
+    devices = {"tpu": tpu_devices, "gpu": gpu_devices}.get(where.platform, lambda _: jax.devices("cpu"))(where)
+    mesh = make_mesh(run.parallel.sizes, devices)
     step = abstract_step(run, config, mesh)
     start, notices = time.perf_counter(), list[str]()
     try:

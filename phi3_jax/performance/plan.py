@@ -13,15 +13,13 @@ from phi3_jax.parallel.hardware import GiB, hardware
 from phi3_jax.parallel.mesh import mesh_shape
 from phi3_jax.peft.continued import as_trained, open_run_base
 from phi3_jax.performance.choose import with_chosen_axes
-from phi3_jax.performance.compile import Compiled, compile_elsewhere, has_libtpu
+from phi3_jax.performance.compile import Compiled, compile_elsewhere, why_not_compiled
 from phi3_jax.performance.memory import ESTIMATE_MARGIN, Estimator, Memory
 from phi3_jax.performance.step_time import StepTime, step_time
 from phi3_jax.performance.suggest import Alternative, alternatives
 from phi3_jax.performance.topology import JAX_GPU_SHARE, Topology, abstract_mesh, parse_topology
 from phi3_jax.training.abstract import abstract_step
 from phi3_jax.training.checks import check_length, check_mesh
-
-GET_LIBTPU = "pip install 'phi3_jax[tpu]'"
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,9 @@ class Plan:
 def make_plan(run: RunConfig, topology_name: str, *, estimate: bool = False) -> Plan:
     """The plan of a run on the topology of that name (`plan.topology.parse_topology`).
 
-    For TPUs, where libtpu is installed, and for this machine's CPU the step is compiled; else, and with
-    `estimate`, its memory is estimated. Of the checkpoint only config.json is read, or downloaded.
+    For TPUs, where libtpu is installed, for NVIDIA's cards, where JAX's plug-in is, and for this machine's CPU the
+    step is compiled; else, and with `estimate`, its memory is estimated. Of the checkpoint only config.json is read,
+    or downloaded.
 
     Raises:
         InputError: Before anything is compiled, where model, rows, mesh and devices do not go together.
@@ -139,10 +138,11 @@ def _compiled(
     run: RunConfig, config: Phi3Config, topology: Topology, estimate: bool
 ) -> tuple[Compiled | None, list[str]]:
     """The compiled step's figures, None where it is to be or has to be estimated; and lines that say why."""
-    if estimate or topology.platform == "gpu":
+    if estimate:
         return None, []
-    if topology.platform == "tpu" and not has_libtpu():
-        return None, [f"memory is an estimate: libtpu, which compiles the step, is not here; {GET_LIBTPU}"]
+    missing = why_not_compiled(topology)
+    if missing is not None:
+        return None, [f"memory is an estimate: {missing}"]
     try:
         compiled = compile_elsewhere(run, config, topology.name)
         return compiled, list(compiled.notices)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from phi3_jax.parallel.hardware import GB, HARDWARE, GiB
 from phi3_jax.parallel.mesh import slices_of
+from phi3_jax.performance.gpu_targets import target_config
 from phi3_jax.system.errors import InputError
 from phi3_jax.system.memory import total_memory
 
@@ -97,6 +98,7 @@ _SHAPES_3D = (
 )
 HERE = "here"
 _SLICES = r"(?::([1-9]\d{0,3}))?"  # how many of them
+CARDS_OF_A_HOST = 8
 # What JAX takes of a GPU's memory unless told otherwise.
 JAX_GPU_SHARE = 0.75
 
@@ -209,6 +211,20 @@ def tpu_devices(topology: Topology) -> Sequence[Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=layout, **options).devices
 
 
+def gpu_devices(topology: Topology) -> Sequence[Device]:
+    """The cards of a topology, which need not be here, for XLA to compile for. Needs JAX's plug-in for NVIDIA's.
+
+    They are taken to be in one machine, or in machines of `CARDS_OF_A_HOST` where there are more.
+    """
+    from jax.experimental import topologies
+
+    hosts = 1 if topology.devices % CARDS_OF_A_HOST else topology.devices // CARDS_OF_A_HOST
+    layout = f"1x{hosts}x{topology.devices // hosts}"
+    target = target_config(topology.device_kind)
+    assert target is not None, topology.device_kind
+    return topologies.get_topology_desc(platform="cuda", target_config=target, topology=layout).devices
+
+
 def _tpu(topology: Topology) -> str:
     return next(name for name, (kind, _) in TPUS.items() if kind == topology.device_kind)
 
@@ -248,7 +264,9 @@ def _here() -> Topology:
     if first.platform == "gpu":
         # What JAX lets arrays take is less than there is, and unlike it from run to run.
         there = topology_of(devices)
-        return replace(there, hbm=_data_sheet(first) or there.hbm)
+        name = next((name for name, kind in GPUS.items() if kind == first.device_kind), None)
+        name = HERE if name is None else f"gpu:{name}:{len(devices)}"
+        return replace(there, name=name, hbm=_data_sheet(first) or there.hbm)
     tpu = next((name for name, (kind, _) in TPUS.items() if kind == first.device_kind), None)
     shape = _slices(tpu).get(len(devices) * (2 if tpu in THREE_DIMENSIONS else 1)) if tpu else None
     if tpu is None or shape is None:

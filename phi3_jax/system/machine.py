@@ -50,7 +50,8 @@ def look_at_machine(root: str | Path = "/", environment: Mapping[str, str] | Non
     has_nvidia = (
         bool(version)
         or _any(root / "proc/driver/nvidia/gpus", "*")
-        or (root / "dev/nvidia0").exists()
+        or _any(root / "dev", "nvidia[0-9]*")
+        or (root / "usr/lib/wsl/lib/libcuda.so.1").exists()  # under Windows
         or shutil.which("nvidia-smi", path=environment.get("PATH", "")) is not None
     )
     return Machine(has_nvidia, int(found[1]) if found else None, _has_tpu(root, environment))

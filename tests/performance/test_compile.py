@@ -130,3 +130,17 @@ def test_what_a_tpu_has_no_room_for_is_told_with_what_it_takes(tmp_path):
     topology = parse_topology("v5e:1x1")
     assert found.bytes_per_device > topology.hbm
     assert 0.8 <= Estimator(config)(run, topology).total / found.bytes_per_device <= 1.35
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the plug-in is not installed")
+@pytest.mark.parametrize("topology", ["gpu:h100:4", "gpu:a100:4", "gpu:l4:4"])
+def test_a_step_is_compiled_for_cards_that_are_not_here(tmp_path, topology):
+    folder = checkpoint(tmp_path / "small", SMALL)
+    sections = {"model": {"name_or_path": folder}, "data": {"max_length": 512}, "parallel": {"fsdp": 4}}
+    run, config = run_of(SMALL, **sections)
+    found = compile_elsewhere(run, config, topology)
+    assert found.fits
+    assert 0.5 <= Estimator(config)(run, parse_topology(topology)).total / found.bytes_per_device <= 2
+    gathers = sum(n for what, n in found.collectives["forward"].items() if what.startswith("all-gather"))
+    assert gathers == 4

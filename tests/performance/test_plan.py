@@ -96,12 +96,32 @@ def test_a_plan_for_this_machine_is_compiled_and_near_the_estimate(capsys, small
 
 
 def test_without_libtpu_it_says_so_and_estimates(capsys, monkeypatch, mini):
-    monkeypatch.setattr("phi3_jax.performance.plan.has_libtpu", lambda: False)
+    monkeypatch.setattr("phi3_jax.performance.compile.has_libtpu", lambda: False)
     status, found = plan(capsys, mini, "--topology", "v5e:2x2", "--parallel.fsdp", "4")
     assert status == 0
     assert found["basis"] == "estimated"
     assert found["hbm_limit_bytes"] == 15.75 * GiB
     assert "pip install 'phi3_jax[tpu]'" in found["notes"][0]
+
+
+def test_without_the_plug_in_a_plan_for_a_gpu_says_so(monkeypatch, small):
+    monkeypatch.setattr("phi3_jax.performance.compile.has_cuda_plugin", lambda: False)
+    run, _ = run_of(SMALL, model={"name_or_path": small}, data={"max_length": 128})
+    assert "pip install 'phi3_jax[plan-gpu]'" in make_plan(run, "gpu:l4").notes[0]
+    assert "more of a GPU of 24 GB than is known" in make_plan(run, "gpu:24GB").notes[0]
+    assert make_plan(run, "gpu:l4", estimate=True).notes == []
+
+
+def test_a_plug_in_of_another_version_is_refused_by_name(capsys, monkeypatch, small):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "jax_cuda12_plugin" or None)
+    versions = ("0.9.1", "0.10.2")
+    monkeypatch.setattr(
+        "phi3_jax.performance.compile.package_versions", lambda *names: dict(zip(names, versions, strict=True))
+    )
+    status, line = plan(capsys, small, "--topology", "gpu:h100", "--data.max_length", "128")
+    assert status == 2
+    assert "jax-cuda12-plugin is 0.9.1, expected 0.10.2 as jaxlib is" in line
+    assert line.count("\n") == 1
 
 
 def test_what_does_not_fit_is_an_answer_with_ways_out(capsys, mini):

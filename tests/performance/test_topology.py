@@ -93,7 +93,7 @@ class Stub:
 @pytest.mark.parametrize(
     ("device", "number", "name", "hbm"),
     [
-        (Stub("gpu", "NVIDIA GeForce RTX 4090"), 2, "here", 24 * GB),
+        (Stub("gpu", "NVIDIA GeForce RTX 4090"), 2, "gpu:rtx4090:2", 24 * GB),
         (Stub("gpu", "NVIDIA GeForce RTX 4070"), 1, "here", 12 * GB),  # JAX takes 75%
         (Stub("tpu", "TPU v5 lite"), 8, "v5e:2x4", 15.75 * GiB),
         (Stub("tpu", "TPU v4"), 4, "v4:2x2x1", 30.75 * GiB),

@@ -35,6 +35,8 @@ def put(tmp_path):
         ("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX  535.129.03  Sun", Machine(True, 535)),
         ("proc/driver/nvidia/gpus/0000:01:00.0/information", "", Machine(True)),
         ("dev/nvidia0", "", Machine(True)),
+        ("dev/nvidia3", "", Machine(True)),
+        ("usr/lib/wsl/lib/libcuda.so.1", "", Machine(True)),
         ("dev/accel0", "", Machine(has_tpu=True)),
         ("dev/accel/accel0", "", Machine()),  # an accelerator of somebody else's
         ("dev/vfio/0", "", Machine()),
