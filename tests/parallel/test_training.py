@@ -101,7 +101,8 @@ def test_more_rows_a_step_are_refused_on_resuming(folder):
 
 
 def test_two_processes_train_as_one_does(folder):
-    processes = start_two(folder, ["--logging.progress", "true"], ["--logging.progress", "true"])
+    options = ["--logging.progress", "true", "--logging.profile", "3:5"]
+    processes = start_two(folder, options, options)
     outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     np.testing.assert_allclose(losses(folder / "hosts"), losses(folder / "1_1_1_1"), rtol=0, atol=TOLERANCE)
@@ -113,6 +114,8 @@ def test_two_processes_train_as_one_does(folder):
         whole = (folder / "hosts/adapter" / name).read_bytes()
         assert (folder / "hosts/checkpoints/6" / name).read_bytes() == whole
     assert (folder / "hosts/report.html").exists()
+    profiles = (folder / "hosts/profile").glob("*/plugins/profile/*/*.xplane.pb")
+    assert sorted(file.relative_to(folder / "hosts/profile").parts[0] for file in profiles) == ["host-0", "host-1"]
 
 
 @pytest.mark.slow
