@@ -126,14 +126,19 @@ class ControlTokens:
         """A text for `backend`: control tokens by their names, guarded ones as characters."""
         return self._either.sub(lambda match: self._translation(match[0]), text)
 
-    def shifts(self, text: str) -> tuple[list[int], list[int]]:
-        """Where in a text `named` changes lengths: the ends of what it translates, and by how much all told."""
-        ends, shifts, total = [], [], 0
+    def named_with_shifts(self, text: str) -> tuple[str, list[int], list[int]]:
+        """`named`'s text, and where it changes lengths: the ends of what it translates, and by how much all told."""
+        pieces, ends, shifts, begin, total = [], [], [], 0, 0
         for match in self._either.finditer(text):
-            total += len(self._translation(match[0])) - len(match[0])
-            ends.append(match.end())
+            found = match[0]
+            name = self._translation(found)
+            start, end = match.span()
+            pieces += text[begin:start], name
+            total += len(name) - len(found)
+            ends.append(end)
             shifts.append(total)
-        return ends, shifts
+            begin = end
+        return "".join([*pieces, text[begin:]]), ends, shifts
 
     def ends(self, named: str) -> tuple[list[int], list[bool]]:
         """Where the control tokens of `named`'s text end, and whether each takes the blanks behind itself."""

@@ -63,8 +63,7 @@ class GuardedText:
 
     def __init__(self, control: ControlTokens, guarded: str) -> None:
         self._control, self._guarded = control, guarded
-        self.named = control.named(guarded)
-        self._ends, self._shifts = control.shifts(guarded)
+        self.named, self._ends, self._shifts = control.named_with_shifts(guarded)
 
     def span(self, place: Place, trained: bool) -> Span:
         start, content_end = self._moved(place.start), self._moved(place.content_end)

@@ -30,6 +30,7 @@ ROLES = {
 }
 # Roles whose whole content is one call, or a list of them, as ShareGPT sets have it.
 _CALLERS = ("function_call", "tool_call")
+_PLAIN = ("user", "assistant", "system")  # who speaks in nearly all turns, and as nearly all files spell it
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 # What a turn may hold beside its text and what every trainer reads alike; all of it is for the template.
 TOOL_KEYS = ("tools", "functions")
@@ -94,6 +95,11 @@ def parse_json(text: str, where: str, what: str, expected: str) -> object:
 
 
 def _turn(turn: object, where: str, ignored: Sequence[str]) -> Turn:
+    if type(turn) is dict and len(turn) == 2 and not ignored:
+        # As nearly all are: nothing of what follows would find anything.
+        role, content = turn.get("role"), turn.get("content")
+        if role in _PLAIN and isinstance(content, str):
+            return Turn(role, text_of(content, where, "content"), True, {}, True)
     if not isinstance(turn, Mapping):
         raise InputError(f"{where}: is a {type(turn).__name__}, expected an object with role and content")
     held = {str(key): value for key, value in turn.items() if value is not None and key not in ignored}

@@ -38,8 +38,8 @@ def test_guards_reach_into_values_and_stand_in_json():
 def test_shifts_say_where_a_place_goes():
     control = ControlTokens(phi3_tokenizer(JULY))
     text = "ab<|end|>cd" + control.guarded("<s>", is_literal=True) + "z"
-    ends, shifts = control.shifts(text)
-    named = control.named(text)
+    named, ends, shifts = control.named_with_shifts(text)
+    assert named == control.named(text)
     for letter in "cz":
         place = text.index(letter, 8)
         moved = place + [0, *shifts][sum(end <= place for end in ends)]
