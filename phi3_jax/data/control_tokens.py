@@ -128,7 +128,8 @@ class ControlTokens:
 
     def named_with_shifts(self, text: str) -> tuple[str, list[int], list[int]]:
         """`named`'s text, and where it changes lengths: the ends of what it translates, and by how much all told."""
-        pieces, ends, shifts, begin, total = [], [], [], 0, 0
+        pieces: list[str] = []
+        ends, shifts, begin, total = [], [], 0, 0
         for match in self._either.finditer(text):
             found = match[0]
             name = self._translation(found)
