@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -135,10 +134,12 @@ def run_kind(
         if kind == "chunked":
             return flash_attention(q, k, v, q_ids, kv_ids, jnp.int32(q_start), sliding_window)
         mask = visible(q_ids, kv_ids, q_start, 0, sliding_window)[:, None]
-        # cuDNN leaves out the future where it knows of it, which it only can for whole rows.
-        implementation: Literal["xla", "cudnn"] = "cudnn" if kind == "cudnn" else "xla"
-        causal = kind == "cudnn" and shards == 1
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+        if kind == "cudnn":
+            from phi3_jax.system.compat_cudnn import masked_attention  # what else is private to JAX comes along
+
+            # cuDNN leaves out the future where it knows of it, which it only can for whole rows.
+            return masked_attention(q, k, v, mask, is_causal=shards == 1)
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
     if mesh.size == 1:
         return local(kernel, q, k, v, segment_ids, segment_ids, 0)[:, :length]

@@ -55,6 +55,14 @@ OPTIONS: tuple[CompilerOption, ...] = (
     CompilerOption(
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather", True, "tpu", _GATHERS, _V6E, on_several=True
     ),
+    CompilerOption(
+        "xla_gpu_enable_latency_hiding_scheduler",
+        True,
+        "gpu",
+        "JAX's documentation, GPU performance tips, and MaxText's GPU scripts: what devices send one another goes on "
+        "while they compute",
+        on_several=True,
+    ),
 )
 
 
