@@ -71,8 +71,9 @@ def test_a_step_sums_each_array_of_an_adapter_once():
     assert len(found) == len(MESHES)
     for row in found:
         assert row["loss"] < 1e-6, row
-        assert row["grad_norm"] < 1e-5, row
-        assert row["parameters"] < 5e-5, row
+        # Sums in another order: where gradients were still summed in every layer these were 8e-6 and 7e-5.
+        assert row["grad_norm"] < 3e-5, row
+        assert row["parameters"] < 2e-4, row
         tensor = row["mesh"][2]
         # Over `tensor` what is sent is the narrow sums of activations.
         assert tensor > 1 or row["in_layers"] == 0, row
@@ -94,5 +95,5 @@ def test_a_step_sums_each_array_of_an_adapter_once():
 def test_every_kind_of_adapter_trains_as_on_one_device(kind):
     for row in steps([[2, 2, 1, 2], [1, 2, 2, 2]], {"kind": kind}):
         assert row["loss"] < 1e-6, row
-        assert row["grad_norm"] < 1e-5, row
-        assert row["parameters"] < 5e-5, row
+        assert row["grad_norm"] < 3e-5, row
+        assert row["parameters"] < 2e-4, row
