@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from phi3_jax.lora.low_rank import add_low_rank
+from phi3_jax.lora.low_rank import add_low_rank, add_low_rank_to_parts
 from phi3_jax.model.dropout import DropKey, dropout, dropped
 from phi3_jax.model.layers import look_up
 from phi3_jax.model.products import precise_matmul, project
@@ -101,6 +101,18 @@ class LoraLinear(Additive):
         kept, keep_scale = dropped(x, self.dropout, key)
         y = add_low_rank(y, kept, self.lora_A, self.lora_B, self.scaling * keep_scale)
         return y if self.lora_bias is None else (y + self.lora_bias * self.scaling).astype(y.dtype)
+
+    @jax.named_scope("lora")
+    def on_parts(
+        self, parts: list[Array], x: Float[Array, "*batch in"], rows: list[slice], key: DropKey | None
+    ) -> list[Array]:
+        """The call for an output in parts, each of these rows: dropout and x Aᵀ once for all."""
+        kept, keep_scale = dropped(x, self.dropout, key)
+        bs = tuple(_used_rows(self.lora_B, part) for part in rows)
+        out = add_low_rank_to_parts(tuple(parts), kept, self.lora_A, bs, self.scaling * keep_scale)
+        if (bias := self.lora_bias) is None:
+            return list(out)
+        return [(y + bias[part] * self.scaling).astype(y.dtype) for y, part in zip(out, rows, strict=True)]
 
     def part(self, rows: slice) -> Self:
         """What it adds to these rows of the output."""

@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from phi3_jax.config.model import Phi3Config
 from phi3_jax.model.dropout import DropKey, DropoutKey, dropout, places_of, split_key
-from phi3_jax.model.products import project
-from phi3_jax.model.protocols import Adapter, Adapters, EmbeddingAdapter, QuantizedWeight, State
+from phi3_jax.model.products import project, project_parts
+from phi3_jax.model.protocols import Adapter, Adapters, EmbeddingAdapter, PartsAdapter, QuantizedWeight, State
 from phi3_jax.model.remat import PRODUCT, checkpoint_name
 from phi3_jax.model.rope import CosSin, apply_rope
 from phi3_jax.model.sequence import in_pieces
+from phi3_jax.parallel.mesh import ambient_mesh, platform
 from phi3_jax.parallel.sharding import constrain
 
 Kept = TypeVar("Kept")
@@ -33,6 +34,7 @@ Axes = tuple[str | None, str | None]  # how a weight's rows and columns are cut 
 
 ROWS: Axes = ("heads", None)  # what makes heads, hidden units or logits
 COLUMNS: Axes = (None, "heads")  # what takes them in
+_FEW_ROWS = 128
 
 
 ACTIVATIONS = {
@@ -151,19 +153,44 @@ class FusedLinear(Linear):
     def _project(self, x: Array, adapter: Adapter | None, key: DropKey | None) -> tuple[list[Array], list[Array]]:
         """The parts of the weight, and those of the output with the adapter of the whole."""
         value: jax.Array | SplitWeight | QuantizedWeight = self.weight.get_value()
-        rows = self.rows.values()
+        rows = list(self.rows.values())
         if isinstance(value, SplitWeight):
             weights = [constrain(part, *ROWS) for part in value.parts]
-            parts = [project(x, weight) for weight in weights]
-            if adapter is not None:  # the same key: the parts' input is one and the same
-                halves = zip(parts, weights, rows, strict=True)
-                parts = [adapter.part(part)(y, x, weight, key) for y, weight, part in halves]
-            return weights, parts
+            return weights, _adapted([project(x, weight) for weight in weights], adapter, x, weights, rows, key)
         weight = dense(self.weight, x.dtype, ROWS)
+        weights = [weight[part] for part in rows]
+        if _in_parts(x):
+            parts = list(project_parts(x, weight, tuple((part.start, part.stop) for part in rows)))
+            return weights, _adapted(parts, adapter, x, weights, rows, key)
         y = project(x, weight)
         if adapter is not None:
             y = adapter(y, x, weight, key)
-        return [weight[part] for part in rows], jnp.split(y, self.ends[:-1], axis=-1)
+        return weights, jnp.split(y, self.ends[:-1], axis=-1)
+
+
+def _in_parts(x: Float[Array, "*batch in"]) -> bool:
+    """Whether a fused layer's parts are better off as products of their own: on TPUs, where to cut outputs and to
+    join their gradients takes longer than more products do; not of so few rows that reading the weight is all."""
+    few = x.size < _FEW_ROWS * x.shape[-1]
+    return platform() == "tpu" and x.dtype.itemsize == 2 and ambient_mesh().shape["tensor"] == 1 and not few
+
+
+def _adapted(
+    parts: list[Array],
+    adapter: Adapter | None,
+    x: Array,
+    weights: list[Array],
+    rows: list[slice],
+    key: DropKey | None,
+) -> list[Array]:
+    """The parts of an output with what the adapter of the whole adds to each."""
+    if adapter is None:
+        return parts
+    if isinstance(adapter, PartsAdapter):
+        return adapter.on_parts(parts, x, rows, key)
+    # The same key: the parts' input is one and the same.
+    cut = zip(parts, weights, rows, strict=True)
+    return [adapter.part(part)(y, x, weight, key) for y, weight, part in cut]
 
 
 class Embedding(nnx.Module):

@@ -2,6 +2,7 @@
 
 import contextlib
 from contextlib import AbstractContextManager
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -59,3 +60,37 @@ def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project_parts(
+    x: Float[Array, "*batch in"], weight: Float[Array, "out in"], rows: tuple[tuple[int, int], ...]
+) -> tuple[Float[Array, "*batch part"], ...]:
+    """x Wᵀ for these rows of the weight, which are all of them in order, each a product of its own.
+
+    So that nothing of the size of an activation is cut or joined, in either direction. Of 16-bit numbers the
+    gradient of x is rounded once for each part.
+
+    Example:
+        >>> parts = project_parts(jnp.ones((1, 2)), jnp.arange(6.0).reshape(3, 2), ((0, 1), (1, 3)))
+        >>> [part.tolist() for part in parts]
+        [[[1.0]], [[5.0, 9.0]]]
+    """
+    return tuple(_product(x, weight[slice(*part)]) for part in rows)
+
+
+def _parts_forward(
+    x: Array, weight: Array, rows: tuple[tuple[int, int], ...]
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    return project_parts(x, weight, rows), (x, weight)
+
+
+def _parts_backward(
+    rows: tuple[tuple[int, int], ...], kept: tuple[Array, Array], gs: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    x, weight = kept
+    both = [_product_backward((x, weight[slice(*part)]), g) for part, g in zip(rows, gs, strict=True)]
+    return reduce(jnp.add, (d_x for d_x, _ in both)), jnp.concatenate([d_weight for _, d_weight in both])
+
+
+project_parts.defvjp(_parts_forward, _parts_backward)

@@ -1,7 +1,7 @@
 """What a model knows of adapters and of quantised weights: what they can do, not what they are."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from flax import nnx
 from jax.typing import DTypeLike
@@ -29,6 +29,17 @@ class Adapter(Protocol):
 
     def part(self, rows: slice) -> Self:
         """The adapter of these rows of the output alone."""
+        ...
+
+
+@runtime_checkable
+class PartsAdapter(Protocol):
+    """An adapter that does once what all parts of an output have in common."""
+
+    def on_parts(
+        self, parts: list[Array], x: Float[Array, "*batch in"], rows: list[slice], key: DropKey | None
+    ) -> list[Array]:
+        """The layer's output in parts, given the base's, each of these rows of the weight."""
         ...
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from phi3_jax.model.products import contract, precise_matmul, project
+from phi3_jax.model.products import contract, precise_matmul, project, project_parts
 
 # 1 + 257 · 2⁻⁸ · 2⁻⁸: the second term is lost where sums are in bfloat16.
 HALVES = jnp.full((1, 258), 2.0**-8, jnp.bfloat16).at[0, 0].set(1)
@@ -35,3 +35,14 @@ def test_gradients_of_a_projection_have_the_types_of_what_they_are_for():
 def test_a_precise_product_widens_first():
     product = precise_matmul(HALVES, HALVES.T)
     assert (product.dtype, float(product[0, 0])) == (jnp.float32, SUM)
+
+
+def test_parts_are_products_with_rows_of_the_weight():
+    keys = jax.random.split(jax.random.key(1), 5)
+    x, weight = jax.random.normal(keys[0], (2, 3, 8)), jax.random.normal(keys[1], (7, 8))
+    gs = tuple(jax.random.normal(key, (2, 3, n)) for key, n in zip(keys[2:], (4, 1, 2), strict=True))
+    found, backward = jax.vjp(lambda x, weight: project_parts(x, weight, ((0, 4), (4, 5), (5, 7))), x, weight)
+    whole, expected = jax.vjp(project, x, weight)
+    np.testing.assert_allclose(jnp.concatenate(found, axis=-1), whole, rtol=0, atol=1e-5)
+    for one, other in zip(expected(jnp.concatenate(gs, axis=-1)), backward(gs), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
