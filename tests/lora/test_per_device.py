@@ -77,7 +77,9 @@ def test_a_step_sums_each_array_of_an_adapter_once():
         tensor = row["mesh"][2]
         # Over `tensor` what is sent is the narrow sums of activations.
         assert tensor > 1 or row["in_layers"] == 0, row
-        assert row["arrays_summed"] <= 8, row
+        # Once over those that share rows, once over those that share positions.
+        ways = (row["mesh"][0] * row["mesh"][1] > 1) + (row["mesh"][3] > 1)
+        assert row["arrays_summed"] <= 8 * ways, row
 
 
 @pytest.mark.slow
