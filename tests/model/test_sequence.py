@@ -75,7 +75,9 @@ def test_a_model_in_pieces_has_the_same_loss_and_gradients(quantization):
     (found, grads), (expected, whole) = (gradients(model, lora, n, dropout_key=key) for n in (4, "none"))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max(), rtol=0)
+        # DoRA divides by norms, so that the order of sums shows a little more.
+        tolerance = 1e-6 if quantization else 3e-6
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
 
 
 def test_pieces_need_less_memory():
