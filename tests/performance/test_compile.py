@@ -68,6 +68,24 @@ def test_the_estimate_on_a_cpu_is_within_a_third(tmp_path, dtype, policy):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_what_waits_on_the_host_is_not_the_devices(tmp_path):
+    """Of a long row, cut into pieces, whose layers' inputs are offloaded."""
+    folder = checkpoint(tmp_path / "small", SMALL)
+    sections = {"model": {"name_or_path": folder}, "data": {"max_length": 32768}}
+    training = {"per_device_train_batch_size": 1, "remat_policy": "offload"}
+    run, config = run_of(SMALL, **sections, training=training)
+    found = compile_elsewhere(run, config, "v5e:1x1")
+    inputs = config.num_hidden_layers * 32768 * config.hidden_size * 2
+    assert found.host_bytes_per_device == inputs
+    memory = Estimator(config)(run, parse_topology("v5e:1x1"))
+    assert memory.host == inputs
+    assert 0.5 <= memory.total / found.bytes_per_device <= 2
+    whole = compile_elsewhere(run.changed({"training.chunk_mlp": "none"}), config, "v5e:1x1")
+    assert found.bytes_per_device < whole.bytes_per_device
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_a_step_is_compiled_for_a_tpu_slice(tmp_path):
     folder = checkpoint(tmp_path / "small", SMALL)
     sections = {"model": {"name_or_path": folder}, "data": {"max_length": 512}, "parallel": {"fsdp": 4}}
