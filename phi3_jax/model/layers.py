@@ -34,7 +34,7 @@ Axes = tuple[str | None, str | None]  # how a weight's rows and columns are cut 
 
 ROWS: Axes = ("heads", None)  # what makes heads, hidden units or logits
 COLUMNS: Axes = (None, "heads")  # what takes them in
-_FEW_ROWS = 128
+_FEW_ROWS = 4096  # to a device
 
 
 ACTIVATIONS = {
@@ -170,9 +170,11 @@ class FusedLinear(Linear):
 
 def _in_parts(x: Float[Array, "*batch in"]) -> bool:
     """Whether a fused layer's parts are better off as products of their own: on TPUs, where to cut outputs and to
-    join their gradients takes longer than more products do; not of so few rows that reading the weight is all."""
-    few = x.size < _FEW_ROWS * x.shape[-1]
-    return platform() == "tpu" and x.dtype.itemsize == 2 and ambient_mesh().shape["tensor"] == 1 and not few
+    join their gradients takes longer than more products do; not of so few rows that it is less than what one more
+    copy of a layer's weight takes, which XLA makes for them out of the stack."""
+    mesh = ambient_mesh()
+    few = x.size < _FEW_ROWS * mesh.size * x.shape[-1]
+    return platform() == "tpu" and x.dtype.itemsize == 2 and mesh.shape["tensor"] == 1 and not few
 
 
 def _adapted(
