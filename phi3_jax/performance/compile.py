@@ -172,7 +172,7 @@ def compile_here(run: RunConfig, config: Phi3Config, topology: str, *, keep: Pat
         keep.write_bytes(gzip.compress(text.encode()))
     collectives = {name: count_collectives(found) for name, found in layer_collectives(text).items()}
     peaks = HARDWARE.get(where.device_kind)
-    cost = step_cost(Program.of(text), peaks.clock) if peaks is not None and peaks.clock is not None else None
+    cost = step_cost(Program.of(text), peaks) if peaks is not None and peaks.clock is not None else None
     used = _used(compiled.memory_analysis(), where.platform)
     return Compiled(*used, True, seconds, collectives, cost, notices)
 

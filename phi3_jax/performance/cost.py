@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from phi3_jax.parallel.hardware import Hardware
@@ -50,20 +50,21 @@ class Work:
 
     Attributes:
         seconds: By XLA's estimate.
+        bound: Seconds that it takes at least: of each instruction the longer of its products at the peak and of its
+            bytes at the memory's bandwidth.
         flops: Of matrix products.
         bytes: Read from and written to the device's memory.
         runs: How many instructions are run.
     """
 
     seconds: float = 0.0
+    bound: float = 0.0
     flops: float = 0.0
     bytes: float = 0.0
     runs: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes, self.runs + other.runs
-        )
+        return Work(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,24 @@ class StepCost:
         return sum(work.seconds for work in self.work.values())
 
     @property
+    def bound(self) -> float:
+        """Seconds at least, of the same."""
+        return sum(work.bound for work in self.work.values())
+
+    @property
     def bytes(self) -> float:
         """Read from and written to the device's memory."""
         return sum(work.bytes for work in self.work.values())
 
 
-def step_cost(program: Program, clock: float) -> StepCost:
+def step_cost(program: Program, peaks: Hardware) -> StepCost:
     """The cost of one call of a program for TPUs.
 
     Args:
         program: The compiled step.
-        clock: Hz that the device's cycles are counted at.
+        peaks: The device's; it has a clock.
     """
+    clock = peaks.clock or math.inf
     work: dict[str, Work] = defaultdict(Work)
     sent: dict[str, int] = defaultdict(int)
     waited: dict[str, int] = defaultdict(int)
@@ -116,7 +123,9 @@ def step_cost(program: Program, clock: float) -> StepCost:
         kind = kind_of(program, computation, instruction)
         flops = program.flops(computation, instruction)
         moved = program.bytes_moved(computation, instruction)
-        work[kind] += Work((instruction.cycles or 0) / clock * times, flops * times, moved * times, times)
+        seconds, least = (instruction.cycles or 0) / clock, max(flops / peaks.flops, moved / peaks.bandwidth)
+        least = 0.0 if _collective(program, instruction) else least
+        work[kind] += Work(seconds * times, least * times, flops * times, moved * times, times)
         if collective := _collective(program, instruction):
             sent[collective] += times
             if instruction.opcode in _SENDS:

@@ -276,13 +276,35 @@ class Program:
 
     def _fusion_bytes(self, fusion: Instruction) -> float:
         """Bytes of a fusion: of arrays of which it takes slices alone, the slices."""
-        body = self.computations[fusion.called]
-        users: dict[str, list[Instruction]] = {}
-        for inner in body:
-            for name in inner.operands:
-                users.setdefault(name, []).append(inner)
-        read = sum(_read_bytes(inner, users) for inner in body if inner.opcode == "parameter")
-        return read + _written_bytes(fusion, body)
+        read = sum(self._read_bytes(fusion.called, place) for place in range(len(fusion.operands)))
+        return read + _written_bytes(fusion, self.computations[fusion.called])
+
+    def _read_bytes(self, computation: str, place: int) -> float:
+        """What a fusion's computation reads of the operand at this place."""
+        users = self._users[computation]
+        parameter = next((one for one in self.computations[computation] if _is_parameter(one, place)), None)
+        if parameter is None:
+            return 0.0
+        size, parts = _in_memory(parameter.shape), 0.0
+        for user, name in _uses(parameter.name, users):
+            if user.opcode in ("dynamic-slice", "slice") or (user.opcode == "gather" and user.operands[0] == name):
+                parts += sum(array.size for array in user.arrays)
+            elif user.opcode == "fusion" and user.called in self.computations:  # fusions hold fusions
+                parts += self._read_bytes(user.called, user.operands.index(name))
+            elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):  # the rest stays as it is
+                return size
+        return min(size, parts)
+
+    @cached_property
+    def _users(self) -> dict[str, dict[str, list[Instruction]]]:
+        """What takes each array, by computation and the array's name."""
+        found: dict[str, dict[str, list[Instruction]]] = {}
+        for computation, part in self.computations.items():
+            users = found.setdefault(computation, {})
+            for instruction in part:
+                for name in instruction.operands:
+                    users.setdefault(name, []).append(instruction)
+        return found
 
 
 def _read(root: str | None, name: str, rest: str, line: str) -> Instruction | None:
@@ -317,15 +339,8 @@ def _first(instruction: Instruction) -> float:
     return sum(array.size for array in instruction.arrays[:1] if array.is_in_device_memory)
 
 
-def _read_bytes(parameter: Instruction, users: Mapping[str, list[Instruction]]) -> float:
-    size = _in_memory(parameter.shape)
-    parts = []
-    for user, name in _uses(parameter.name, users):
-        if user.opcode in ("dynamic-slice", "slice") or (user.opcode == "gather" and user.operands[0] == name):
-            parts.append(sum(array.size for array in user.arrays))
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):  # the rest stays as it is
-            return size
-    return min(size, sum(parts))
+def _is_parameter(instruction: Instruction, place: int) -> bool:
+    return instruction.opcode == "parameter" and f" parameter({place})" in instruction.text
 
 
 def _uses(name: str, users: Mapping[str, list[Instruction]]) -> Iterator[tuple[Instruction, str]]:

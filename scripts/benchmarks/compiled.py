@@ -73,7 +73,7 @@ _ONE_ROW: dict[str, object] = {
     "training.gradient_accumulation_steps": 1,
     "peft.lora_dropout": 0,
 }
-_LONG = {**_ONE_ROW, "data.max_length": 131072}
+_LONG = {**_ONE_ROW, "data.max_length": 131072, "training.remat_policy": "offload"}
 _FOUR_ROWS = {**_ONE_ROW, "training.per_device_train_batch_size": 4}
 ROWS = (
     Row("mini-v5e", MINI, "phi3_mini_4k_lora", "v5e:1x1"),
@@ -83,6 +83,7 @@ ROWS = (
     Row("phi4-mini-v6e", PHI_4_MINI, "phi4_mini_lora", "v6e:1x1", {**_FOUR_ROWS, "data.max_length": 2048}),
     Row("phi4-v5e-16", PHI_4, "phi3_mini_4k_lora", "v5e:4x4", {**_ONE_ROW, "parallel.fsdp": -1}),
     Row("mini-v5e-256", MINI, "phi3_mini_4k_lora", "v5e:16x16", {**_ONE_ROW, "parallel.data": 16, "parallel.fsdp": 16}),
+    Row("long-nf4-v5e", MINI_35, "phi35_mini_lora", "v5e:1x1", {**_LONG, "model.quantization": "nf4"}),
     Row("long-nf4-v6e", MINI_35, "phi35_mini_lora", "v6e:1x1", {**_LONG, "model.quantization": "nf4"}),
     Row("long-v6e", MINI_35, "phi35_mini_lora", "v6e:1x1", _LONG),
 )
@@ -102,8 +103,8 @@ def main() -> None:
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
     done: dict[str, object] = {}
-    print(f"| row | devices | peak GiB | est ms | {' | '.join(KINDS)} | waited for | GB | compiled |")
-    print("|" + "---|" * (len(KINDS) + 7))
+    print(f"| row | devices | peak GiB | est ms | at least ms | {' | '.join(KINDS)} | waited for | GB | compiled |")
+    print("|" + "---|" * (len(KINDS) + 8))
     for row in [rows[name] for name in options.names] or ROWS:
         keep = None if options.keep is None else options.keep / f"{row.name}.hlo.gz"
         run, config = row.run(options.models)
@@ -125,9 +126,10 @@ def cells(row: Row, compiled: Compiled) -> Iterator[str]:
     yield f"{compiled.bytes_per_device / GiB:.2f}" + ("" if compiled.fits else " (too much)")
     cost = compiled.cost
     if cost is None:
-        yield from ["-"] * (len(KINDS) + 3)
+        yield from ["-"] * (len(KINDS) + 4)
     else:
         yield f"{cost.seconds * 1e3:,.0f}"
+        yield f"{cost.bound * 1e3:,.0f}"
         yield from (f"{cost.work[kind].seconds * 1e3:,.0f}" if kind in cost.work else "-" for kind in KINDS)
         waited = ", ".join(f"{number} {kind}" for kind, number in cost.waited_for.items())
         yield waited or "nothing"

@@ -19,6 +19,19 @@ HloModule jit_step, is_scheduled=true
   ROOT %dot = bf16[4,2048,16384]{{2,1,0}} dot(%p.1, %view), lhs_contracting_dims={{2}}, rhs_contracting_dims={{1}}
 }}
 
+%inner (q.0: bf16[32,16384,3072], q.1: s32[]) -> bf16[16384,3072] {{
+  %q.0 = bf16[32,16384,3072]{{2,1,0}} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %taken = bf16[1,16384,3072]{{2,1,0}} dynamic-slice(%q.0, %q.1, %q.1, %q.1), dynamic_slice_sizes={{1,16384,3072}}
+  ROOT %seen = bf16[16384,3072]{{1,0}} bitcast(%taken)
+}}
+
+%outer (r.0: bf16[32,16384,3072], r.1: s32[]) -> bf16[16384,3072] {{
+  %r.0 = bf16[32,16384,3072]{{2,1,0}} parameter(0)
+  %r.1 = s32[] parameter(1)
+  ROOT %within = bf16[16384,3072]{{1,0}} fusion(%r.0, %r.1), kind=kLoop, calls=%inner
+}}
+
 %thin (p.3: bf16[4,2048,3072], p.4: bf16[16,3072]) -> bf16[4,2048,16] {{
   %p.3 = bf16[4,2048,3072]{{2,1,0}} parameter(0)
   %p.4 = bf16[16,3072]{{1,0}} parameter(1)
@@ -96,6 +109,8 @@ ENTRY %main (x.9: bf16[4,2048,3072], q: bf16[8,64,128], k: bf16[8,96,128], r: f3
   %norm = bf16[4,2048,3072]{{2,1,0}} multiply(%x.9, %x.9), metadata={{op_name="jit(step)/norm/mul"}}, {cycles(1_000_000)}
   %update = bf16[8,4,2048,3072]{{3,2,1,0}} fusion(%all, %row, %s), kind=kLoop, calls=%in_place
   %batched = bf16[8,64,96]{{2,1,0}} convolution(%q, %k), window={{size=8 stride=7 pad=0_0 lhs_dilate=8}}, dim_labels=0bf_0oi->0bf, metadata={{op_name="jit(step)/jit(_sums)/dot_general"}}, {cycles(2_000_000)}
+  %stack = bf16[32,16384,3072]{{2,1,0}} bitcast(%x.9)
+  %nested = bf16[16384,3072]{{1,0}} fusion(%stack, %s), kind=kLoop, calls=%outer
   %moment = f32[8]{{0}} add(%r, %r), metadata={{op_name="jit(step)/optimizer/add"}}, {cycles(100_000)}
   %while.1 = (bf16[4,2048,3072]{{2,1,0}}) while(%norm), condition=%limit, body=%layer, backend_config={{"known_trip_count":{{"n":"32"}}}}
   %while.2 = (f32[64,96]{{1,0}}) while(%r), condition=%limit, body=%filled

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from phi3_jax.parallel.hardware import HARDWARE
+from phi3_jax.parallel.hardware import HARDWARE, GiB, Hardware
 from phi3_jax.performance.cost import StepCost, Work, seconds_waited, step_cost
 from phi3_jax.performance.hlo import Program
 from tests.helpers.programs import STEP
@@ -13,7 +13,7 @@ from tests.helpers.programs import STEP
 
 @pytest.fixture(scope="module")
 def cost():
-    return step_cost(Program.of(STEP), clock=1e9)
+    return step_cost(Program.of(STEP), Hardware(1e14, 1e12, GiB, "made up", clock=1e9))
 
 
 def test_work_is_sorted_by_kind_and_summed_over_loops(cost):
@@ -47,9 +47,17 @@ def test_a_kernel_that_multiplies_is_counted_by_its_shapes(cost):
     assert cost.kernel_flops["product_kernel"] == 32 * 2 * 8192 * 9216 * 3072
 
 
+def test_at_least_it_takes_its_products_at_the_peak_or_its_bytes_at_the_bandwidth(cost):
+    product = 2 * 4 * 2048 * 3072 * 16384 / 1e14  # longer than to read and write its arrays
+    assert cost.work["base products"].bound == pytest.approx(32 * product)
+    copied = 4 * 2048 * 3072 * 2 + 4 * 2048 * 32 * 96 * 2
+    assert cost.work["RoPE and layout"].bound == pytest.approx(32 * copied / 1e12)
+    assert cost.work["collectives"].bound == 0
+
+
 def test_it_goes_through_json(cost):
     assert StepCost.from_dict(json.loads(json.dumps(dataclasses.asdict(cost)))) == cost
 
 
 def test_work_adds_up():
-    assert Work(1.0, 2.0, 3.0, 4) + Work(1.0, 1.0, 1.0, 1) == Work(2.0, 3.0, 4.0, 5)
+    assert Work(1.0, 0.5, 2.0, 3.0, 4) + Work(1.0, 0.5, 1.0, 1.0, 1) == Work(2.0, 1.0, 3.0, 4.0, 5)

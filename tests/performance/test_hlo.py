@@ -45,6 +45,8 @@ def test_a_fusion_reads_the_slice_that_it_takes_and_writes_where_it_writes(progr
     index = 4
     weights, x, y = 16384 * 3072 * 2, 4 * 2048 * 3072 * 2, 4 * 2048 * 16384 * 2
     assert program.bytes_moved(*found(program, "product")) == weights + x + y + index  # the weights of one layer
+    # The same of a fusion within a fusion.
+    assert program.bytes_moved(*found(program, "nested")) == 2 * weights + index
     # A row of eight is written in place; what lies nearer to the processor than the memory is not counted.
     assert program.bytes_moved(*found(program, "update")) == 4 * 2048 * 3072 * 2 + index
 
