@@ -85,7 +85,7 @@ def step_time(
             products=rows * length * (computed - _attention(run, scores, kept=3.0)) / devices,
             attention=rows * length * _attention(run, scores, kept=3.5) / devices,
         )
-        return StepTime(flops, computed, rows * length, *_on_tpus(run, config, work, peaks, cost))
+        return StepTime(flops, computed, rows * length, *_on_tpus(run, config, work, topology.device_kind, peaks, cost))
     rate, shares, basis = _rate(run, topology)
     seconds = None
     if rate is not None:
@@ -97,14 +97,14 @@ def step_time(
 
 
 def _on_tpus(
-    run: RunConfig, config: Phi3Config, work: DeviceWork, peaks: Hardware, cost: StepCost | None
+    run: RunConfig, config: Phi3Config, work: DeviceWork, kind: str, peaks: Hardware, cost: StepCost | None
 ) -> tuple[tuple[float, float], str]:
     """The range, and its basis."""
     if cost is not None:
         least = compiled_seconds(cost, work, peaks)
         basis = "XLA's estimate of the compiled program, attention by its products and what devices wait for by bytes"
     else:
-        least = reckoned_seconds(run, config, work, peaks)
+        least = reckoned_seconds(run, config, work, kind, peaks)
         basis = "products and traffic, by figures fitted to compiled programs; what devices send one another left out"
     return (least, least * (1 + MARGIN)), f"{basis}, to {MARGIN:.0%} more; not measured on a TPU"
 

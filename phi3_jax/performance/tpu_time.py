@@ -13,21 +13,25 @@ from phi3_jax.config.run import RunConfig
 from phi3_jax.parallel.hardware import Hardware
 from phi3_jax.performance.cost import StepCost, seconds_waited
 
-# The share of the peak that splash attention's kernels have of the pairs of positions that are needed, as libtpu's
-# schedule of them says (docs/plan.md): it counts blocks at the edge whole, and 96 numbers of a head as 128.
-ATTENTION_SHARE = 0.25
-# That of a product in a kernel of its own.
+# FLOP a cycle of attention's kernels, over the pairs of positions that see each other: libtpu's schedules of splash
+# have 50,000 (v5e) and 72,000 (v6e) for heads of 96 and rows of 2,048. Blocks at the edge count whole there.
+ATTENTION_PER_CYCLE = 6e4
+# The share of the peak of a product in a kernel of its own.
 KERNEL_SHARE = 0.8
 # How far above the reckoning the slow end of the range is.
 MARGIN = 0.25
 
-# Fitted to the table of compiled programs: the share of the peak that the base's products have; how often a step
-# passes over an array of the hidden size, and over one of the MLP's inner size, for each token and layer, in the
-# activations' type; the same passes of dropout; and seconds of making a weight dense by those of reading it so.
-PRODUCTS_SHARE = 0.85
-HIDDEN_PASSES, INNER_PASSES = 60.0, 14.0
-DROPOUT_PASSES = 12.0
-DEQUANTISING_PASSES = 6.0
+# Fitted to the compiled programs of docs/benchmarks.md, by which they are held to 25%: the share of the peak that
+# XLA's estimate gives the base's products, by device;
+PRODUCTS_SHARE = {"TPU v5 lite": 0.95, "TPU v6 lite": 0.67}
+OTHER_SHARE = 0.8
+# how many numbers a step goes over for each token and layer, in the hidden and in the MLP's inner size, and with
+# dropout besides;
+HIDDEN_PASSES, INNER_PASSES, DROPOUT_PASSES = 60.0, 14.0, 5.0
+# how often each of these is moved, in 16 bits, and how many of them go through in a cycle;
+MOVES, PER_CYCLE = 1.5, 130.0
+# and how many of a quantised weight's numbers are made dense in a cycle, three times in a pass.
+DEQUANTISED_PER_CYCLE = 60.0
 
 
 @dataclass(frozen=True)
@@ -62,27 +66,32 @@ def compiled_seconds(cost: StepCost, work: DeviceWork, peaks: Hardware) -> float
     return cost.seconds + kernels + _attention_seconds(work, peaks) + seconds_waited(cost, peaks)
 
 
-def reckoned_seconds(run: RunConfig, config: Phi3Config, work: DeviceWork, peaks: Hardware) -> float:
+def reckoned_seconds(run: RunConfig, config: Phi3Config, work: DeviceWork, kind: str, peaks: Hardware) -> float:
     """Seconds of a step where nothing is compiled.
 
     Args:
         run: All of it.
         config: The checkpoint's.
         work: What one device does.
+        kind: JAX's `device_kind`.
         peaks: The device's.
     """
-    products = work.products / (peaks.flops * PRODUCTS_SHARE)
-    numbers = HIDDEN_PASSES * config.hidden_size + INNER_PASSES * config.intermediate_size
+    widths = HIDDEN_PASSES * config.hidden_size + INNER_PASSES * config.intermediate_size
     if run.peft.lora_dropout and not run.peft.full_finetuning:
-        numbers += DROPOUT_PASSES * config.hidden_size
-    moved = 2.0 * numbers * config.num_hidden_layers * work.tokens
-    if run.model.quantization:
-        moved += 2.0 * DEQUANTISING_PASSES * work.passes * _weights(config)
-    return products + moved / peaks.bandwidth + _attention_seconds(work, peaks)
+        widths += DROPOUT_PASSES * config.hidden_size
+    numbers = widths * config.num_hidden_layers * work.tokens
+    dense = 3.0 * work.passes * _weights(config) if run.model.quantization else 0.0
+    cycles = numbers / PER_CYCLE + dense / DEQUANTISED_PER_CYCLE
+    products = work.products / (peaks.flops * PRODUCTS_SHARE.get(kind, OTHER_SHARE))
+    return products + 2 * MOVES * numbers / peaks.bandwidth + cycles / _clock(peaks) + _attention_seconds(work, peaks)
 
 
 def _attention_seconds(work: DeviceWork, peaks: Hardware) -> float:
-    return work.attention / (peaks.flops * ATTENTION_SHARE)
+    return work.attention / ATTENTION_PER_CYCLE / _clock(peaks)
+
+
+def _clock(peaks: Hardware) -> float:
+    return peaks.clock or 1.5e9  # of TPUs that the table has none of
 
 
 def _weights(config: Phi3Config) -> int:

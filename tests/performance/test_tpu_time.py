@@ -8,7 +8,7 @@ from phi3_jax.parallel.hardware import HARDWARE
 from phi3_jax.performance.cost import StepCost, Work
 from phi3_jax.performance.step_time import step_time
 from phi3_jax.performance.topology import parse_topology
-from phi3_jax.performance.tpu_time import ATTENTION_SHARE, MARGIN, DeviceWork, compiled_seconds
+from phi3_jax.performance.tpu_time import ATTENTION_PER_CYCLE, MARGIN, DeviceWork, compiled_seconds
 from tests.helpers.plans import MINI
 
 V5E = HARDWARE["TPU v5 lite"]
@@ -29,7 +29,7 @@ def seconds(run, cost=None, topology="v5e:1x1"):
 
 def test_what_xla_has_no_time_of_is_added_to_its_estimate():
     cost = StepCost({"base products": Work(seconds=1.0)}, waited_bytes=0.1e12)
-    work = DeviceWork(tokens=8192, passes=1, products=1e14, attention=197e12 * ATTENTION_SHARE)
+    work = DeviceWork(tokens=8192, passes=1, products=1e14, attention=1.5e9 * ATTENTION_PER_CYCLE)
     assert compiled_seconds(cost, work, V5E) == pytest.approx(1 + 1 + 0.5)
 
 
