@@ -114,7 +114,7 @@ def main() -> None:
             print(f"| {row.name} | {row.topology} | {error} |", flush=True)
             continue
         print("| " + " | ".join(cells(row, compiled)) + " |", flush=True)
-        done[row.name] = {**asdict(row), **asdict(compiled), "plan": plan_seconds(row, run, config, compiled)}
+        done[row.name] = {**asdict(row), **asdict(compiled), "plan": plan_seconds(row, run, config)}
         if options.json is not None:
             options.json.write_text(json.dumps(done, indent=1))
 
@@ -137,7 +137,7 @@ def cells(row: Row, compiled: Compiled) -> Iterator[str]:
     yield f"{compiled.seconds:.0f} s"
 
 
-def plan_seconds(row: Row, run: RunConfig, config: Phi3Config, compiled: Compiled) -> tuple[float, float] | None:
+def plan_seconds(row: Row, run: RunConfig, config: Phi3Config) -> tuple[float, float] | None:
     """What `plan` says of the step's time: the least and the most."""
     topology = parse_topology(row.topology)
     mesh = abstract_mesh(run, topology)

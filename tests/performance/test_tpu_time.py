@@ -57,4 +57,4 @@ def test_a_reckoned_step_grows_with_what_it_moves():
     assert plain[0] < quantised[0]
     assert twice[0] == pytest.approx(2 * plain[0])
     faster, _ = seconds(run_of(), topology="v6e:1x1")
-    assert faster[0] < plain[0] / 2
+    assert plain[0] / 918 * 197 < faster[0] < plain[0] / 1.5  # slower than by the peaks: what is moved counts
