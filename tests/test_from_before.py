@@ -20,6 +20,8 @@ from phi3_jax.peft.save import save_adapter
 BEFORE = Path(__file__).parent / "from_before"
 RUNS = ["lora", "by_layer", "quantised"]
 ADAPTER = "adapter_model.safetensors"
+# Dropout's masks are drawn otherwise since: what such a run resumes from is the same, and its end another sample.
+DROPS = {"lora"}
 # The processor and the compiler decide how sums are rounded, so other ones give other bytes.
 pytestmark = pytest.mark.optimized
 
@@ -71,7 +73,9 @@ def test_a_run_is_resumed_to_the_end_that_the_version_before_gave_it(before, nam
     metrics = (before / name / "metrics.jsonl").read_text().splitlines()
     assert metrics[:2] == lines
     losses = [row["eval_loss"] for row in map(json.loads, metrics) if "eval_loss" in row]
-    assert losses[-1] == pytest.approx(eval_loss(name), rel=1e-5)
+    assert losses[-1] == pytest.approx(eval_loss(name), rel=0.05 if name in DROPS else 1e-5)
+    if name in DROPS:
+        return
     ours, theirs = before / name / "adapter" / ADAPTER, BEFORE / "finished" / name / ADAPTER
     # Compiled without optimizations, for SSE4.2 alone, it ends 1e-7 from there.
     assert distance(load_file(ours), load_file(theirs)) < 1e-5

@@ -70,6 +70,7 @@ def abstract_step(
     *,
     total_steps: int | None = None,
     length: int | None = None,
+    adapter: PeftAdapter | None = None,
 ) -> AbstractStep:
     """The step that `training.job` and `training.trainer` make of such a run, for the longest rows it allows.
 
@@ -80,10 +81,11 @@ def abstract_step(
             to trace the step.
         total_steps: Over which the learning rate has its course, where that is known already.
         length: Positions of a row, where it is not `data.max_length`.
+        adapter: That of `peft.init_from`, where it is open already.
     """
     training = run.training
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1)
+        model, lora = abstract_model_and_lora(run, config, split=mesh.shape["tensor"] > 1, adapter=adapter)
     parts = split_parameters(run, model, lora, lambda params: _laid_out(params, mesh))
     schedule = make_schedule(training, total_steps or max(training.max_steps, 1000))
 
@@ -112,7 +114,7 @@ def _laid_out(tree: Any, mesh: Any) -> Any:
 
 
 def abstract_model_and_lora(
-    run: RunConfig, config: Phi3Config, *, split: bool = False
+    run: RunConfig, config: Phi3Config, *, split: bool = False, adapter: PeftAdapter | None = None
 ) -> tuple[Phi3ForCausalLM, Lora | None]:
     """What `training.start` loads and draws, as shapes, for devices of the mesh in use.
 
@@ -122,13 +124,14 @@ def abstract_model_and_lora(
         run: The run.
         config: The checkpoint's.
         split: As in `Checkpoint.load_model`.
+        adapter: That of `peft.init_from`, where it is open already.
 
     Raises:
         InputError: For what is wrong with `peft`.
     """
     section, full = run.model, run.peft.full_finetuning
     model = abstract_model(config, jnp.float32 if full else section.dtype, section.attention)
-    lora = None if full else _abstract_lora(run, model)
+    lora = None if full else _abstract_lora(run, model, adapter)
     stored = read_bnb_config(config, Path(CONFIG))
     shapes = _Shapes(section.quantization, section.double_quant, None if stored is None else stored.paths)
     return build_model(model, shapes, split=split and not full), lora
@@ -157,10 +160,10 @@ class _Shapes:
         return shape_of((*value.shape[:-2], rows.stop - rows.start, value.shape[-1]), value.dtype)
 
 
-def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM) -> Lora:
+def _abstract_lora(run: RunConfig, model: Phi3ForCausalLM, adapter: PeftAdapter | None) -> Lora:
     peft = run.peft
     if peft.init_from is not None:
-        adapter = PeftAdapter.open(peft.init_from, run.model.hub.at(None))
+        adapter = PeftAdapter.open(peft.init_from, run.model.hub.at(None)) if adapter is None else adapter
         lora = adapter.load(model, lora_dropout=run.peft.lora_dropout)
         shapes: Lora = jax.eval_shape(lambda: lora)
         return shapes

@@ -11,6 +11,7 @@ from phi3_jax.config.model import Phi3Config
 from phi3_jax.config.run import RunConfig
 from phi3_jax.data.batch import Batch
 from phi3_jax.parallel.devices import Devices
+from phi3_jax.peft.adapter import PeftAdapter
 from phi3_jax.system.leaving import begin
 from phi3_jax.system.telling import taking, tell
 from phi3_jax.training.abstract import AbstractStep, abstract_step
@@ -54,7 +55,13 @@ class StepAhead:
 
 
 def step_ahead(
-    run: RunConfig, config: Phi3Config, devices: Devices, *, total_steps: int, length: int | None
+    run: RunConfig,
+    config: Phi3Config,
+    devices: Devices,
+    *,
+    total_steps: int,
+    length: int | None,
+    adapter: PeftAdapter | None = None,
 ) -> StepAhead | None:
     """The step of a run, begun to be compiled; None where its shapes cannot be told beforehand.
 
@@ -64,10 +71,15 @@ def step_ahead(
         devices: Those of the run.
         total_steps: Over which the learning rate has its course.
         length: Positions of a row; None where nobody knows.
+        adapter: That of `peft.init_from`.
     """
     if length is None or run.peft.init_lora_weights == "eva":  # EVA gives each layer a rank of its own, by the data
         return None
-    return StepAhead(length, lambda: abstract_step(run, config, devices.mesh, total_steps=total_steps, length=length))
+
+    def make() -> AbstractStep:
+        return abstract_step(run, config, devices.mesh, total_steps=total_steps, length=length, adapter=adapter)
+
+    return StepAhead(length, make)
 
 
 def _are_alike(given: PyTree, foreseen: PyTree) -> bool:

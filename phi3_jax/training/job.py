@@ -123,7 +123,10 @@ def load_job(
         make_schedule(run.training, total_steps)  # what is wrong with it shows before the weights are read, too
         check_start(run, checkpoint)
         length = _row_length(run, batches)
-        ahead = step_ahead(run, config, devices, total_steps=total_steps, length=length) if compiles else None
+        ahead = None
+        if compiles:
+            adapter = next(iter(checkpoint.adapters), None)
+            ahead = step_ahead(run, config, devices, total_steps=total_steps, length=length, adapter=adapter)
         lora_key, step_key = jax.random.split(jax.random.key(run.training.seed))
         model, lora = load_model_and_lora(run, checkpoint, data.train, lora_key, devices.mesh)
     except BaseException:
